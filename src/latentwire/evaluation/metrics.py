@@ -1,0 +1,145 @@
+"""The score of one answer, and what kind of mistake a wrong one is.
+
+Metric names are lm-eval's. Every metric is a number between 0 and 1 for one example; intervals and
+comparisons are made from many of them in `latentwire.evaluation.statistics`.
+"""
+
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from decimal import Decimal
+
+import numpy as np
+
+from latentwire.lm.prompts import Example
+from latentwire.tasks.base import AnswerKind
+
+METRICS: dict[AnswerKind, tuple[str, ...]] = {
+    "span": ("exact_match", "f1"),
+    "solution": ("exact_match", "unreadable"),
+    "choice": ("acc", "acc_norm"),
+}
+"""The metrics of each kind of answer. The first is the primary one: it enters means over tasks."""
+
+_PUNCTUATION = str.maketrans("", "", string.punctuation)
+_ARTICLES = re.compile(r"\b(a|an|the)\b")
+# Possessive quantifiers: without them `#### 13/4` would give back digits and be read as 1. As it
+# is, a fraction is unreadable rather than its numerator.
+_SOLUTION = re.compile(r"####\s*([-+]?\$?[-+]?(?:[0-9][0-9,]*+(?:\.[0-9]*+)?+|\.[0-9]++))(?!\s*/\s*[0-9])")
+
+
+def normalize(text: str) -> str:
+    """`text` as SQuAD v1.1 compares it: lower case, no ASCII punctuation, no articles, single spaces.
+
+    The definition is that of the official evaluation script (Rajpurkar et al. 2016).
+    """
+    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
+
+
+def score_span(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+    """`exact_match` and token `f1` of SQuAD v1.1, each the best over the gold `answers`.
+
+    Raises ValueError if there is no gold answer.
+    """
+    if not answers:
+        raise ValueError("a span needs at least one gold answer")
+    predicted = normalize(prediction)
+    golds = [normalize(answer) for answer in answers]
+    return {
+        "exact_match": float(predicted in golds),
+        "f1": max(_token_f1(predicted.split(), gold.split()) for gold in golds),
+    }
+
+
+def _token_f1(predicted: list[str], gold: list[str]) -> float:
+    common = (Counter(predicted) & Counter(gold)).total()
+    return 2 * common / (len(predicted) + len(gold)) if common else 0.0
+
+
+def solution_number(text: str) -> Decimal | None:
+    """The number after the first readable `####`, or None where there is none.
+
+    Commas, `$` and a trailing period do not count, and 12.0 equals 12. The first, as in lm-eval's
+    `strict-match` filter for GSM8K: what follows it is the model making up the next problem.
+    """
+    found = _SOLUTION.search(text)
+    return Decimal(re.sub(r"[,$]", "", found[1])) if found else None
+
+
+def score_solution(prediction: str, answers: Sequence[str]) -> dict[str, float]:
+    """`exact_match` of the number after `####`, and `unreadable`: 1 if there is no such number.
+
+    A gold answer is a worked solution ending in `#### N`, or N alone. An unreadable prediction is
+    wrong. Raises ValueError if no gold answer is given or one has no number: that is the data's
+    mistake and must not count as the model's.
+    """
+    golds = [solution_number(answer if "####" in answer else f"#### {answer}") for answer in answers]
+    if not golds or None in golds:
+        raise ValueError(f"a gold solution must end in '#### N' or be a number, found {list(answers)!r}")
+    predicted = solution_number(prediction)
+    return {"exact_match": float(predicted in golds), "unreadable": float(predicted is None)}
+
+
+def score_choice(log_probabilities: Sequence[float], choices: Sequence[str], gold: int) -> dict[str, float]:
+    """`acc` and `acc_norm` of a multiple-choice answer, exactly as lm-eval 0.4 defines them.
+
+    `log_probabilities[i]` is the sum over the tokens of choice i, in nats. `acc` takes the largest
+    sum, `acc_norm` the largest sum divided by `len(choice)`: characters (not bytes, not tokens) of
+    the bare choice, without the space that joins it to the prompt. The first of equals wins
+    (`ConfigurableTask.process_results` in lm_eval/api/task.py).
+
+    Raises ValueError if lengths disagree, `gold` is out of range, a choice is empty or a
+    log-probability is not a number.
+    """
+    scores = np.asarray(log_probabilities, dtype=np.float64)
+    lengths = np.array([float(len(choice)) for choice in choices])
+    if scores.shape != lengths.shape or not 0 <= gold < len(choices) or not lengths.all():
+        raise ValueError(f"{scores.size} scores and gold {gold} do not fit the choices {list(choices)!r}")
+    if np.isnan(scores).any():
+        raise ValueError(f"a log-probability is not a number: {scores.tolist()}")
+    return {
+        "acc": float(np.argmax(scores) == gold),
+        "acc_norm": float(np.argmax(scores / lengths) == gold),
+    }
+
+
+def chance(examples: Sequence[Example]) -> float:
+    """The accuracy of guessing among the choices of `examples`: the mean of 1 / number of choices.
+
+    Raises ValueError if there are no examples or one has no choices.
+    """
+    if not examples or not all(example.choices for example in examples):
+        raise ValueError("chance is defined for examples with choices only")
+    return float(np.mean([1 / len(example.choices) for example in examples]))
+
+
+def span_error(prediction: str, example: Example) -> str | None:
+    """What is wrong with a span: None if it is right, else the first of these that fits.
+
+    `unreadable`: nothing is left after normalisation, or bytes that are no character (U+FFFD).
+    `wrong person`: the asked relation of someone else, another of `example.candidates`.
+    `wrong boundary`: contains the answer or is part of it.
+    `wrong relation`: stands somewhere else in the passage.
+    `not in the passage`: everything else.
+
+    All comparisons are of whole normalised tokens: `art` does not stand in `Martha`.
+    """
+    predicted = normalize(prediction)
+    golds = [normalize(answer) for answer in example.answers]
+    if predicted in golds:
+        return None
+    if not predicted or "\N{REPLACEMENT CHARACTER}" in prediction:
+        return "unreadable"
+    if predicted in map(normalize, example.candidates):
+        return "wrong person"
+    if any(_contains(predicted, gold) or _contains(gold, predicted) for gold in golds):
+        return "wrong boundary"
+    return "wrong relation" if _contains(normalize(example.context), predicted) else "not in the passage"
+
+
+def _contains(text: str, part: str) -> bool:
+    """Whether the tokens of `part` (at least one) follow each other in `text`."""
+    return bool(part) and f" {part} " in f" {text} "

@@ -1,0 +1,70 @@
+"""An outcome: one example under one arm. All statistics are computed from outcomes."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+from latentwire.errors import UserError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a reader answered, and how right it was.
+
+    `metrics` holds this example's scores, each in [0, 1], in the order of
+    `latentwire.evaluation.metrics.METRICS`: the first is the primary one, and the file keeps the
+    order. `error` is the class of a wrong answer, None where it is right or has no class. `tokens`
+    is the number of columns that the reader read before its answer, in tokens.
+    """
+
+    task: str
+    arm: str
+    id: str
+    group: str
+    prediction: str
+    metrics: dict[str, float]
+    error: str | None = None
+    tokens: int = 0
+
+    def to_json(self) -> str:
+        """One line of JSON without its line break. Raises ValueError if a metric is not finite."""
+        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+
+    @classmethod
+    def from_json(cls, line: str) -> Outcome:
+        """The outcome that `to_json` wrote, equal in every field.
+
+        Raises ValueError if `line` is not JSON or has other fields than an outcome.
+        """
+        found = json.loads(line)
+        names = [field.name for field in fields(cls)]
+        if not isinstance(found, dict) or sorted(found) != sorted(names):
+            raise ValueError(f"expected an outcome with the fields {', '.join(names)}, found {line[:80]!r}")
+        return cls(**found)
+
+
+def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
+    """Write `outcomes` to `path`, one line each. A kill leaves the old file or the new one, whole."""
+    unfinished = path.with_name(path.name + ".tmp")
+    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
+        file.writelines(outcome.to_json() + "\n" for outcome in outcomes)
+        file.flush()
+        os.fsync(file.fileno())
+    unfinished.replace(path)
+
+
+def read_outcomes(path: Path) -> list[Outcome]:
+    """The outcomes in `path`, in order. Raises UserError naming the line that cannot be read."""
+    outcomes = []
+    # newline="\n": a prediction may hold a line separator of Unicode, which is not a line's end here.
+    with path.open(encoding="utf-8", newline="\n") as file:
+        for number, line in enumerate(file, start=1):
+            try:
+                outcomes.append(Outcome.from_json(line))
+            except ValueError as error:
+                raise UserError(f"{path}, line {number}: {error}.") from error
+    return outcomes

@@ -1,0 +1,148 @@
+"""Attention functions that read their mask from `reading=`.
+
+Registered beside Transformers' own under `latentwire_sdpa`, `latentwire_eager` and
+`latentwire_flex`. Without `reading` each is its stock counterpart to the bit: a model may keep the
+implementation and still be called by anyone else.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
+from transformers.integrations.flex_attention import flex_attention_forward
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
+
+from latentwire.errors import UserError
+from latentwire.lm.reading import Reading
+
+Attention = Callable[..., tuple[Tensor, Tensor | None]]
+PREFIX = "latentwire_"
+STOCK = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention"}
+"""Names on our side, and what Transformers calls the same mathematics."""
+
+
+def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
+    # Every modeling file brings its own eager function; soft-capping and sinks live there.
+    forward: Attention = sys.modules[type(module).__module__].eager_attention_forward
+    return forward(module, *args, **kwargs)
+
+
+def _boolean(see: Tensor, dtype: torch.dtype) -> Tensor:
+    return see
+
+
+def _additive(see: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.where(see, 0.0, torch.finfo(dtype).min).to(dtype)
+
+
+def _block_mask(see: Tensor, dtype: torch.dtype) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
+        return see[b, 0, q, k]
+
+    rows, _, queries, keys = see.shape
+    return create_block_mask(mask_mod, rows, None, queries, keys, device=str(see.device))
+
+
+def _window(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
+    window: int | None = kwargs.get("sliding_window")
+    kinds = getattr(module.config, "layer_types", None)
+    if window is None and kinds and kinds[module.layer_idx] == "sliding_attention":
+        raise UserError(
+            f"attention: {type(module).__name__} slides its window without telling the attention function, "
+            "so a mask cannot be made right here; expected a model that passes sliding_window."
+        )
+    return window
+
+
+def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Attention:
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        reading: Reading | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if reading is None:
+            return stock(module, query, key, value, attention_mask, **kwargs)
+        layer: int = module.layer_idx  # type: ignore[assignment]
+        see = reading.visible(query.shape[2], key.shape[2], layer, _window(module, kwargs))
+        key, value = reading.remember(layer, key, value)
+        return stock(module, query, key, value, form(see, query.dtype), **kwargs)
+
+    return attend
+
+
+for _name, _stock, _form, _mask in (
+    ("sdpa", sdpa_attention_forward, _boolean, sdpa_mask),
+    ("eager", _eager, _additive, eager_mask),
+    ("flex", flex_attention_forward, _block_mask, flex_attention_mask),
+):
+    AttentionInterface.register(PREFIX + _name, _reads(_stock, _form))
+    AttentionMaskInterface.register(PREFIX + _name, _mask)
+
+
+def install(model: PreTrainedModel, attention: str | None = None) -> str:
+    """Let `model` obey `reading=`; returns the implementation it had, for `uninstall`.
+
+    Args:
+        attention: `sdpa`, `eager` or `flex`; None keeps the kernel the model already uses.
+
+    Raises:
+        UserError: the model or the kernel cannot carry our masks and stay right.
+    """
+    before: str = model.config._attn_implementation
+    ours = {theirs: name for name, theirs in STOCK.items()}
+    name = attention or ours.get(before, before.removeprefix(PREFIX))
+    refuse(model, name)
+    try:
+        model.set_attn_implementation(PREFIX + name)
+    except ValueError as error:
+        raise UserError(f"attention: {type(model).__name__} cannot use {name!r}: {error}") from error
+    if model.config._attn_implementation != PREFIX + name:
+        raise UserError(f"attention: {type(model).__name__} does not let its attention function be chosen.")
+    return before
+
+
+def uninstall(model: PreTrainedModel, before: str) -> None:
+    """Give the model back the implementation that `install` returned."""
+    model.set_attn_implementation(before)
+
+
+def refuse(model: PreTrainedModel, name: str) -> None:
+    """Refuse what would run and be wrong.
+
+    Raises:
+        UserError: one sentence saying why.
+    """
+    config = model.config.get_text_config()
+    kind = type(model).__name__
+    if name not in STOCK:
+        raise UserError(
+            f"attention: found {name!r}, expected sdpa, eager or flex; flash kernels take no mask of ours."
+        )
+    if config.is_encoder_decoder:
+        raise UserError(f"model: {kind} is an encoder-decoder; expected a decoder-only language model.")
+    if not getattr(model, "_supports_attention_backend", False):
+        raise UserError(f"model: {kind} does not route attention through Transformers' interface.")
+    strange = set(getattr(config, "layer_types", None) or []) - {"full_attention", "sliding_attention"}
+    if strange:
+        raise UserError(
+            f"model: {kind} has layers of type {sorted(strange)[0]!r}; "
+            "expected full or sliding attention only, since no mask reaches the others."
+        )
+    if getattr(config, "alibi", False):
+        raise UserError(f"model: {kind} encodes positions as attention biases (ALiBi), which masks would lose.")
+    if name == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+        raise UserError(
+            f"attention: {kind} soft-caps its attention scores, which sdpa ignores; use eager or flex."
+        )

@@ -1,0 +1,58 @@
+"""What every model is asked on loading: do you read as the mask says?"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.lm.prefix import Prefix, pad_rows
+from latentwire.lm.reading import CAUSAL, Reading
+
+if TYPE_CHECKING:
+    from latentwire.lm.model import LM
+
+PROMPT, WIDTH = 4, 6
+
+
+@torch.no_grad()
+def check(lm: LM) -> None:
+    """Read six tokens under both masks, with one of them exchanged, and compare.
+
+    Raises:
+        UserError: the model sees what the mask hides, or does not see what it shows, or its head
+            is not known here.
+    """
+    vocabulary: int = lm.model.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
+    tokens = [(7 * at + 3) % vocabulary for at in range(WIDTH)]
+    other_prompt, other_answer = list(tokens), list(tokens)
+    other_prompt[PROMPT - 1] = (tokens[PROMPT - 1] + 1) % vocabulary
+    other_answer[-1] = (tokens[-1] + 1) % vocabulary
+    rows = [tokens, other_prompt, other_answer]
+    causal = _hidden(lm, rows, [CAUSAL] * WIDTH)
+    prefix = _hidden(lm, rows, [0] * PROMPT + [CAUSAL] * (WIDTH - PROMPT))
+    kind = type(lm.model).__name__
+    if not bool(torch.isfinite(causal).all() and torch.isfinite(prefix).all()):
+        raise UserError(f"model: {kind} answers a plain prompt with values that are not finite numbers.")
+    sees_ahead = [not torch.equal(causal[0, : PROMPT - 1], causal[1, : PROMPT - 1])]
+    sees_ahead += [not torch.equal(states[0, :-1], states[2, :-1]) for states in (causal, prefix)]
+    if any(sees_ahead):
+        raise UserError(f"model: {kind} sees tokens ahead that its mask hides, so no number of it is true.")
+    if torch.equal(prefix[0, : PROMPT - 1], prefix[1, : PROMPT - 1]):
+        raise UserError(f"model: {kind} stays causal where its mask shows the whole prompt.")
+    ids = torch.tensor([tokens], device=lm.device)
+    if not _close(lm.head(causal[:1]), lm.model(input_ids=ids, use_cache=False).logits):
+        raise UserError(f"model: {kind} turns hidden states into logits in a way not known here.")
+
+
+def _hidden(lm: LM, rows: list[list[int]], blocks: list[int]) -> Tensor:
+    prefix = Prefix.of_tokens(rows, [blocks] * len(rows), device=lm.device)
+    return lm.run(pad_rows(rows, 0).to(lm.device), prefix.columns, Reading(prefix.columns))
+
+
+def _close(ours: Tensor, theirs: Tensor) -> bool:
+    scale = float(theirs.float().abs().max())
+    tolerance = 1e-4 if theirs.dtype == torch.float32 else 3e-2
+    return float((ours.float() - theirs.float()).abs().max()) <= tolerance * max(scale, 1e-6)

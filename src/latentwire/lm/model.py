@@ -1,0 +1,242 @@
+"""`LM`: one decoder model with its tokenizer. Everything that runs the model is here."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentwire.errors import UserError
+from latentwire.lm import attention, checks, decoding, scoring, weights
+from latentwire.lm.decoding import Decoding, Generated
+from latentwire.lm.prefix import Forced, Prefilled, Prefix
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.reading import Columns, Memory, Reading
+from latentwire.lm.rotary import Rotary
+from latentwire.lm.scoring import Continuations, Score
+
+if TYPE_CHECKING:
+    from os import PathLike
+
+
+class LM:
+    """A decoder model that reads any `Prefix`.
+
+    Construction installs our attention functions and checks, on a few tokens, that the model
+    reads under a mask as the mask says and that its head gives its own logits.
+
+    Raises:
+        UserError: the model cannot be read right; one sentence says why.
+    """
+
+    def __init__(
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        name: str = "model",
+        prompt_format: PromptFormat | None = None,
+        attention_kernel: str | None = None,
+    ) -> None:
+        self.model = model
+        self.tokenizer = tokenizer
+        self.name = name
+        self.format = prompt_format or PromptFormat()
+        attention.install(model, attention_kernel)
+        # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
+        self._no_mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
+        checks.check(self)
+
+    @classmethod
+    def load(
+        cls,
+        spec: str | PathLike[str],
+        *,
+        dtype: torch.dtype | None = None,
+        device: str | None = None,
+        attention_kernel: str | None = None,
+    ) -> LM:
+        """Load `embedded:NAME`, a local folder or a hub id.
+
+        Args:
+            dtype: float32 on a CPU and bfloat16 on an accelerator unless given.
+            device: the accelerator where there is one unless given.
+            attention_kernel: `sdpa`, `eager` or `flex`; None takes what the model supports.
+
+        Raises:
+            UserError: not found, no tokenizer, weights missing, extra, not finite or pickled.
+        """
+        loaded = weights.load(str(spec), dtype=dtype, device=device)
+        return cls(
+            loaded.model,
+            loaded.tokenizer,
+            name=str(spec),
+            prompt_format=loaded.prompt_format,
+            attention_kernel=attention_kernel,
+        )
+
+    def save(self, folder: Path) -> None:
+        """Write weights, tokenizer and prompt format; the folder appears only once it reloads equal."""
+        weights.save(self.model, self.tokenizer, self.format, folder)
+
+    @property
+    def device(self) -> torch.device:
+        return self.model.device
+
+    @cached_property
+    def config(self) -> object:
+        return self.model.config.get_text_config()
+
+    @cached_property
+    def max_positions(self) -> int:
+        """How many positions the model was built for."""
+        return int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
+
+    @cached_property
+    def eos_ids(self) -> frozenset[int]:
+        """Tokens that end a text: the tokenizer's and those of the generation configuration."""
+        found = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = found if isinstance(found, list) else [found]
+        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+
+    @cached_property
+    def rotary(self) -> Rotary:
+        """The model's rotation of keys.
+
+        Raises:
+            UserError: the model rotates in a way not known here.
+        """
+        rotary = Rotary(self.model)
+        rotary.probe()
+        return rotary
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """Input embeddings `(..., D)` of token ids."""
+        embedded: Tensor = self.model.get_input_embeddings()(ids)
+        return embedded
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """Logits `(..., V)` of final hidden states `(..., D)`."""
+        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        cap = getattr(self.config, "final_logit_softcapping", None)
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    def run(
+        self, content: Tensor, columns: Columns, reading: Reading, cache: DynamicCache | None = None
+    ) -> Tensor:
+        """Final hidden states `(B, Q, D)` of token ids `(B, Q)` or embeddings `(B, Q, D)`.
+
+        Args:
+            columns: of the queries; the last of `reading.columns`.
+            cache: grows by the queries; None reads without one, which is the way to train.
+        """
+        embeddings = content.is_floating_point()
+        decoder: nn.Module = self.model.get_decoder()
+        hidden: Tensor = decoder(
+            input_ids=None if embeddings else content,
+            inputs_embeds=content if embeddings else None,
+            attention_mask=self._no_mask,
+            position_ids=columns.positions,
+            past_key_values=cache,
+            use_cache=cache is not None,
+            reading=reading,
+        ).last_hidden_state
+        return hidden
+
+    def _reading(self, prefix: Prefix) -> Reading:
+        self._check_length(int(prefix.next_position.max()))
+        memory = None if prefix.memory is None else self._rotated(prefix.memory)
+        return Reading(prefix.columns, prefix.layers, memory)
+
+    def _rotated(self, memory: Memory) -> Memory:
+        layers = len(memory.keys)
+        if layers != self.model.config.get_text_config().num_hidden_layers:
+            raise ValueError(f"memory holds {layers} layers, the model has another number")
+        return self.rotary.memory(memory)
+
+    def _check_length(self, positions: int) -> None:
+        if positions > self.max_positions:
+            raise UserError(
+                f"prompt: found {positions:,} tokens, expected at most {self.max_positions:,}, "
+                f"which is what {self.name} was built for."
+            )
+
+    @torch.no_grad()
+    def prefill(self, prefix: Prefix) -> Prefilled:
+        """Read a prefix once, for any number of continuations.
+
+        Raises:
+            UserError: it is longer than the model's positions.
+        """
+        reading, cache = self._reading(prefix), DynamicCache()
+        content = prefix.embeddings if prefix.ids is None else prefix.ids
+        assert content is not None
+        hidden = self.run(content, prefix.columns, reading, cache)
+        last = hidden[torch.arange(len(hidden), device=hidden.device), prefix.last_column]
+        return Prefilled(cache=cache, logits=self.head(last), reading=reading, next_position=prefix.next_position)
+
+    def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor:
+        """Hidden states `(B, Q, D)` of tokens read behind a prefill, which stays as it was."""
+        self._check_length(int(columns.positions.max()) + 1)
+        return self.run(ids, columns, prefilled.reading.extend(columns), prefilled.fork())
+
+    @torch.no_grad()
+    def read_on(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Prefilled:
+        """A new prefill with tokens `(B, Q)` behind the old one, which stays as it was."""
+        self._check_length(int(columns.positions.max()) + 1)
+        reading, cache = prefilled.reading.extend(columns), prefilled.fork()
+        hidden = self.run(ids, columns, reading, cache)
+        return Prefilled(
+            cache=cache,
+            logits=self.head(hidden[:, -1]),
+            reading=reading,
+            next_position=columns.positions[:, -1] + 1,
+        )
+
+    def forced(self, prefix: Prefix, answer_ids: Tensor) -> Forced:
+        """Read prefix and answer in one pass without a cache; gradients flow to whatever wants them.
+
+        Args:
+            answer_ids: `(B, A)`, -100 behind an answer's end.
+
+        Returns:
+            The hidden states that predict the answer tokens. Full logits are never made.
+        """
+        # The last answer token predicts nothing, unless it may be seen by those before it.
+        read = answer_ids if prefix.leaky else answer_ids[:, :-1]
+        steps = torch.arange(read.shape[1], device=read.device)
+        positions = prefix.next_position[:, None] + steps
+        # Whoever leaks joins the block of the first column; the others read causally.
+        block = prefix.columns.blocks[:, :1].expand_as(positions) if prefix.leaky else None
+        columns = prefix.columns.append(Columns.of(read != -100, positions, block))
+        reading = self._reading(prefix)
+        reading = Reading(columns, prefix.layers, reading.memory)
+        ids = read.clamp_min(0)
+        if prefix.ids is not None:
+            content = torch.cat([prefix.ids, ids], 1)
+        else:
+            assert prefix.embeddings is not None
+            content = torch.cat([prefix.embeddings, self.embed(ids).to(prefix.embeddings.dtype)], 1)
+        hidden = self.run(content, columns, reading)
+        width = prefix.columns.width
+        behind = width + torch.arange(answer_ids.shape[1] - 1, device=read.device).expand(len(read), -1)
+        at = torch.cat([prefix.last_column[:, None], behind], 1)
+        return Forced(hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1])), answer_ids)
+
+    def score(self, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
+        """Log-probabilities of token continuations behind a prefill, each independent of the others."""
+        return scoring.score(self, prefilled, continuations)
+
+    def generate(
+        self, prefilled: Prefilled, how: Decoding | None = None, seeds: Sequence[int] | None = None
+    ) -> list[Generated]:
+        """Continue every row; greedy unless `how` says otherwise."""
+        return decoding.generate(self, prefilled, how or Decoding(), seeds)

@@ -1,0 +1,132 @@
+"""What stands before an answer, before and after the model has read it."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from latentwire.lm.reading import CAUSAL, Columns, LayerRange, Memory, Reading
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prefix:
+    """B prefixes of P columns each: tokens or embeddings, with who sees whom.
+
+    ids: `(B, P)`, or embeddings: `(B, P, D)`; exactly one of the two, and P >= 1.
+    columns: `(B, P)` validity, positions, blocks and documents.
+    layers: the layers in which blocks count; None for all.
+    memory: keys (not rotated) and values before the first column.
+    leaky: the answer joins the block of the prompt's first column and so reads its own labels. It
+        exists for the `leaky` wire and the audit.
+    """
+
+    ids: Tensor | None = None
+    embeddings: Tensor | None = None
+    columns: Columns
+    layers: LayerRange | None = None
+    memory: Memory | None = None
+    leaky: bool = False
+
+    def __post_init__(self) -> None:
+        content = self.embeddings if self.ids is None else self.ids
+        if content is None or (self.ids is not None and self.embeddings is not None):
+            raise ValueError("a Prefix holds either ids or embeddings")
+        if content.shape[:2] != self.columns.positions.shape or content.shape[1] < 1:
+            raise ValueError(
+                f"content {tuple(content.shape)} does not match columns {tuple(self.columns.positions.shape)}"
+            )
+
+    @classmethod
+    def of_tokens(
+        cls,
+        rows: Sequence[Sequence[int]],
+        blocks: Sequence[Sequence[int]] | None = None,
+        *,
+        device: torch.device | str = "cpu",
+        layers: LayerRange | None = None,
+        leaky: bool = False,
+    ) -> Prefix:
+        """Token rows of any mix of lengths, padded on the right.
+
+        Args:
+            rows: token ids. blocks: one block id a token (`CAUSAL` or >= 0); causal without it.
+        """
+        ids = pad_rows(rows, 0).to(device)
+        valid = pad_rows([[1] * len(row) for row in rows], 0).bool().to(device)
+        ahead = pad_rows(blocks, CAUSAL).to(device) if blocks is not None else None
+        positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
+        return cls(ids=ids, columns=Columns.of(valid, positions, ahead), layers=layers, leaky=leaky)
+
+    def select(self, rows: Tensor) -> Prefix:
+        """The prefixes with these row indices, in this order."""
+        return replace(
+            self,
+            ids=None if self.ids is None else self.ids[rows],
+            embeddings=None if self.embeddings is None else self.embeddings[rows],
+            columns=self.columns.select(rows),
+            memory=None if self.memory is None else self.memory.select(rows),
+        )
+
+    @property
+    def next_position(self) -> Tensor:
+        """`(B,)`: the position of the first token behind the prefix."""
+        ends = [_end(self.columns)] + ([] if self.memory is None else [_end(self.memory.columns)])
+        return torch.stack(ends).amax(0)
+
+    @property
+    def last_column(self) -> Tensor:
+        """`(B,)`: the column that predicts the first answer token, the valid one of highest position."""
+        return torch.where(self.columns.valid, self.columns.positions, -1).argmax(1)
+
+
+def _end(columns: Columns) -> Tensor:
+    return torch.where(columns.valid, columns.positions + 1, 0).amax(1)
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Prefilled:
+    """A prefix that a model has read.
+
+    Nothing changes it: scoring or generating from it leaves it as it was, so one prefill serves
+    any number of continuations.
+
+    cache: keys and values of the P columns. logits: `(B, V)` for the first token behind.
+    reading: the columns read so far, memory included. next_position: `(B,)`.
+    """
+
+    cache: DynamicCache
+    logits: Tensor
+    reading: Reading
+    next_position: Tensor
+
+    @property
+    def rows(self) -> int:
+        return self.logits.shape[0]
+
+    def fork(self) -> DynamicCache:
+        """A cache that grows on its own: layers append by concatenation, so tensors are shared."""
+        cache = copy.copy(self.cache)
+        cache.layers = [copy.copy(layer) for layer in self.cache.layers]
+        return cache
+
+
+@dataclass(frozen=True, eq=False)
+class Forced:
+    """Teacher forcing: what the model held when it had to predict each answer token.
+
+    hidden: `(B, A, D)`, final hidden states. labels: `(B, A)`, -100 where there is no label.
+    """
+
+    hidden: Tensor
+    labels: Tensor
+
+
+def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
+    """`(B, longest)` int64, rows padded on the right; at least one column."""
+    width = max(1, max(map(len, rows), default=1))
+    return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)

@@ -1,0 +1,108 @@
+"""The one place that turns an example into tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from latentwire.errors import UserError
+from latentwire.lm.prompts import Example, Prompt, Tokens
+
+if TYPE_CHECKING:
+    from latentwire.lm.model import LM
+
+
+class PromptFormat(BaseModel):
+    """How a reader's prompts look. Saved in every checkpoint, the same in training and evaluation.
+
+    template: `question` writes context, `Question: ...` and the anchor on lines of their own; `raw`
+        writes context and question as they are and no anchor (for prompts that a benchmark words
+        itself); `chat` puts context and question into a user turn of the tokenizer's chat template.
+    anchor: what the answer follows. anchor_block: whether the anchor belongs to a bidirectional block.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    template: Literal["question", "raw", "chat"] = "question"
+    anchor: str = "Answer:"
+    anchor_block: Literal["inside", "causal"] = "inside"
+
+    def encode(self, example: Example, lm: LM) -> tuple[Prompt, tuple[list[int], ...]]:
+        """The prompt, and the answer's token ids: one list a choice, or one for the first answer.
+
+        Prompt and answer are tokenized together and split behind as many tokens as the prompt alone
+        has, as lm-eval splits a pair; blanks at the prompt's end belong to the answer.
+
+        Raises:
+            UserError: an answer adds no token to the prompt.
+        """
+        text = self.render(example.context, example.question, lm)[0]
+        kept = text.rstrip(" ")
+        alone = self._ids(kept, lm)
+        shared, answers = len(alone), []
+        for answer in example.choices or example.answers[:1]:
+            whole = self._ids(text + self.answer_text(answer), lm)
+            if len(whole) <= len(alone):
+                raise UserError(f"{example.id}: the answer {answer!r} adds no token to its prompt.")
+            shared = min(shared, _common(alone, whole))
+            answers.append(whole[len(alone) :])
+        prompt = Prompt(context=example.context, question=example.question, unstable=len(alone) - shared)
+        return prompt, tuple(answers)
+
+    def answer_text(self, answer: str) -> str:
+        """An answer as it follows the prompt."""
+        return answer if self.template == "raw" else f" {answer}"
+
+    def tokens(self, context: str, question: str, lm: LM) -> Tokens:
+        """Tokens of a prompt; the context may be empty.
+
+        Raises:
+            UserError: the prompt has no token at all.
+        """
+        text, boundary = self.render(context, question, lm)
+        ids = self._ids(text.rstrip(" "), lm)
+        if not ids:
+            raise UserError("prompt: found no token, expected a context or a question.")
+        before = _common(ids, self._ids(text[:boundary], lm)) if context else 0
+        anchor = len(ids) - _common(ids, self._ids(text[: -len(self.anchor)].rstrip(" "), lm))
+        return Tokens(
+            ids=ids,
+            segments=[0] * before + [1] * (len(ids) - before),
+            anchor=0 if self.template == "raw" else anchor,
+        )
+
+    def outside(self, tokens: Tokens) -> int:
+        """How many tokens at the end stay out of a bidirectional block."""
+        return tokens.anchor if self.anchor_block == "causal" else 0
+
+    def render(self, context: str, question: str, lm: LM) -> tuple[str, int]:
+        """The prompt's text, and where in it the context ends.
+
+        Raises:
+            UserError: a chat template is asked for and the tokenizer has none.
+        """
+        if self.template == "raw":
+            return context + question, len(context)
+        body = f"{context}\n" if context else ""
+        if self.template == "question":
+            return f"{body}Question: {question}\n{self.anchor}", len(body)
+        if not getattr(lm.tokenizer, "chat_template", None):
+            raise UserError(f"format: found chat, but the tokenizer of {lm.name} has no chat template.")
+        turns = [{"role": "user", "content": f"{body}{question}"}]
+        chat = str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
+        return f"{chat}{self.anchor}", chat.find(body) + len(body)
+
+    def _ids(self, text: str, lm: LM) -> list[int]:
+        # A chat template writes its own special tokens.
+        ids: list[int] = lm.tokenizer(text, add_special_tokens=self.template != "chat")["input_ids"]
+        # Some tokenizers also append an end-of-sequence token; nothing could follow it.
+        while len(ids) > 1 and ids[-1] in lm.eos_ids and not text.endswith(str(lm.tokenizer.decode(ids[-1:]))):
+            ids = ids[:-1]
+        return ids
+
+
+def _common(left: Sequence[int], right: Sequence[int]) -> int:
+    pairs = enumerate(zip(left, right, strict=False))
+    return next((at for at, (a, b) in pairs if a != b), min(len(left), len(right)))

@@ -1,0 +1,60 @@
+"""What a model is asked: an `Example`, the `Prompt` a wire sees of it, and its `Tokens`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from latentwire.lm.reading import CAUSAL
+
+
+@dataclass(frozen=True, kw_only=True)
+class Example:
+    """One item of a task.
+
+    `id` stays the same for ever; `group` names what examples share (a passage, an article), and
+    statistics resample groups. An item is answered in words (`answers`: any of them is right, the
+    first is the one trained on) or by choosing (`choices`, `gold` indexes them). `candidates` are
+    the values of the asked relation in the order in which the context states them, so that a
+    reader who ignores whom the question is about can be scored; empty where that is unknown.
+    """
+
+    id: str
+    group: str
+    context: str
+    question: str
+    answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    gold: int = -1
+    candidates: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prompt:
+    """What a reader is asked, without the answer.
+
+    unstable: how many tokens at the prompt's end are tokenized otherwise once an answer follows;
+        they never join a bidirectional block.
+    """
+
+    context: str
+    question: str
+    unstable: int = 0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A rendered prompt. ids: its tokens. segments: per token, 0 for the context and what stands
+    before it, 1 for the question. anchor: how many tokens at the end are the anchor."""
+
+    ids: list[int]
+    segments: list[int]
+    anchor: int
+
+    def blocks(self, mask: Literal["causal", "prefix", "segments"], unstable: int, outside: int) -> list[int]:
+        """Block ids under a mask; the last `max(unstable, outside)` tokens stay causal."""
+        count = len(self.ids) - max(unstable, outside)
+        if mask == "causal":
+            return [CAUSAL] * len(self.ids)
+        inside = [0] * count if mask == "prefix" else self.segments[:count]
+        return inside + [CAUSAL] * (len(self.ids) - count)

@@ -1,0 +1,194 @@
+"""Who sees whom: a mask as data, carried through one forward pass.
+
+A `Reading` describes the columns of the attention matrix (position, validity, block, document of
+each) and travels as the forward keyword `reading=` down to the attention functions of
+`latentwire.lm.attention`. A keyword is recomputed together with its layer, so activation
+checkpointing sees the same mask in the backward pass; state kept outside the call would not be.
+
+Shapes: B rows, Q query columns, K key columns, M memory columns, H key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, fields, replace
+
+import torch
+from torch import Tensor
+
+from latentwire.errors import UserError
+
+CAUSAL = -1
+"""Block id of a column that reads causally."""
+SHARED = -1
+"""Document id of a column that every document of its row sees."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What is known of each column of a row; every tensor is `(B, T)`.
+
+    valid: real column, not padding. positions: what masks, windows and rotations follow.
+    blocks: columns with equal ids >= 0 see each other; `CAUSAL` sees only what stands before.
+    documents: a column sees its own document and `SHARED` columns, nothing else.
+    """
+
+    valid: Tensor
+    positions: Tensor
+    blocks: Tensor
+    documents: Tensor
+
+    @classmethod
+    def of(
+        cls, valid: Tensor, positions: Tensor, blocks: Tensor | None = None, documents: Tensor | None = None
+    ) -> Columns:
+        """Columns that are causal and of one shared document unless said otherwise."""
+        shared = torch.full_like(positions, SHARED)
+        return cls(
+            valid=valid,
+            positions=positions,
+            blocks=torch.full_like(positions, CAUSAL) if blocks is None else blocks,
+            documents=shared if documents is None else documents,
+        )
+
+    @property
+    def width(self) -> int:
+        return self.positions.shape[1]
+
+    def append(self, other: Columns) -> Columns:
+        """These columns with `other`'s behind them."""
+        return Columns(
+            **{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)}
+        )
+
+    def slice(self, start: int, stop: int) -> Columns:
+        return Columns(**{f.name: getattr(self, f.name)[:, start:stop] for f in fields(self)})
+
+    def select(self, rows: Tensor) -> Columns:
+        """The rows with these indices, in this order, repeated where an index is."""
+        return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Keys and values that stand before every token: one pair `(B, H, M, D)` a layer.
+
+    In a `Prefix` the keys are not rotated; `LM` rotates them once, by `columns.positions`, before
+    they enter a `Reading`. `columns` are `(B, M)`.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    columns: Columns
+
+    def select(self, rows: Tensor) -> Memory:
+        return Memory(
+            tuple(key[rows] for key in self.keys),
+            tuple(value[rows] for value in self.values),
+            self.columns.select(rows),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class LayerRange:
+    """The layers `start..stop-1` in which blocks count; elsewhere reading stays causal."""
+
+    start: int
+    stop: int
+
+    def __contains__(self, layer: int) -> bool:
+        return self.start <= layer < self.stop
+
+    @classmethod
+    def parse(cls, text: str) -> LayerRange:
+        """`"4-11"` (both included) or `"4"`.
+
+        Raises:
+            UserError: anything else.
+        """
+        first, _, last = text.partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+            raise UserError(f"layers: found {text!r}, expected a layer or a range such as 0-5.")
+        return cls(int(first), int(last or first) + 1)
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.stop - 1}"
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The mask of one forward pass.
+
+    columns: `(B, T)`, all columns of the rows, those in the cache first; the last Q of them are
+        the queries. layers: where blocks count (None: everywhere). memory: keys and values
+        before the columns, keys rotated. spans: per layer, the `(offset, length)` of the columns
+        that a cache returns, where it does not return all of them.
+    """
+
+    columns: Columns
+    layers: LayerRange | None = None
+    memory: Memory | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
+
+    def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, H, M + K, D)` of a layer with the memory before them."""
+        if self.memory is None:
+            return key, value
+        memory_key, memory_value = self.memory.keys[layer], self.memory.values[layer]
+        return (
+            torch.cat([memory_key.to(key.dtype), key], 2),
+            torch.cat([memory_value.to(value.dtype), value], 2),
+        )
+
+    def visible(self, queries: int, keys: int, layer: int, window: int | None) -> Tensor:
+        """`(B, 1, Q, M + keys)`, true where a query sees a key.
+
+        A query sees what stands at a smaller position (at an equal one: in an earlier column) and
+        its own block, inside its document and the sliding window. A padding query sees itself
+        alone, because a softmax over nothing is not a number.
+
+        Args:
+            queries: Q. keys: key columns that the layer holds, the memory not counted.
+            window: sliding window in positions, own position included; None for full attention.
+        """
+        both_ways = self.layers is None or layer in self.layers
+        offset = self.spans[layer][0] if self.spans else 0
+        name = (queries, keys, both_ways, offset, window)
+        if name not in self._masks:
+            self._masks[name] = self._build(queries, keys, both_ways, offset, window)
+        return self._masks[name]
+
+    def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
+        total = self.columns.width
+        query = self.columns.slice(total - queries, total)
+        # A static cache hands out more columns than are written: they are invalid.
+        key = _pad(self.columns.slice(offset, min(offset + keys, total)), keys)
+        index = torch.arange(offset, offset + keys, device=key.valid.device)
+        if self.memory is not None:
+            memory = self.memory.columns
+            key = memory.append(key)
+            index = torch.cat([torch.arange(-memory.width, 0, device=index.device), index])
+        own = torch.arange(total - queries, total, device=index.device)
+        at, of = query.positions[:, :, None], key.positions[:, None, :]
+        see = (of < at) | ((of == at) & (index[None, None, :] <= own[None, :, None]))
+        if both_ways:
+            block = query.blocks[:, :, None]
+            see = see | ((block == key.blocks[:, None, :]) & (block != CAUSAL))
+        document = key.documents[:, None, :]
+        see = see & ((document == query.documents[:, :, None]) | (document == SHARED))
+        if window is not None:
+            see = see & ((at - of).abs() < window)
+        see = see & key.valid[:, None, :]
+        return (see | (index[None, None, :] == own[None, :, None]))[:, None]
+
+    def extend(self, columns: Columns) -> Reading:
+        """The reading of a pass whose queries are `columns`, after everything read so far."""
+        return replace(self, columns=self.columns.append(columns), _masks={})
+
+
+def _pad(columns: Columns, width: int) -> Columns:
+    missing = width - columns.width
+    if missing <= 0:
+        return columns
+    nothing = torch.zeros_like(columns.positions[:, :1]).expand(-1, missing)
+    return columns.append(Columns.of(nothing.bool(), nothing))

@@ -1,0 +1,34 @@
+"""A task: a named, ordered list of examples and the kind of answer they want."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from itertools import islice
+from typing import Literal
+
+from latentwire.lm.prompts import Example
+
+AnswerKind = Literal["span", "solution", "choice"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """Examples by split, and how they are answered.
+
+    `answer` picks the metrics: `span` (exact match and F1 of a short answer), `solution` (a worked
+    solution ending in `#### N`), `choice` (log-likelihood over `Example.choices`). `source(split)`
+    yields the examples of a split in an order that never changes, so that a limit always keeps
+    the same ones. `stop` are strings at which a generated answer ends.
+    """
+
+    name: str
+    answer: AnswerKind
+    source: Callable[[Split], Iterable[Example]]
+    max_new_tokens: int = 16
+    stop: tuple[str, ...] = ("\n",)
+
+    def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
+        """The first `limit` examples of `split` (all of them without a limit)."""
+        return list(islice(self.source(split), limit))

@@ -1,0 +1,61 @@
+"""Reading a user's data file: whatever is wrong with it is told in one sentence."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import ValidationError
+
+from latentwire.errors import UserError
+
+
+def read_bytes(path: Path) -> bytes:
+    """The content of `path` without a UTF-8 byte order mark.
+
+    Raises UserError if there is no such file, it is a folder, or it may not be read.
+    """
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file, found a folder.")
+    try:
+        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+    except OSError as error:
+        raise UserError(f"{path}: expected a readable file, found: {error.strerror}.") from error
+
+
+def decode(content: bytes, where: str) -> str:
+    """`content` as UTF-8. Raises UserError, beginning with `where`, if it is something else."""
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{content[error.start]:02x} at offset {error.start}"
+        raise UserError(f"{where}: expected UTF-8 text, found {found}.") from error
+
+
+def digest(*parts: str) -> str:
+    """16 hexadecimal digits that name the content of `parts`, the same for ever."""
+    return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
+
+
+def nearest(name: str, valid: Iterable[str]) -> str:
+    """` Did you mean …?` for a misspelt name, or nothing where no valid one is close."""
+    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def first_mistake(error: ValidationError) -> str:
+    """The first mistake that pydantic found: the field, what was expected, what was found."""
+    mistake = error.errors(include_url=False, include_context=False)[0]
+    field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"])
+    field = field.removeprefix(".") or "the whole"
+    found = mistake["input"]
+    if mistake["type"] == "missing":
+        keys = ", ".join(map(str, found))
+        return f"field {field!r} is missing, found the fields: {keys or 'none'}." + nearest(
+            str(mistake["loc"][-1]), map(str, found)
+        )
+    expected = mistake["msg"].replace("Input should be", "expected").replace("Value error, ", "")
+    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    return f"field {field!r}: {expected}, found {shown}."

@@ -1,0 +1,26 @@
+"""What a reader earns who finds the right kind of answer but ignores whom the question is about."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+
+from latentwire.lm.prompts import Example
+
+
+def type_floor(examples: Sequence[Example]) -> float:
+    """The best score, in [0, 1], of a rule that looks at the relation only.
+
+    The rules are: always the first value stated, always the second, … (and the last), and the
+    answer that is most frequent in `examples`. Raises `ValueError` where an example has no
+    `candidates`, for then the floor is unknown.
+    """
+    if not examples or not all(example.candidates for example in examples):
+        raise ValueError("type_floor needs examples that have candidates")
+    right: Counter[str] = Counter()
+    for example in examples:
+        answer = example.choices[example.gold] if example.choices else example.answers[0]
+        right[f"answer {answer}"] += 1
+        right["the last stated"] += example.candidates[-1] == answer
+        right.update(f"stated {k}" for k, value in enumerate(example.candidates) if value == answer)
+    return max(right.values()) / len(examples)

@@ -1,0 +1,133 @@
+"""A user's own examples, from a file with one JSON object per line.
+
+    {"context": "…", "question": "…", "answers": ["Paris", "the city of Paris"]}
+    {"context": "…", "question": "…", "choices": ["Paris", "Rome"], "gold": 0}
+
+`answer` is another name for `gold`, the position of the right choice counted from 0. `id` and
+`group` are optional. Other fields are ignored, unless one looks like a misspelt field that the
+line lacks.
+"""
+
+from __future__ import annotations
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
+from pydantic_core import from_json
+
+from latentwire.errors import UserError
+from latentwire.lm.prompts import Example
+from latentwire.tasks.base import Task
+from latentwire.tasks.files import decode, digest, first_mistake, read_bytes
+
+_Text = Annotated[str, StringConstraints(pattern=r"\S")]
+# `type(…) is int`, because True is an int too, and no name.
+_Name = Annotated[_Text, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
+
+
+class _Row(BaseModel):
+    model_config = ConfigDict(strict=True)
+
+    context: str
+    question: _Text
+    answers: list[_Text] = []
+    choices: list[_Text] = []
+    gold: int | None = None
+    answer: int | None = None
+    id: _Name | None = None
+    group: _Name | None = None
+
+
+def task(path: Path, name: str) -> Task:
+    """The examples of `path` in the order of the file: a `choice` task if they have choices, else `span`.
+
+    The file is the file: `source(split)` yields the same examples for every split, and keeping
+    training and test files apart is up to whoever names them. Without an `id`, an example is named
+    by a hash of its content and its line; without a `group`, examples with the same context are one
+    group, and an example with an empty context is a group of its own.
+
+    Raises UserError, naming the line and the field, if the file cannot be read, a line is not such
+    an object, an id comes twice, lines with answers and lines with choices are mixed, or the file
+    holds no example.
+    """
+    examples: list[Example] = []
+    seen: dict[str, int] = {}
+    # Split at b"\n" only: a JSON text may hold Unicode's other line separators.
+    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
+        where = f"{path}, line {number}"
+        text = decode(line, where)
+        if not text.strip():
+            continue
+        example = _example(text, where, number)
+        if example.id in seen:
+            first = seen[example.id]
+            raise UserError(f"{where}: expected each id once, found {example.id!r} on line {first} too.")
+        if examples and bool(examples[0].choices) != bool(example.choices):
+            found, before = ("choices", "answers") if example.choices else ("answers", "choices")
+            raise UserError(f"{where}: expected {before!r} as on the lines before, found {found!r}.")
+        seen[example.id] = number
+        examples.append(example)
+    if not examples:
+        raise UserError(f"{path}: expected at least one example, found none.")
+    return Task(
+        name=name,
+        answer="choice" if examples[0].choices else "span",
+        source=lambda split: examples,
+        max_new_tokens=64,
+    )
+
+
+def _example(text: str, where: str, number: int) -> Example:
+    row = _parse(text, where)
+    answered = row.answers if row.answers else row.choices
+    id_ = row.id or f"{digest(row.context, row.question, *answered)}-{number}"
+    return Example(
+        id=id_,
+        group=row.group or (digest(row.context) if row.context.strip() else id_),
+        context=row.context,
+        question=row.question,
+        answers=tuple(row.answers),
+        choices=tuple(row.choices),
+        gold=_gold(row, where),
+    )
+
+
+def _parse(text: str, where: str) -> _Row:
+    try:
+        found: Any = from_json(text)
+    except ValueError as error:
+        raise UserError(f"{where}: expected a JSON object, found invalid JSON ({error}).") from error
+    if not isinstance(found, dict):
+        raise UserError(f"{where}: expected a JSON object, found {text.strip()[:60]}.")
+    # Exports of tables write null where a line lacks a field.
+    row = {key: value for key, value in found.items() if value is not None}
+    for key in row.keys() - _Row.model_fields.keys():
+        meant = difflib.get_close_matches(key, _Row.model_fields.keys() - row.keys(), n=1, cutoff=0.75)
+        if meant:
+            raise UserError(f"{where}: found the unknown field {key!r}, expected {meant[0]!r}.")
+    try:
+        return _Row.model_validate(row)
+    except ValidationError as error:
+        raise UserError(f"{where}: {first_mistake(error)}") from error
+
+
+def _gold(row: _Row, where: str) -> int:
+    """The position of the right choice, −1 for a line with answers."""
+    given = [gold for gold in (row.gold, row.answer) if gold is not None]
+    if bool(row.answers) == bool(row.choices):
+        found = "both" if row.answers else "neither"
+        raise UserError(f"{where}: expected either 'answers' or 'choices', not empty, found {found}.")
+    if row.answers:
+        if given:
+            raise UserError(f"{where}: expected 'gold' beside 'choices' only, found it beside 'answers'.")
+        return -1
+    if len(row.choices) < 2 or len(set(row.choices)) < len(row.choices):
+        raise UserError(f"{where}: field 'choices': expected two or more, all different, found {row.choices}.")
+    if len(given) != 1 or not 0 <= given[0] < len(row.choices):
+        raise UserError(
+            f"{where}: expected one of 'gold' and 'answer', from 0 to {len(row.choices) - 1}, "
+            f"found {given or 'neither'}."
+        )
+    return given[0]

@@ -1,0 +1,165 @@
+"""Reading, in tiers: one hop, the reverse question, two hops, and references resolved later."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from itertools import count
+from typing import Literal
+
+from latentwire.errors import UserError
+from latentwire.lm.prompts import Example
+from latentwire.tasks.base import Split, Task
+from latentwire.tasks.world.passages import (
+    ATTRIBUTES,
+    RELATIONS,
+    Attribute,
+    Passage,
+    Relation,
+    direct_passage,
+    tagged_passage,
+)
+
+Tier = Literal["one_hop", "reverse", "two_hop", "later"]
+TIERS: tuple[Tier, ...] = ("one_hop", "reverse", "two_hop", "later")
+HELD_OUT_EXAMPLES = 2_000
+
+ASK_WHAT: dict[Attribute, str] = {
+    "birthplace": "Where was {who} born?",
+    "home": "Where does {who} live?",
+    "job": "What does {who} work as?",
+    "year": "When was {who} born?",
+}
+ASK_WHO: dict[Attribute, str] = {
+    "birthplace": "Who was born in {what}?",
+    "home": "Who lives in {what}?",
+    "job": "Who works as a {what}?",
+    "year": "Who was born in {what}?",
+}
+
+
+@dataclass(frozen=True)
+class Question:
+    """A question about a passage; `candidates[position]` is its answer."""
+
+    relation: Relation
+    text: str
+    candidates: tuple[str, ...]
+    position: int
+
+    @property
+    def answer(self) -> str:
+        return self.candidates[self.position]
+
+
+def draw_passage(
+    random_: random.Random, split: Split, tier: Tier, about: Attribute | None = None, shifted: bool = False
+) -> Passage:
+    """A passage that questions of `tier` can be asked about, telling of `about` where one is given."""
+    required: list[Relation] = [] if about is None else [about]
+    if tier == "later":
+        pool, wanted = list[Relation](ATTRIBUTES), 2
+    else:
+        pool, wanted = list[Relation](RELATIONS), 3
+        if tier == "two_hop":
+            required.append("acquaintance")
+    free = [relation for relation in pool if relation not in required]
+    relations = required + random_.sample(free, wanted - len(required))
+    make = tagged_passage if tier == "later" else direct_passage
+    return make(random_, split, relations, shifted)
+
+
+def ask(passage: Passage, tier: Tier) -> list[Question]:
+    """Every question of `tier` that the passage answers."""
+    questions: list[Question] = []
+    told = dict.fromkeys(fact.relation for fact in passage.facts)
+    for relation in told:
+        facts = passage.of(relation)
+        subjects = tuple(fact.who for fact in facts)
+        values = tuple(fact.what for fact in facts)
+        if relation == "acquaintance":
+            if tier == "one_hop":
+                asked = f"Who is the {passage.tie} of {{}}?"
+                questions += [Question(relation, asked.format(who), values, at) for at, who in enumerate(subjects)]
+        elif tier == "reverse":
+            questions += [
+                Question(relation, ASK_WHO[relation].format(what=what), subjects, at)
+                for at, what in enumerate(values)
+            ]
+        elif tier == "two_hop":
+            questions += [
+                Question(
+                    relation,
+                    ASK_WHAT[relation].format(who=f"the {passage.tie} of {known.who}"),
+                    values,
+                    subjects.index(known.what),
+                )
+                for known in passage.of("acquaintance")
+            ]
+        else:
+            questions += [
+                Question(relation, ASK_WHAT[relation].format(who=who), values, at)
+                for at, who in enumerate(subjects)
+            ]
+    return questions
+
+
+def draw_question(
+    task: str, tier: Tier, split: Split, index: int, about: Attribute | None = None, shifted: bool = False
+) -> tuple[random.Random, Passage, Question]:
+    """Passage and question number `index` of a task, and the random state after drawing them.
+
+    The right answer's place among the candidates goes round with the index, so that "always the
+    first one stated" is right exactly as often as any other such rule.
+    """
+    random_ = random.Random(f"world/{task}/{split}/{index}")
+    passage = draw_passage(random_, split, tier, about, shifted)
+    position = index % len(passage.people)
+    questions = [
+        question
+        for question in ask(passage, tier)
+        if question.position == position and about in (None, question.relation)
+    ]
+    return random_, passage, random_.choice(questions)
+
+
+def indices(task: str, split: Split) -> Iterator[int]:
+    """The numbers of a split's examples: 2,000 held out, and train without end.
+
+    Raises `UserError` for the train split of a shifted task: it exists to be tested on.
+    """
+    if split != "train":
+        return iter(range(HELD_OUT_EXAMPLES))
+    if task.startswith("shifted/"):
+        raise UserError(f"{task}: split 'train' was asked for, but a shifted task has 'validation' and 'test' only")
+    return count()
+
+
+def example_id(task: str, split: Split, index: int) -> str:
+    """`world/one_hop/test/000017`: the same for ever."""
+    return f"world/{task}/{split}/{index:06d}"
+
+
+def _reading(task: str, tier: Tier, shifted: bool, split: Split) -> Iterator[Example]:
+    for index in indices(task, split):
+        _, passage, question = draw_question(task, tier, split, index, shifted=shifted)
+        id_ = example_id(task, split, index)
+        yield Example(
+            id=id_,
+            group=id_,
+            context=passage.text,
+            question=question.text,
+            answers=(question.answer,),
+            candidates=question.candidates,
+        )
+
+
+def reading_tasks() -> list[Task]:
+    """The four tiers, then each again as `shifted/TIER`: twice as long, in sentences never trained on."""
+    return [
+        Task(name=prefix + tier, answer="span", source=partial(_reading, prefix + tier, tier, bool(prefix)))
+        for prefix in ("", "shifted/")
+        for tier in TIERS
+    ]

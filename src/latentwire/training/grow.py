@@ -1,0 +1,152 @@
+"""Grows an embedded model from nothing: its tokenizer, its rows, its weights.
+
+The loss is the cross-entropy of the answers plus half that of all tokens of a row. The model is
+always grown causally; what other masks do to it is what the project is there to find out.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
+
+from latentwire.tasks.world import world_tasks
+from latentwire.training.growth_data import (
+    Recipe,
+    batches,
+    grow_tokenizer,
+    growth_rows,
+    pad_turns,
+    recipe_of,
+)
+
+REPORT_EVERY = 500
+WATCHED = ("one_hop", "reverse", "two_hop", "later", "sums")
+WATCHED_EXAMPLES = 500
+LM_WEIGHT = 0.5
+
+Report = Callable[[dict[str, float]], None]
+Checks = dict[str, tuple[Tensor, Tensor]]
+
+
+def grow(name: str, seed: int, out: Path, device: str, report: Report) -> dict[str, float]:
+    """Grow the embedded model `name` and save it in `out` as a Hugging Face model folder.
+
+    `seed` decides the first weights and the order of the rows. `report` is called every 500 steps
+    with the step, the seconds, the loss and the accuracies on validation examples (teacher-forced
+    exact match, which is what greedy decoding gets). Returns the same for the last step, measured
+    on all validation examples, with the number of tokens seen. Raises `UserError` for an unknown name.
+    """
+    return grow_recipe(recipe_of(name), seed, out, device, report)
+
+
+def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Report) -> dict[str, float]:
+    """`grow`, for a recipe that need not be an embedded model's."""
+    start = time.monotonic()
+    tokenizer = grow_tokenizer(recipe)
+    rows, answers = growth_rows(recipe, tokenizer)
+    tokens_in_rows = int((rows != tokenizer.pad_token_id).sum())
+    rows, answers = rows.to(device), answers.to(device)
+    checks = _checks(tokenizer, device)
+
+    torch.manual_seed(seed)
+    ends = {"bos_token_id": tokenizer.bos_token_id, "eos_token_id": tokenizer.eos_token_id}
+    config = AutoConfig.for_model(
+        **recipe.architecture, **ends, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer)
+    )
+    model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device)
+    optimizer = torch.optim.AdamW(
+        model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
+    )
+    loss_of = torch.compile(_loss) if device.startswith("cuda") else _loss
+
+    order = batches(len(rows), recipe.batch_rows, seed)
+    for step in range(recipe.steps):
+        numbers = next(order).to(device)
+        ids = rows[numbers].long()
+        loss = loss_of(model, ids, answers[numbers], ids != tokenizer.pad_token_id, device)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = _learning_rate(recipe, step)
+        optimizer.step()
+        if (step + 1) % REPORT_EVERY == 0:
+            watched = {name: (ids[:WATCHED_EXAMPLES], at[:WATCHED_EXAMPLES]) for name, (ids, at) in checks.items()}
+            report(_progress(step + 1, start, loss, model, watched, device))
+
+    _save(model, tokenizer, out)
+    tokens_seen = tokens_in_rows / len(rows) * recipe.batch_rows * recipe.steps
+    return {**_progress(recipe.steps, start, loss, model, checks, device), "tokens_seen": tokens_seen}
+
+
+def _loss(model: Any, ids: Tensor, is_answer: Tensor, is_real: Tensor, device: str) -> Tensor:
+    """Answer cross-entropy + 0.5 · cross-entropy of every token; all arguments are `(B, T)`."""
+    with torch.autocast(torch.device(device).type, torch.bfloat16):
+        logits = model(input_ids=ids, use_cache=False).logits
+    each = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
+    answer, real = is_answer[:, 1:].flatten().float(), is_real[:, 1:].flatten().float()
+    return (each * answer).sum() / answer.sum() + LM_WEIGHT * (each * real).sum() / real.sum()
+
+
+def _learning_rate(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then a cosine down to 5 % of the peak."""
+    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
+    return recipe.peak_learning_rate * min(1.0, (step + 1) / recipe.warm_up_steps) * (0.05 + 0.95 * cosine)
+
+
+def _checks(tokenizer: PreTrainedTokenizerFast, device: str) -> Checks:
+    """Validation examples as padded ids and answer places; `no_context` asks one-hop questions blindly."""
+    tasks = world_tasks()
+    checks: Checks = {}
+    for name in (*WATCHED, "no_context"):
+        examples = tasks["one_hop" if name == "no_context" else name].examples("validation")
+        contexts = ["" if name == "no_context" else f"{example.context}\n" for example in examples]
+        turns = [
+            [(f"{context}Question: {example.question}\nAnswer:", f" {example.answers[0]}")]
+            for context, example in zip(contexts, examples, strict=True)
+        ]
+        ids, answers = pad_turns(tokenizer, turns, tokenizer.model_max_length)
+        longest = int((ids != tokenizer.pad_token_id).sum(axis=1).max())
+        checks[name] = (
+            torch.from_numpy(ids[:, :longest]).long().to(device),
+            torch.from_numpy(answers[:, :longest]).to(device),
+        )
+    return checks
+
+
+def _progress(
+    step: int, start: float, loss: Tensor, model: Any, checks: Checks, device: str
+) -> dict[str, float]:
+    accuracies = {name: _exact_match(model, ids, answers, device) for name, (ids, answers) in checks.items()}
+    return {"step": step, "seconds": time.monotonic() - start, "loss": loss.item(), **accuracies}
+
+
+@torch.inference_mode()
+def _exact_match(model: Any, ids: Tensor, answers: Tensor, device: str) -> float:
+    """The share of rows whose whole answer, `<eos>` included, is each time the likeliest next token."""
+    right = 0
+    for some, at in zip(ids.split(500), answers.split(500), strict=True):
+        with torch.autocast(torch.device(device).type, torch.bfloat16):
+            guessed = model(input_ids=some, use_cache=False).logits[:, :-1].argmax(-1)
+        right += int(((guessed == some[:, 1:]) | ~at[:, 1:]).all(1).sum())
+    return right / len(ids)
+
+
+def _save(model: Any, tokenizer: PreTrainedTokenizerFast, out: Path) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    model.generation_config = GenerationConfig(
+        do_sample=False,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
+    )
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
