@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -12,7 +14,8 @@ from transformers import PreTrainedModel
 
 from latentwire.errors import UserError
 from latentwire.lm import attention
-from latentwire.lm.reading import CAUSAL, SHARED, Columns, LayerRange, Reading
+from latentwire.lm.prompts import CAUSAL
+from latentwire.lm.reading import SHARED, Columns, LayerRange, Reading
 
 
 @contextmanager
@@ -27,7 +30,8 @@ def blocks(
 
     Works around a plain forward, a training step (activation checkpointing included, also with the backward
     pass outside) and `generate` with dynamic or static caches, beams and assistants. Padding may stand on
-    either side. Afterwards the model is as it was.
+    either side. Afterwards the model is as it was: at once, or where a graph still has layers to run anew (a
+    checkpointed backward pass outside), with the end of that graph. Of two blocks the inner one counts.
 
     Args:
         model: a Transformers decoder, bare or wrapped (PEFT, DDP).
@@ -38,40 +42,90 @@ def blocks(
             told apart where `position_ids` start anew, as Transformers does.
 
     Raises:
-        UserError: the model cannot carry the mask, rows do not match, or the prompt comes in chunks
-            (`prefill_chunk_size`), whose first part could not see the later ones.
+        UserError: the model cannot carry the mask or ignores it, rows do not match, or the prompt comes in
+            chunks (`prefill_chunk_size`), whose first part could not see the later ones.
     """
     inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if inner is None:
         raise UserError(f"blocks: found {type(model).__name__}, expected a Transformers model.")
     mask = _Mask(
-        torch.as_tensor(prompt), None if layers is None else LayerRange(layers[0], layers[1] + 1), documents
+        inner, torch.as_tensor(prompt), None if layers is None else LayerRange(layers[0], layers[1] + 1), documents
     )
-    before = attention.install(inner)
-    hook = inner.register_forward_pre_hook(mask.before_forward, with_kwargs=True, prepend=True)
+    _hold(inner, mask)
+    hooks = []
+    # Whoever calls the backbone alone gets the mask too; behind its model's forward it has one already.
+    for module in {inner, inner.get_decoder()}:
+        hooks.append(module.register_forward_pre_hook(mask.before_forward, with_kwargs=True, prepend=True))
+        hooks.append(module.register_forward_hook(_refuse_ignored, with_kwargs=True))
     try:
         yield
+    except BaseException:
+        # The traceback keeps the failed forward's reading alive; no backward pass will come for it.
+        for holder in mask.made:
+            _release(inner, holder)
+        raise
     finally:
-        hook.remove()
-        attention.uninstall(inner, before)
+        for hook in hooks:
+            hook.remove()
+        _release(inner, mask)
+
+
+_HELD: weakref.WeakKeyDictionary[PreTrainedModel, tuple[str, set[object]]] = weakref.WeakKeyDictionary()
+"""Per model, the implementation it had, and who still needs ours."""
+
+
+def _hold(model: PreTrainedModel, holder: object) -> None:
+    """Keep our attention function in the model for `holder`.
+
+    A block needs it, and so does every reading that autograd may run a layer with anew: activation
+    checkpointing looks the attention function up again, in a backward pass that may come after the block.
+    """
+    if model not in _HELD:
+        _HELD[model] = (attention.install(model), set())
+    _HELD[model][1].add(holder)
+
+
+def _release(model: PreTrainedModel, holder: object) -> None:
+    """Give the model its own implementation back when the last holder goes."""
+    before, holders = _HELD.get(model, ("", set()))
+    if holder in holders:
+        holders.remove(holder)
+        if not holders:
+            del _HELD[model]
+            attention.uninstall(model, before)
 
 
 class _Mask:
-    """Builds the reading of each forward from what the caller passes to it."""
+    """Builds the reading of each forward from what the caller passes to it.
 
-    def __init__(self, prompt: Tensor, layers: LayerRange | None, documents: Tensor | None) -> None:
+    made: the holders of the readings that were made under autograd.
+    """
+
+    def __init__(
+        self, model: PreTrainedModel, prompt: Tensor, layers: LayerRange | None, documents: Tensor | None
+    ) -> None:
         if prompt.ndim not in (1, 2):
             raise UserError(
                 f"blocks: found a prompt of {prompt.ndim} dimensions, expected lengths (B,) or ids (B, T)."
             )
         self.prompt, self.layers, self.documents = prompt.long(), layers, documents
+        self.model = model
+        self.made: list[object] = []
 
     def before_forward(
         self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        content = next((kwargs[k] for k in ("input_ids", "inputs_embeds") if kwargs.get(k) is not None), None)
-        content = args[0] if content is None else content
-        return args, {**kwargs, "reading": self._reading(model, content, kwargs)}
+        if kwargs.get("reading") is not None:
+            return args, kwargs
+        named = {**dict(zip(inspect.signature(model.forward).parameters, args, strict=False)), **kwargs}
+        content = next(named[name] for name in ("input_ids", "inputs_embeds") if named.get(name) is not None)
+        reading = self._reading(model, content, named)
+        if torch.is_grad_enabled():
+            holder = object()
+            self.made.append(holder)
+            _hold(self.model, holder)
+            weakref.finalize(reading, _release, self.model, holder).atexit = False
+        return (), {**named, "reading": reading}
 
     def _reading(self, model: nn.Module, content: Tensor, kwargs: dict[str, Any]) -> Reading:
         rows, queries = content.shape[:2]
@@ -116,6 +170,11 @@ class _Mask:
         lengths = _match(self.prompt.to(valid.device), rows)
         inside = valid & (valid.long().cumsum(1) <= lengths[:, None])
         return torch.where(inside, 0, CAUSAL)
+
+
+def _refuse_ignored(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
+    if not kwargs["reading"].asked:
+        raise UserError(f"blocks: {type(model).__name__} does not ask for its mask, so it would stay causal.")
 
 
 def _match(given: Tensor, rows: int) -> Tensor:

@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix, pad_rows
-from latentwire.lm.reading import CAUSAL, Reading
+from latentwire.lm.prompts import CAUSAL
+from latentwire.lm.reading import Reading
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
 
 PROMPT, WIDTH = 4, 6
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Every module in evaluation mode, and afterwards in the mode it had.
+
+    A layer in training mode drops activations, and under activation checkpointing keeps no cache.
+    """
+    training = [module for module in model.modules() if module.training]
+    for module in training:
+        module.training = False
+    try:
+        yield
+    finally:
+        for module in training:
+            module.training = True
 
 
 @torch.no_grad()

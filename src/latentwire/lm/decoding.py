@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.prefix import Prefilled
-from latentwire.lm.reading import Columns
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -103,8 +102,9 @@ def generate(
             row.take(token)
         if all(row.ended for row in rows) or step + 1 == decoding.max_new_tokens:
             break
-        position = state.next_position[:, None]
-        state = lm.read_on(state, tokens[:, None], Columns.of(torch.ones_like(position).bool(), position))
+        # A row that has ended no longer grows towards the model's last position.
+        live = torch.tensor([[not row.ended] for row in rows], device=logits.device)
+        state = lm.append(state, tokens[:, None], live)
         logits = state.logits
     return [Generated(row.text, tuple(row.ids), row.ended or "length") for row in rows]
 

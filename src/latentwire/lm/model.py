@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,7 +51,8 @@ class LM:
         attention.install(model, attention_kernel)
         # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
         self._no_mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
-        checks.check(self)
+        with checks.evaluating(model):
+            checks.check(self)
 
     @classmethod
     def load(
@@ -136,19 +138,21 @@ class LM:
 
         Args:
             columns: of the queries; the last of `reading.columns`.
-            cache: grows by the queries; None reads without one, which is the way to train.
+            cache: grows by the queries, in evaluation mode whatever the model's own; None reads without one,
+                which is the way to train.
         """
         embeddings = content.is_floating_point()
         decoder: nn.Module = self.model.get_decoder()
-        hidden: Tensor = decoder(
-            input_ids=None if embeddings else content,
-            inputs_embeds=content if embeddings else None,
-            attention_mask=self._no_mask,
-            position_ids=columns.positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-            reading=reading,
-        ).last_hidden_state
+        with nullcontext() if cache is None else checks.evaluating(self.model):
+            hidden: Tensor = decoder(
+                input_ids=None if embeddings else content,
+                inputs_embeds=content if embeddings else None,
+                attention_mask=self._no_mask,
+                position_ids=columns.positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+                reading=reading,
+            ).last_hidden_state
         return hidden
 
     def _reading(self, prefix: Prefix) -> Reading:
@@ -180,26 +184,40 @@ class LM:
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
         hidden = self.run(content, prefix.columns, reading, cache)
-        last = hidden[torch.arange(len(hidden), device=hidden.device), prefix.last_column]
-        return Prefilled(cache=cache, logits=self.head(last), reading=reading, next_position=prefix.next_position)
+        logits = self.head(_at(hidden, prefix.columns.last))
+        return Prefilled(cache=cache, logits=logits, reading=reading, next_position=prefix.next_position)
 
     def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor:
         """Hidden states `(B, Q, D)` of tokens read behind a prefill, which stays as it was."""
-        self._check_length(int(columns.positions.max()) + 1)
+        self._check_length(int(columns.end.max()))
         return self.run(ids, columns, prefilled.reading.extend(columns), prefilled.fork())
 
     @torch.no_grad()
     def read_on(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Prefilled:
-        """A new prefill with tokens `(B, Q)` behind the old one, which stays as it was."""
-        self._check_length(int(columns.positions.max()) + 1)
+        """A new prefill with tokens `(B, Q)` behind the old one, which stays as it was.
+
+        A row whose columns are all padding keeps its logits and its next position.
+        """
+        self._check_length(int(columns.end.max()))
         reading, cache = prefilled.reading.extend(columns), prefilled.fork()
         hidden = self.run(ids, columns, reading, cache)
+        logits = self.head(_at(hidden, columns.last))
         return Prefilled(
             cache=cache,
-            logits=self.head(hidden[:, -1]),
+            logits=torch.where(columns.valid.any(1)[:, None], logits, prefilled.logits),
             reading=reading,
-            next_position=columns.positions[:, -1] + 1,
+            next_position=torch.maximum(prefilled.next_position, columns.end),
         )
+
+    def append(self, prefilled: Prefilled, ids: Tensor, live: Tensor | None = None) -> Prefilled:
+        """A new prefill with one token a row, `(B, 1)`, behind the old one, which stays as it was.
+
+        Args:
+            live: `(B, 1)`, the rows that read their token; the others stay where they are. None for all.
+        """
+        valid = torch.ones_like(ids).bool() if live is None else live
+        positions = torch.where(valid, prefilled.next_position[:, None], 0)
+        return self.read_on(prefilled, ids, Columns.of(valid, positions))
 
     def forced(self, prefix: Prefix, answer_ids: Tensor) -> Forced:
         """Read prefix and answer in one pass without a cache; gradients flow to whatever wants them.
@@ -212,11 +230,13 @@ class LM:
         """
         # The last answer token predicts nothing, unless it may be seen by those before it.
         read = answer_ids if prefix.leaky else answer_ids[:, :-1]
+        valid = (answer_ids if prefix.leaky else answer_ids[:, 1:]) != -100
         steps = torch.arange(read.shape[1], device=read.device)
-        positions = prefix.next_position[:, None] + steps
+        positions = torch.where(valid, prefix.next_position[:, None] + steps, 0)
         # Whoever leaks joins the block of the first column; the others read causally.
         block = prefix.columns.blocks[:, :1].expand_as(positions) if prefix.leaky else None
-        columns = prefix.columns.append(Columns.of(read != -100, positions, block))
+        columns = prefix.columns.append(Columns.of(valid, positions, block))
+        self._check_length(int(columns.end.max()))
         reading = self._reading(prefix)
         reading = Reading(columns, prefix.layers, reading.memory)
         ids = read.clamp_min(0)
@@ -228,7 +248,7 @@ class LM:
         hidden = self.run(content, columns, reading)
         width = prefix.columns.width
         behind = width + torch.arange(answer_ids.shape[1] - 1, device=read.device).expand(len(read), -1)
-        at = torch.cat([prefix.last_column[:, None], behind], 1)
+        at = torch.cat([prefix.columns.last[:, None], behind], 1)
         return Forced(hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1])), answer_ids)
 
     def score(self, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
@@ -240,3 +260,8 @@ class LM:
     ) -> list[Generated]:
         """Continue every row; greedy unless `how` says otherwise."""
         return decoding.generate(self, prefilled, how or Decoding(), seeds)
+
+
+def _at(hidden: Tensor, columns: Tensor) -> Tensor:
+    """`(B, D)`: of states `(B, Q, D)`, each row's at its own column."""
+    return hidden[torch.arange(len(hidden), device=hidden.device), columns]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from latentwire.lm.reading import CAUSAL, Columns, LayerRange, Memory, Reading
+from latentwire.lm.prompts import CAUSAL
+from latentwire.lm.reading import Columns, LayerRange, Memory, Reading
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -75,17 +76,8 @@ class Prefix:
     @property
     def next_position(self) -> Tensor:
         """`(B,)`: the position of the first token behind the prefix."""
-        ends = [_end(self.columns)] + ([] if self.memory is None else [_end(self.memory.columns)])
-        return torch.stack(ends).amax(0)
-
-    @property
-    def last_column(self) -> Tensor:
-        """`(B,)`: the column that predicts the first answer token, the valid one of highest position."""
-        return torch.where(self.columns.valid, self.columns.positions, -1).argmax(1)
-
-
-def _end(columns: Columns) -> Tensor:
-    return torch.where(columns.valid, columns.positions + 1, 0).amax(1)
+        end = self.columns.end
+        return end if self.memory is None else torch.maximum(end, self.memory.columns.end)
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -48,7 +48,12 @@ class PromptFormat(BaseModel):
                 raise UserError(f"{example.id}: the answer {answer!r} adds no token to its prompt.")
             shared = min(shared, _common(alone, whole))
             answers.append(whole[len(alone) :])
-        prompt = Prompt(context=example.context, question=example.question, unstable=len(alone) - shared)
+        prompt = Prompt(
+            context=example.context,
+            question=example.question,
+            unstable=len(alone) - shared,
+            tokens=len(alone),
+        )
         return prompt, tuple(answers)
 
     def answer_text(self, answer: str) -> str:
@@ -83,16 +88,39 @@ class PromptFormat(BaseModel):
         Raises:
             UserError: a chat template is asked for and the tokenizer has none.
         """
+        text = self.body(context, question)
+        boundary = len(text) - len(self.body("", question))
         if self.template == "raw":
-            return context + question, len(context)
-        body = f"{context}\n" if context else ""
+            return text, boundary
         if self.template == "question":
-            return f"{body}Question: {question}\n{self.anchor}", len(body)
+            return f"{text}\n{self.anchor}", boundary
         if not getattr(lm.tokenizer, "chat_template", None):
             raise UserError(f"format: found chat, but the tokenizer of {lm.name} has no chat template.")
-        turns = [{"role": "user", "content": f"{body}{question}"}]
+        turns = [{"role": "user", "content": text}]
         chat = str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return f"{chat}{self.anchor}", chat.find(body) + len(body)
+        return f"{chat}{self.anchor}", chat.find(text) + boundary
+
+    def body(self, context: str, question: str) -> str:
+        """Context and question as they are worded, without the anchor and the chat's turns."""
+        if self.template == "raw":
+            return context + question
+        worded = f"Question: {question}" if self.template == "question" else question
+        return f"{context}\n{worded}" if context else worded
+
+    def conversation(self, turns: Sequence[tuple[str, str]], lm: LM, *, answering: bool) -> list[int]:
+        """Tokens of (role, text) turns; with `answering` up to where the model's next turn begins.
+
+        Without a chat template, turns are lines of `Role: text`.
+        """
+        if getattr(lm.tokenizer, "chat_template", None):
+            messages = [{"role": role, "content": text} for role, text in turns]
+            text = str(
+                lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering)
+            )
+            return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+        lines = [f"{role.capitalize()}: {text}" for role, text in turns] + ["Assistant:"] * answering
+        end = sorted(lm.eos_ids)[:1] if not answering and turns[-1][0] == "assistant" else []
+        return self._ids("\n".join(lines), lm) + end
 
     def _ids(self, text: str, lm: LM) -> list[int]:
         # A chat template writes its own special tokens.

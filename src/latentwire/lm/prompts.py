@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from latentwire.lm.reading import CAUSAL
+CAUSAL = -1
+"""Block id of a token that reads causally."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +35,13 @@ class Prompt:
     """What a reader is asked, without the answer.
 
     unstable: how many tokens at the prompt's end are tokenized otherwise once an answer follows;
-        they never join a bidirectional block.
+        they never join a bidirectional block. tokens: the prompt's length as plain text.
     """
 
     context: str
     question: str
     unstable: int = 0
+    tokens: int = 0
 
 
 @dataclass(frozen=True)

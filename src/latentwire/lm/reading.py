@@ -16,9 +16,8 @@ import torch
 from torch import Tensor
 
 from latentwire.errors import UserError
+from latentwire.lm.prompts import CAUSAL
 
-CAUSAL = -1
-"""Block id of a column that reads causally."""
 SHARED = -1
 """Document id of a column that every document of its row sees."""
 
@@ -53,6 +52,17 @@ class Columns:
     @property
     def width(self) -> int:
         return self.positions.shape[1]
+
+    @property
+    def end(self) -> Tensor:
+        """`(B,)`: the position behind the highest valid one, 0 where there is none."""
+        return torch.where(self.valid, self.positions + 1, 0).amax(1)
+
+    @property
+    def last(self) -> Tensor:
+        """`(B,)`: the column that predicts what follows: the valid one of highest position, of equals the last."""
+        order = self.positions * self.width + torch.arange(self.width, device=self.positions.device)
+        return torch.where(self.valid, order, -1).argmax(1)
 
     def append(self, other: Columns) -> Columns:
         """These columns with `other`'s behind them."""
@@ -130,6 +140,11 @@ class Reading:
     spans: tuple[tuple[int, int], ...] | None = None
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
 
+    @property
+    def asked(self) -> bool:
+        """Whether any layer has asked who sees whom."""
+        return bool(self._masks)
+
     def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `(B, H, M + K, D)` of a layer with the memory before them."""
         if self.memory is None:
@@ -144,8 +159,8 @@ class Reading:
         """`(B, 1, Q, M + keys)`, true where a query sees a key.
 
         A query sees what stands at a smaller position (at an equal one: in an earlier column) and
-        its own block, inside its document and the sliding window. A padding query sees itself
-        alone, because a softmax over nothing is not a number.
+        its own block, inside its document and the sliding window. It sees itself even where it is
+        padding, because a softmax over nothing is not a number.
 
         Args:
             queries: Q. keys: key columns that the layer holds, the memory not counted.

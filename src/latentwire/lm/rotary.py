@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latentwire.errors import UserError
+from latentwire.lm.checks import evaluating
 from latentwire.lm.reading import Memory
 
 
@@ -60,8 +61,8 @@ class Rotary:
     def probe(self) -> None:
         """Check that un-rotated keys of one token are the same at every position.
 
-        In the first layer a key before rotation depends on its token alone, so the same token read
-        at positions 0 and 7 must come back as one key.
+        A token that stands alone attends to itself whatever its position, so in every layer its key
+        before rotation must come back the same from positions 0 and 7.
 
         Raises:
             UserError: the model rotates in a way not known here.
@@ -72,11 +73,13 @@ class Rotary:
         positions = torch.tensor([[0], [7]], device=model.device)
         token = torch.full_like(positions, min(17, model.config.get_text_config().vocab_size - 1))
         cache = DynamicCache()
-        model(input_ids=token, position_ids=positions, past_key_values=cache, use_cache=True)
-        keys = cache.layers[0].keys.float()  # type: ignore[union-attr]
-        first, second = self.rotate(0, keys, positions, back=True)
-        if not torch.allclose(first, second, atol=1e-2 * float(first.abs().max())):
-            raise UserError(
-                f"model: {type(model).__name__} rotates keys in a way not known here (interleaved?), "
-                "so key/value prefixes cannot be placed right; expected half-split rotary positions."
-            )
+        with evaluating(model):
+            model(input_ids=token, position_ids=positions, past_key_values=cache, use_cache=True)
+        for layer, held in enumerate(cache.layers):
+            keys: Tensor = held.keys.float()  # type: ignore[union-attr]
+            first, second = self.rotate(layer, keys, positions, back=True)
+            if not torch.allclose(first, second, atol=1e-2 * float(first.abs().max())):
+                raise UserError(
+                    f"model: {type(model).__name__} rotates keys in a way not known here (interleaved, or not in "
+                    "every layer), so key/value prefixes cannot be placed right; expected half-split rotary positions."
+                )

@@ -49,9 +49,10 @@ def score(lm: LM, prefilled: Prefilled, continuations: Continuations) -> list[li
     device = prefilled.logits.device
     ids = pad_rows(flat, 0).to(device)
     steps = pad_rows(step, 0).to(device)
+    valid = pad_rows([[1] * len(row) for row in flat], 0).bool().to(device)
     columns = Columns.of(
-        valid=pad_rows([[1] * len(row) for row in flat], 0).bool().to(device),
-        positions=prefilled.next_position[:, None] + steps,
+        valid=valid,
+        positions=torch.where(valid, prefilled.next_position[:, None] + steps, 0),
         documents=pad_rows(owner, 0).to(device),
     )
     hidden = lm.continue_hidden(prefilled, ids, columns)

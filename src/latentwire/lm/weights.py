@@ -117,5 +117,22 @@ def save(
         shutil.rmtree(partial, ignore_errors=True)
 
 
+def restore(model: PreTrainedModel, folder: Path) -> None:
+    """Load the weights that `save` wrote into a model of the same shape.
+
+    Raises:
+        RuntimeError: a tensor is missing or strange.
+    """
+    written = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
+    state = {name: t for name, t in model.state_dict().items() if name not in tied}
+    if state.keys() != written.keys():
+        odd = sorted(state.keys() ^ written.keys())[0]
+        raise RuntimeError(f"{folder} does not fit the model: {odd} is in one of them only")
+    with torch.no_grad():
+        for name, tensor in state.items():
+            tensor.copy_(written[name])
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

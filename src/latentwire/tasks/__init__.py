@@ -46,7 +46,7 @@ def resolve(names: Sequence[str], data: Path | None) -> list[Task]:
     Raises UserError if a name is unknown (the nearest valid one is told), none is given, or `data`
     is missing where it is needed, given where it is not, or does not lead to exactly one file.
     """
-    # The world's word lists are not read by `--help`, nor by those who bring their own data.
+    # Here and not above: importing `latentwire.tasks.base` must not build the world's word lists.
     from latentwire.tasks.world import world_tasks
 
     world: Mapping[str, Task] = world_tasks()
@@ -67,7 +67,7 @@ def resolve(names: Sequence[str], data: Path | None) -> list[Task]:
         else:
             raise UserError(
                 f"task: expected one of {', '.join([*GROUPS, *FILE_KINDS])} or a task of the world, "
-                f"found {name!r}.{nearest(name, valid)}"
+                f"found {name!r}.{nearest(name, valid, 'Did you mean {}?')}"
             )
     return list(tasks.values())
 

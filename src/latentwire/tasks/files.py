@@ -39,10 +39,10 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
 
 
-def nearest(name: str, valid: Iterable[str]) -> str:
-    """` Did you mean …?` for a misspelt name, or nothing where no valid one is close."""
-    close = difflib.get_close_matches(name, list(valid), n=1, cutoff=0.6)
-    return f" Did you mean {close[0]!r}?" if close else ""
+def nearest(name: str, others: Iterable[str], question: str) -> str:
+    """` question` about the one of `others` that is spelt most like `name`, or nothing if none is close."""
+    close = difflib.get_close_matches(name, list(others), n=1)
+    return f" {question.format(repr(close[0]))}" if close else ""
 
 
 def first_mistake(error: ValidationError) -> str:
@@ -53,9 +53,8 @@ def first_mistake(error: ValidationError) -> str:
     found = mistake["input"]
     if mistake["type"] == "missing":
         keys = ", ".join(map(str, found))
-        return f"field {field!r} is missing, found the fields: {keys or 'none'}." + nearest(
-            str(mistake["loc"][-1]), map(str, found)
-        )
+        misspelt = nearest(str(mistake["loc"][-1]), map(str, found), "Is {} meant for it?")
+        return f"field {field!r} is missing, found the fields: {keys or 'none'}.{misspelt}"
     expected = mistake["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
     return f"field {field!r}: {expected}, found {shown}."

@@ -53,7 +53,7 @@ def task(path: Path, name: str) -> Task:
     holds no example.
     """
     examples: list[Example] = []
-    seen: dict[str, int] = {}
+    lines: dict[str, int] = {}
     # Split at b"\n" only: a JSON text may hold Unicode's other line separators.
     for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
         where = f"{path}, line {number}"
@@ -61,20 +61,20 @@ def task(path: Path, name: str) -> Task:
         if not text.strip():
             continue
         example = _example(text, where, number)
-        if example.id in seen:
-            first = seen[example.id]
+        if example.id in lines:
+            first = lines[example.id]
             raise UserError(f"{where}: expected each id once, found {example.id!r} on line {first} too.")
         if examples and bool(examples[0].choices) != bool(example.choices):
             found, before = ("choices", "answers") if example.choices else ("answers", "choices")
             raise UserError(f"{where}: expected {before!r} as on the lines before, found {found!r}.")
-        seen[example.id] = number
+        lines[example.id] = number
         examples.append(example)
     if not examples:
         raise UserError(f"{path}: expected at least one example, found none.")
     return Task(
         name=name,
         answer="choice" if examples[0].choices else "span",
-        source=lambda split: examples,
+        source=lambda split: tuple(examples),
         max_new_tokens=64,
     )
 
@@ -103,8 +103,10 @@ def _parse(text: str, where: str) -> _Row:
         raise UserError(f"{where}: expected a JSON object, found {text.strip()[:60]}.")
     # Exports of tables write null where a line lacks a field.
     row = {key: value for key, value in found.items() if value is not None}
-    for key in row.keys() - _Row.model_fields.keys():
-        meant = difflib.get_close_matches(key, _Row.model_fields.keys() - row.keys(), n=1, cutoff=0.75)
+    lacking = [field for field in _Row.model_fields if field not in row]
+    for key in row:
+        known = key in _Row.model_fields
+        meant = [] if known else difflib.get_close_matches(key, lacking, n=1, cutoff=0.75)
         if meant:
             raise UserError(f"{where}: found the unknown field {key!r}, expected {meant[0]!r}.")
     try:

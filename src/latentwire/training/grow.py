@@ -30,7 +30,6 @@ from latentwire.training.growth_data import (
 REPORT_EVERY = 500
 WATCHED = ("one_hop", "reverse", "two_hop", "later", "sums")
 WATCHED_EXAMPLES = 500
-LM_WEIGHT = 0.5
 
 Report = Callable[[dict[str, float]], None]
 Checks = dict[str, tuple[Tensor, Tensor]]
@@ -71,7 +70,7 @@ def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Repor
     for step in range(recipe.steps):
         numbers = next(order).to(device)
         ids = rows[numbers].long()
-        loss = loss_of(model, ids, answers[numbers], ids != tokenizer.pad_token_id, device)
+        loss = loss_of(model, ids, answers[numbers], ids != tokenizer.pad_token_id, recipe.lm_weight, device)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
@@ -87,13 +86,13 @@ def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Repor
     return {**_progress(recipe.steps, start, loss, model, checks, device), "tokens_seen": tokens_seen}
 
 
-def _loss(model: Any, ids: Tensor, is_answer: Tensor, is_real: Tensor, device: str) -> Tensor:
+def _loss(model: Any, ids: Tensor, is_answer: Tensor, is_real: Tensor, lm_weight: float, device: str) -> Tensor:
     """Answer cross-entropy + 0.5 · cross-entropy of every token; all arguments are `(B, T)`."""
     with torch.autocast(torch.device(device).type, torch.bfloat16):
         logits = model(input_ids=ids, use_cache=False).logits
     each = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     answer, real = is_answer[:, 1:].flatten().float(), is_real[:, 1:].flatten().float()
-    return (each * answer).sum() / answer.sum() + LM_WEIGHT * (each * real).sum() / real.sum()
+    return (each * answer).sum() / answer.sum() + lm_weight * (each * real).sum() / real.sum()
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:

@@ -49,6 +49,7 @@ class Recipe:
     passages: dict[str, float]
     tiers: dict[Tier, float]
     sums_steps: tuple[int, ...]
+    lm_weight: float
     batch_rows: int
     steps: int
     warm_up_steps: int

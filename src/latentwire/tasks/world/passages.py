@@ -68,11 +68,11 @@ class Passage:
 
 
 def direct_passage(
-    random_: random.Random, split: Split, relations: Sequence[Relation], shifted: bool = False
+    random_: random.Random, split: Split, relations: Sequence[Relation], count: int, shifted: bool = False
 ) -> Passage:
-    """A passage about four people (eight in a shifted one) that names whom each sentence is about."""
+    """A passage about `count` people that names whom each sentence is about."""
     tie = random_.choice(ACQUAINTANCES)
-    people, facts = _draw_facts(random_, split, relations, shifted)
+    people, facts = _draw_facts(random_, split, relations, count)
     templates = SHIFTED_TEMPLATES if shifted else TEMPLATES
     sentences = [
         random_.choice(templates[fact.relation]).format(who=fact.who, what=fact.what, tie=tie) for fact in facts
@@ -81,10 +81,10 @@ def direct_passage(
 
 
 def tagged_passage(
-    random_: random.Random, split: Split, relations: Sequence[Relation], shifted: bool = False
+    random_: random.Random, split: Split, relations: Sequence[Relation], count: int, shifted: bool = False
 ) -> Passage:
     """A passage that states its facts about tags, and says last to whom each tag belongs."""
-    people, facts = _draw_facts(random_, split, relations, shifted)
+    people, facts = _draw_facts(random_, split, relations, count)
     tags = dict(zip(people, random_.sample(TAGS, len(people)), strict=True))
     templates, resolutions = (
         (SHIFTED_TEMPLATES, SHIFTED_RESOLUTIONS) if shifted else (TEMPLATES, RESOLUTIONS)
@@ -102,9 +102,8 @@ def tagged_passage(
 
 
 def _draw_facts(
-    random_: random.Random, split: Split, relations: Sequence[Relation], shifted: bool
+    random_: random.Random, split: Split, relations: Sequence[Relation], count: int
 ) -> tuple[tuple[str, ...], tuple[Fact, ...]]:
-    count = 8 if shifted else 4
     drawn = draw_names(random_, split, 3 * count)
     people, births, homes = drawn[:count], drawn[count : 2 * count], drawn[2 * count :]
     facts: list[Fact] = []

@@ -25,6 +25,8 @@ from latentwire.tasks.world.passages import (
 Tier = Literal["one_hop", "reverse", "two_hop", "later"]
 TIERS: tuple[Tier, ...] = ("one_hop", "reverse", "two_hop", "later")
 HELD_OUT_EXAMPLES = 2_000
+PEOPLE = 4
+SHIFTED_PEOPLE = 8
 
 ASK_WHAT: dict[Attribute, str] = {
     "birthplace": "Where was {who} born?",
@@ -55,7 +57,12 @@ class Question:
 
 
 def draw_passage(
-    random_: random.Random, split: Split, tier: Tier, about: Attribute | None = None, shifted: bool = False
+    random_: random.Random,
+    split: Split,
+    tier: Tier,
+    about: Attribute | None = None,
+    people: int = PEOPLE,
+    shifted: bool = False,
 ) -> Passage:
     """A passage that questions of `tier` can be asked about, telling of `about` where one is given."""
     required: list[Relation] = [] if about is None else [about]
@@ -68,7 +75,7 @@ def draw_passage(
     free = [relation for relation in pool if relation not in required]
     relations = required + random_.sample(free, wanted - len(required))
     make = tagged_passage if tier == "later" else direct_passage
-    return make(random_, split, relations, shifted)
+    return make(random_, split, relations, people, shifted)
 
 
 def ask(passage: Passage, tier: Tier) -> list[Question]:
@@ -115,7 +122,7 @@ def draw_question(
     first one stated" is right exactly as often as any other such rule.
     """
     random_ = random.Random(f"world/{task}/{split}/{index}")
-    passage = draw_passage(random_, split, tier, about, shifted)
+    passage = draw_passage(random_, split, tier, about, SHIFTED_PEOPLE if shifted else PEOPLE, shifted)
     position = index % len(passage.people)
     questions = [
         question

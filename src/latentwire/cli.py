@@ -1,0 +1,226 @@
+"""The commands: parse, call, print. What they do lives in the packages below."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from latentwire import __version__
+from latentwire.errors import UserError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from latentwire.evaluation.audit import Audit
+    from latentwire.evaluation.evaluate import Progress
+    from latentwire.lm.model import LM
+
+app = typer.Typer(
+    name="latentwire",
+    help="How a decoder language model reads its context, and what happens when we change that.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    epilog="Exit status: 0 done, 1 the run failed or a check did not hold, 2 bad input.",
+)
+
+Model = Annotated[str, typer.Option(help="embedded:heron, embedded:wren, a local folder or a hub id.")]
+# Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
+_UsageError: Any = typer.BadParameter.__base__
+DEFAULT_WIRES = ["text", "text,mask=prefix", "none"]
+
+
+@app.callback(invoke_without_command=True)
+def _global(
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
+    debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
+) -> None:
+    if version:
+        print(f"latentwire {__version__}")
+        raise typer.Exit
+
+
+@app.command("eval")
+def eval_(
+    model: Model,
+    task: Annotated[list[str], typer.Option(help="A task or a group of tasks; may be repeated.")],
+    wire: Annotated[
+        list[str] | None,
+        typer.Option(help="KIND[,OPTION=VALUE]..., may be repeated. [default: text, text,mask=prefix and none]"),
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="The file (or folder) of a task that is read from one.")
+    ] = None,
+    limit: Annotated[int | None, typer.Option(help="The first so many examples of each task.")] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+) -> None:
+    """Score a model on tasks, every wire on the same examples."""
+    from latentwire import wires
+    from latentwire.evaluation import tables
+    from latentwire.evaluation.evaluate import evaluate
+    from latentwire.evaluation.summary import summarize
+    from latentwire.files import write_atomically
+    from latentwire.tasks import resolve
+
+    if limit is not None and limit < 1:
+        raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
+    arms = list({parsed.label: parsed for parsed in map(wires.parse, wire or DEFAULT_WIRES)}.values())
+    tasks = resolve(task, data)
+    if json_file is not None and not json_file.absolute().parent.is_dir():
+        raise UserError(f"json: found no folder {json_file.parent} to write {json_file.name} into.")
+    lm = _load(model)
+    console = _console()
+    started = time.monotonic()
+    with _progress(len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as progress:
+        result = evaluate(lm, tasks, arms, limit=limit, progress=progress)
+    seconds = time.monotonic() - started
+    leaking = [arm.label for arm in arms if arm.leaks]
+    if json_file is not None:
+        numbers = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
+        write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")
+    console.print(tables.scores(result, leaking))
+    if (wrong := tables.errors(result)) is not None:
+        console.print(wrong)
+    for name, count in result.unstable.items():
+        if count:
+            print(f"{name}: {count} prompts end in tokens that the answer would change; these stay causal.")
+    if leaking:
+        print(f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading.")
+    columns = sum(outcome.tokens for outcome in result.outcomes)
+    print(f"{model}: {len(result.outcomes):,} answers, {columns:,} prompt tokens in {seconds:.0f} s", end="")
+    print(f"; numbers in {json_file}" if json_file else "")
+
+
+@app.command()
+def audit(
+    model: Model,
+    wire: Annotated[
+        list[str] | None, typer.Option(help="What to audit. [default: text and text,mask=prefix]")
+    ] = None,
+) -> None:
+    """Does this model, with this attention, leak or see ahead? Status 1 if it does."""
+    from latentwire import wires
+    from latentwire.evaluation.audit import audit as run_audit
+
+    chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
+    lm = _load(model)
+    problems = 0
+    for each in chosen:
+        found = run_audit(lm, each)
+        _print_audit(found)
+        problems += len(found.problems)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _print_audit(found: Audit) -> None:
+    from latentwire.evaluation import tables
+
+    print(f"\n{found.wire}")
+    losses = ", ".join(f"{name} {loss:.2f}" for name, loss in found.losses.items())
+    print(f"loss of one sample, nats a token: {losses}")
+    first, text = found.first_tokens[0]
+    print(f"first supervised token: {first!r} of {text!r} ({len(found.first_tokens)} answers looked at)")
+    print(f"random labels: {found.random_loss:.2f} nats a token, entropy {found.entropy:.2f}")
+    if found.decode_gap is not None:
+        print(f"prefill and decoding against one full pass: {found.decode_gap:.1e} of the largest logit")
+    _console().print(tables.audit_table(found))
+    for problem in found.problems:
+        print(problem)
+    print("FAILED" if found.problems else "passed: nothing leaks, nothing sees what its mask hides")
+
+
+@app.command()
+def grow(
+    name: Annotated[str, typer.Argument(help="heron or wren.")],
+    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
+    out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: ./NAME]")] = None,
+) -> None:
+    """Regrow an embedded model from nothing."""
+    raise UserError("grow: not here yet.")
+
+
+@app.command()
+def doctor() -> None:
+    """What this machine has, and whether the embedded models are whole."""
+    from latentwire.doctor import examine
+
+    healthy = True
+    for finding in examine():
+        print(f"{'ok  ' if finding.healthy else 'BAD '} {finding.subject:24} {finding.detail}")
+        healthy &= finding.healthy
+    if not healthy:
+        raise typer.Exit(1)
+
+
+def _load(model: str) -> LM:
+    from transformers.utils import logging
+
+    from latentwire.lm.model import LM
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    return LM.load(model)
+
+
+def _console() -> Console:
+    from rich.console import Console
+
+    # A table that is piped to a file must not lose its columns to an assumed 80 characters.
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+@contextmanager
+def _progress(total: int) -> Iterator[Progress]:
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        line = bar.add_task("reading", total=total)
+        yield lambda arm, task, done: bar.update(line, advance=done, description=f"{task} over {arm}")
+
+
+def main() -> None:
+    """Entry point: one sentence and status 2 for bad input, a traceback only under `--debug`."""
+    debug = "--debug" in sys.argv
+    sys.argv = [word for word in sys.argv if word != "--debug"]
+    try:
+        sys.exit(app(standalone_mode=False))
+    except _UsageError as error:
+        sys.exit(_say(f"{str(error.format_message()).rstrip('.')}. See {_command()} --help.", 2))
+    except UserError as error:
+        if debug:
+            raise
+        sys.exit(_say(str(error), 2))
+    except (typer.Abort, KeyboardInterrupt):
+        sys.exit(_say("stopped.", 1))
+    except Exception as error:
+        if debug:
+            raise
+        kind = type(error).__name__
+        sys.exit(
+            _say(f"failed with {kind}: {str(error).splitlines()[0] if str(error) else ''} (--debug tells more)", 1)
+        )
+
+
+def _say(sentence: str, status: int) -> int:
+    print(f"latentwire: {sentence}", file=sys.stderr)
+    return status
+
+
+def _command() -> str:
+    known = [command.name or command.callback.__name__ for command in app.registered_commands if command.callback]
+    return " ".join(["latentwire", *[word for word in sys.argv[1:2] if word in known]])
+
+
+if __name__ == "__main__":
+    main()

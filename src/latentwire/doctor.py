@@ -1,0 +1,70 @@
+"""What this machine has, and whether the embedded models are whole."""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from importlib.util import find_spec
+from pathlib import Path
+
+REQUIRED = ("torch", "transformers", "peft", "accelerate", "safetensors", "huggingface_hub", "pydantic", "scipy")
+OPTIONAL = ("lm_eval", "datasets", "bitsandbytes", "matplotlib")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report; not healthy means that something this project needs is broken."""
+
+    subject: str
+    healthy: bool
+    detail: str
+
+
+def examine() -> Iterator[Finding]:
+    """Findings in the order in which a user would ask."""
+    yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
+    for name in REQUIRED:
+        try:
+            yield Finding(name, True, version(name))
+        except PackageNotFoundError:
+            yield Finding(name, False, "not installed")
+    missing = [name for name in OPTIONAL if find_spec(name) is None]
+    yield Finding("optional packages", True, f"not installed: {', '.join(missing)}" if missing else "all there")
+    yield from _machine()
+    yield from _embedded()
+
+
+def _machine() -> Iterator[Finding]:
+    import torch
+
+    yield Finding("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+    free = shutil.disk_usage(Path.cwd()).free / 2**30
+    yield Finding("disk", free > 1, f"{free:.0f} GiB free here")
+    if not torch.cuda.is_available():
+        yield Finding("accelerator", True, "none: models are read on the CPU in float32")
+    for index in range(torch.cuda.device_count()):
+        properties = torch.cuda.get_device_properties(index)
+        yield Finding(
+            f"accelerator {index}", True, f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"
+        )
+
+
+def _embedded() -> Iterator[Finding]:
+    from latentwire import models
+    from latentwire.errors import UserError
+    from latentwire.lm.model import LM
+
+    for name in models.NAMES:
+        try:
+            lm = LM.load(f"embedded:{name}", device="cpu")
+        except UserError as error:
+            yield Finding(f"embedded:{name}", False, str(error))
+            continue
+        count = sum(p.numel() for p in lm.model.parameters())
+        yield Finding(
+            f"embedded:{name}", True, f"{type(lm.model).__name__}, {count / 1e6:.1f} M parameters, reads"
+        )

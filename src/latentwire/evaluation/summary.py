@@ -1,0 +1,68 @@
+"""Outcomes as the numbers of `summary.json` and of `--json`: per arm, task and metric."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import TypedDict
+
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import Estimate, estimate, members
+
+
+class Number(TypedDict):
+    """A metric with its 95 % interval, None where the sample cannot bound it, and its number of examples."""
+
+    value: float
+    low: float | None
+    high: float | None
+    n: int
+
+
+Metrics = dict[str, dict[str, dict[str, Number]]]
+"""`{ARM: {TASK: {METRIC: Number}}}`."""
+
+
+def rows(tasks: Iterable[str]) -> list[str]:
+    """Task names in order, each family behind its members, `macro` last if there is more than one task."""
+    shown: list[str] = []
+    names = list(dict.fromkeys(tasks))
+    for at, name in enumerate(names):
+        shown.append(name)
+        family = name.split("/")[0]
+        if family != name and not any(later.startswith(f"{family}/") for later in names[at + 1 :]):
+            shown.append(family)
+    tops = {name.split("/")[0] for name in names}
+    return [*shown, "macro"] if len(tops) > 1 else shown
+
+
+def by_arm(outcomes: Sequence[Outcome]) -> dict[str, list[Outcome]]:
+    """Outcomes by arm, arms in order of appearance."""
+    arms: dict[str, list[Outcome]] = {}
+    for outcome in outcomes:
+        arms.setdefault(outcome.arm, []).append(outcome)
+    return arms
+
+
+def summarize(outcomes: Sequence[Outcome]) -> Metrics:
+    """Every metric of every arm and task, families and `macro` included.
+
+    `macro` mixes tasks of different kinds and therefore has one metric only, `primary`: the mean of the
+    tasks' primary metrics. So has a family whose members share no metric.
+    """
+    summary: Metrics = {}
+    for arm, found in by_arm(outcomes).items():
+        summary[arm] = {}
+        for task in rows(outcome.task for outcome in found):
+            part = members(found, task)
+            common = [name for name in part[0].metrics if all(name in o.metrics for o in part)]
+            if task == "macro":
+                summary[arm][task] = {"primary": _number(estimate(part))}
+            else:
+                summary[arm][task] = {name: _number(estimate(part, name)) for name in common}
+    return summary
+
+
+def _number(found: Estimate) -> Number:
+    low, high = (bound if math.isfinite(bound) else None for bound in (found.low, found.high))
+    return {"value": found.value, "low": low, "high": high, "n": found.n}

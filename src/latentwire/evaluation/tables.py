@@ -1,0 +1,102 @@
+"""Results as a person reads them: every number with its interval, beside the baseline and the floors."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from latentwire.evaluation.audit import Audit
+from latentwire.evaluation.evaluate import Evaluation
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import compare, estimate, members
+from latentwire.evaluation.summary import by_arm, rows
+
+BASELINE = "text"
+
+
+def scores(result: Evaluation, leaking: Sequence[str] = ()) -> Table:
+    """One row per task and arm, the baseline first and every other arm's paired difference beside it.
+
+    The baseline is `text` where it is among the arms, else the first arm. Arms in `leaking` are marked.
+    """
+    arms = by_arm(result.outcomes)
+    baseline = BASELINE if BASELINE in arms else next(iter(arms))
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("task")
+    table.add_column("arm")
+    table.add_column("score [95 %]")
+    table.add_column("n", justify="right")
+    table.add_column(f"minus {baseline}")
+    for task in rows(outcome.task for outcome in result.outcomes):
+        base = members(arms[baseline], task)
+        metric = _metric(base)
+        for at, arm in enumerate([baseline, *(name for name in arms if name != baseline)]):
+            part = members(arms[arm], task)
+            found = estimate(part)
+            shown = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+            table.add_row(
+                f"{task} {metric}" if at == 0 else "",
+                f"{arm} LEAKS" if arm in leaking else arm,
+                shown,
+                str(found.n),
+                "" if arm == baseline else str(compare(part, base)),
+            )
+        for name, value in floors(result, task).items():
+            table.add_row("", name, f"{value:.3f}", "", "")
+        table.add_section()
+    return table
+
+
+def floors(result: Evaluation, task: str) -> Mapping[str, float]:
+    """The floors of a task, or of a family as the mean over its members where all of them have one."""
+    part = [found for name, found in result.floors.items() if task == name or name.startswith(f"{task}/")]
+    names = [name for name in ("chance", "type_floor") if part and all(name in found for found in part)]
+    return {name: sum(found[name] for found in part) / len(part) for name in names}
+
+
+def _metric(outcomes: Sequence[Outcome]) -> str:
+    names = {next(iter(outcome.metrics)) for outcome in outcomes}
+    return names.pop() if len(names) == 1 else "mean of primary metrics"
+
+
+def errors(result: Evaluation) -> Table | None:
+    """What wrong answers in words were, per arm; None if there were none."""
+    wrong = {
+        arm: Counter(outcome.error for outcome in found if outcome.error)
+        for arm, found in by_arm(result.outcomes).items()
+    }
+    kinds = [kind for kind, _ in sum(wrong.values(), Counter()).most_common()]
+    if not kinds:
+        return None
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("wrong answers")
+    for kind in kinds:
+        table.add_column(str(kind), justify="right")
+    for arm, found in wrong.items():
+        table.add_row(arm, *(str(found[kind]) for kind in kinds))
+    return table
+
+
+def audit_table(found: Audit) -> Table:
+    """Who saw whom, one row per attention kernel and padding."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("attention")
+    table.add_column("padding")
+    table.add_column("prompt reads ahead", justify="right")
+    table.add_column("sees hidden tokens", justify="right")
+    table.add_column("sees own label", justify="right")
+    table.add_column("change by padding", justify="right")
+    for sight in found.sights:
+        table.add_row(
+            sight.kernel,
+            sight.padding,
+            f"{sight.reads_ahead:.0%}",
+            str(sight.forbidden),
+            "YES" if sight.own_label else "no",
+            f"{sight.unpadded:.1e}",
+        )
+    for kernel, reason in found.skipped.items():
+        table.add_row(kernel, "cannot run here:", reason)
+    return table

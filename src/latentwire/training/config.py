@@ -1,0 +1,114 @@
+"""The typed settings of a finetuning, as a study's YAML writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator
+
+from latentwire import wires
+
+
+class Settings(BaseModel):
+    """Base of everything that a study configures: unknown keys are errors, values do not change."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class WorldData(Settings):
+    """Examples of the made-up world's tasks, from their train split; evaluation takes the validation split."""
+
+    kind: Literal["world"] = "world"
+    tasks: tuple[str, ...] = ("tiers",)
+
+
+class FileData(Settings):
+    """JSONL lines of `prompt/response`, `instruction/input/output` or chat `messages`.
+
+    The last `eval_samples` lines of a fixed shuffle are kept for evaluation.
+    """
+
+    kind: Literal["file"]
+    path: Path
+
+
+class HubData(Settings):
+    """A dataset of the hub with lines like those of `FileData`; needs the `datasets` package."""
+
+    kind: Literal["hub"]
+    name: str
+    split: str = "train"
+
+
+Data = Annotated[WorldData | FileData | HubData, Field(discriminator="kind")]
+
+
+class Lora(Settings):
+    """Low-rank adapters on every linear layer (Hu et al., 2106.09685); merged when the stage ends.
+
+    layers: the first so many layers only; None takes all.
+    """
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers: int | None = Field(default=None, ge=1)
+
+
+class Stopping(Settings):
+    """When to end before the last step.
+
+    patience: plateau, so many evaluations without an improvement of `min_delta` nats, never before `min_steps`.
+    no_signal_steps: no learning signal, the train loss has not fallen by `min_delta` below its start by then.
+    worse_evaluations: the evaluation loss has risen so many times running.
+    collapse_ratio, collapse_steps: a train loss below this share of its start within so many steps is
+        implausible, and reported as a suspected leak.
+    """
+
+    patience: int | None = Field(default=None, ge=1)
+    min_delta: float = Field(default=0.002, ge=0)
+    min_steps: int = Field(default=0, ge=0)
+    no_signal_steps: int | None = Field(default=None, ge=1)
+    worse_evaluations: int | None = Field(default=None, ge=1)
+    collapse_ratio: float | None = Field(default=0.02, gt=0, lt=1)
+    collapse_steps: int = Field(default=50, ge=1)
+
+
+class Finetuning(Settings):
+    """One finetuning of a model over one wire.
+
+    rows and row_tokens: packed rows a step and their length in tokens; accumulation splits the rows into
+    as many passes. train_samples: how many examples to draw from the data; eval_samples are
+    held out, the same ones at every evaluation. precision: bf16 is autocast over float32 weights.
+    """
+
+    wire: str = "text"
+    force_leaky: bool = False
+    data: Data = WorldData()
+    train_samples: int | None = Field(default=None, ge=1)
+    eval_samples: int = Field(default=500, ge=1)
+    steps: int = Field(ge=1)
+    rows: int = Field(default=8, ge=1)
+    row_tokens: int = Field(default=1024, ge=16)
+    accumulation: int = Field(default=1, ge=1)
+    lora: Lora | None = None
+    optimizer: Literal["adamw", "adafactor"] = "adamw"
+    learning_rate: float = Field(default=3e-4, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    warmup_steps: int = Field(default=0, ge=0)
+    final_share: float = Field(default=0.05, ge=0, le=1)
+    clip: float = Field(default=1.0, gt=0)
+    precision: Literal["fp32", "bf16"] = "fp32"
+    activation_checkpointing: bool = False
+    log_steps: int = Field(default=10, ge=1)
+    eval_steps: int = Field(default=100, ge=1)
+    samples: int = Field(default=4, ge=0)
+    stopping: Stopping = Stopping()
+    seed: int = 0
+
+    @field_validator("wire")
+    @classmethod
+    def _known_wire(cls, value: str) -> str:
+        return wires.parse(value).label

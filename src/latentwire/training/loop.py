@@ -1,0 +1,367 @@
+"""Finetuning: a loop on Accelerate that audits itself first, resumes exactly and keeps its best checkpoint."""
+
+from __future__ import annotations
+
+import hashlib
+import shutil
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.evaluation.audit import audit
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.model import LM
+from latentwire.lm.prompts import Example
+from latentwire.training import checkpoints
+from latentwire.training.adapters import Trainable
+from latentwire.training.config import FileData, Finetuning, HubData
+from latentwire.training.diagnostics import Diagnostics, memory_gib
+from latentwire.training.documents import Document, Source, document, sources
+from latentwire.training.objectives import AnswerCrossEntropy
+from latentwire.training.packing import Plan, Rows, collate, pack
+from latentwire.training.row_audit import audit_rows
+from latentwire.training.schedules import learning_rate_share
+from latentwire.training.step import Losses, Step, read
+from latentwire.training.stopping import Judge, Leak
+from latentwire.wires import Wire
+
+SAMPLE_TOKENS = 48
+BEST_SO_FAR = ".best"
+"""Snapshot of the best weights until the end turns it into the model folder `best`."""
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """What a finetuning came to. stopped: why it ended. train_rows_sha256: of tokens, labels and order; equal for
+    two stages that saw the same data. tokens: read in training, padding not counted."""
+
+    steps: int
+    stopped: str
+    best_step: int
+    best_loss: float
+    train_rows_sha256: str
+    tokens: int
+    seconds: float
+
+
+def check(settings: Finetuning) -> None:
+    """What can be known to be wrong before anything is loaded.
+
+    Raises:
+        UserError: the wire leaks, or a file is missing or malformed.
+    """
+    wires.parse(settings.wire).refuse_training(force=settings.force_leaky)
+    if isinstance(settings.data, FileData):
+        next(sources(settings.data, "train", 1, settings.eval_samples))
+    elif not isinstance(settings.data, HubData):
+        next(sources(settings.data, "train", 1, 0))
+
+
+def finetune(
+    lm: LM,
+    settings: Finetuning,
+    folder: Path,
+    *,
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] | None = None,
+) -> Finetuned:
+    """Train `lm` in place and leave it at its best checkpoint.
+
+    Args:
+        folder: gets `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`; a snapshot in
+            `last` is continued from, exactly.
+        progress: called with the steps done and all steps.
+
+    Raises:
+        UserError: the data cannot be used. Leak: the audit of model, wire or rows found one.
+    """
+    check(settings)
+    wire = wires.parse(settings.wire).bind(lm)
+    run = _Run(lm, wire, settings, folder, log)
+    run.audit()
+    run.train(progress)
+    return run.finish()
+
+
+class _Run:
+    """The state of one finetuning, from its data to its last checkpoint."""
+
+    def __init__(self, lm: LM, wire: Wire, settings: Finetuning, folder: Path, log: Callable[[str], None]) -> None:
+        self.lm, self.wire, self.settings, self.folder, self.log = lm, wire, settings, folder, log
+        held_out = list(sources(settings.data, "validation", settings.eval_samples, settings.eval_samples))
+        self.held_out = held_out
+        self.eval_rows = self._eval_batches(self._documents(held_out))
+        self.plan = self._plan()
+        self.trainable = Trainable(lm, settings.lora)
+        self.accelerator = Accelerator(
+            cpu=lm.device.type == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no"
+        )
+        self.objectives = [AnswerCrossEntropy()]
+        optimizer = _optimizer(settings, [p for p in lm.model.parameters() if p.requires_grad])
+        self.step, self.optimizer = self.accelerator.prepare(Step(lm, self.objectives), optimizer)
+        self.judge = Judge(settings.stopping)
+        self.done, self.tokens, self.seconds, self.stopped = 0, 0, 0.0, ""
+        self._resume()
+        self.diagnostics = Diagnostics(folder, self.done)
+
+    def _documents(self, found: Sequence[Source]) -> list[Document]:
+        made = [document(source, self.wire, self.lm) for source in found]
+        kept = [each for each in made if len(each.ids) <= self.settings.row_tokens]
+        if len(kept) < len(made):
+            self.log(f"{len(made) - len(kept)} of {len(made)} documents are longer than a row and left out")
+        if not kept:
+            raise UserError(
+                f"row_tokens: found {self.settings.row_tokens}, expected at least the "
+                f"{min((len(each.ids) for each in made), default=0)} tokens of the shortest document."
+            )
+        return kept
+
+    def _plan(self) -> Plan:
+        settings = self.settings
+        stream = sources(settings.data, "train", settings.train_samples, settings.eval_samples)
+        needed = settings.steps * settings.rows * settings.row_tokens
+        found: list[Source] = []
+        budget = 0
+        # The world's train split has no end: one epoch's worth is enough.
+        for source in stream:
+            found.append(source)
+            if settings.train_samples is None:
+                budget += len(document(source, self.wire, self.lm).ids)
+                if budget >= needed:
+                    break
+        return Plan(self._documents(found), settings.row_tokens, settings.rows, settings.seed)
+
+    def _eval_batches(self, documents: Sequence[Document]) -> list[Rows]:
+        packed = pack([len(each.ids) for each in documents], self.settings.row_tokens)
+        rows = [[documents[i] for i in row] for row in packed]
+        return [
+            self._collate(rows[at : at + self.settings.rows]) for at in range(0, len(rows), self.settings.rows)
+        ]
+
+    def _collate(self, rows: Sequence[Sequence[Document]]) -> Rows:
+        return collate(rows, getattr(self.wire, "layers", None)).to(self.lm.device)
+
+    def audit(self) -> None:
+        """Look at model, wire and rows before the first step."""
+        problems = list(audit(self.lm, self.wire).problems) + audit_rows(self.lm, self.eval_rows[0])
+        if self.settings.force_leaky:
+            self.log(f"training on a leak, as forced: {'; '.join(problems)}")
+        elif problems:
+            raise Leak(f"the audit of {self.wire.label} failed: {'; '.join(problems)}")
+        else:
+            self.log(f"audit of {self.wire.label} and its rows: nothing leaks")
+
+    def train(self, progress: Callable[[int, int], None] | None) -> None:
+        settings, lm = self.settings, self.lm
+        if settings.activation_checkpointing:
+            lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        try:
+            if self.done == 0 and not self.stopped:
+                self._evaluate()
+            for rows in self.plan.steps(self.done, settings.steps):
+                if self.stopped:
+                    break
+                self._train_step(rows)
+                if progress:
+                    progress(self.done, settings.steps)
+                if self.done % settings.eval_steps == 0 or self.done == settings.steps or self.stopped:
+                    self._evaluate()
+        finally:
+            if settings.activation_checkpointing:
+                lm.model.gradient_checkpointing_disable()
+            lm.model.eval()
+        self.stopped = self.stopped or "steps"
+
+    def _train_step(self, rows: list[list[Document]]) -> None:
+        settings, accelerator = self.settings, self.accelerator
+        started = time.monotonic()
+        torch.manual_seed(_seed(settings.seed, self.done))
+        self.lm.model.train()
+        mine = rows[accelerator.process_index :: accelerator.num_processes]
+        size = -(-len(mine) // settings.accumulation)
+        parts = [self._collate(mine[at : at + size]) for at in range(0, len(mine), size)]
+        labels = _summed(accelerator, sum(int((part.labels[:, 1:] != -100).sum()) for part in parts))
+        logged = self.done % settings.log_steps == 0
+        sums: dict[str, float] = {each.name: 0.0 for each in self.objectives}
+        norms: dict[str, float] = {}
+        right = firsts = 0
+        for part in parts:
+            losses: Losses = self.step(part)
+            if logged and not norms:
+                norms = _gradient_norms(losses)
+            # Gradients are averaged over processes: the sum over all labels needs their number back.
+            accelerator.backward(losses.total * accelerator.num_processes / labels)
+            for name, term in losses.terms.items():
+                sums[name] += float(term.detach())
+            right, firsts = right + losses.first_right, firsts + losses.firsts
+        norm = accelerator.clip_grad_norm_(self.step.parameters(), settings.clip)
+        share = learning_rate_share(
+            settings.schedule, self.done, settings.steps, settings.warmup_steps, settings.final_share
+        )
+        for group in self.optimizer.param_groups:
+            group["lr"] = settings.learning_rate * share
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        loss = _summed(accelerator, sum(each.weight * sums[each.name] for each in self.objectives)) / labels
+        self.done += 1
+        self.tokens += sum(len(each.ids) for row in rows for each in row)
+        self.seconds += time.monotonic() - started
+        if logged:
+            self.diagnostics.write(
+                {
+                    "step": self.done,
+                    "tokens": self.tokens,
+                    "seconds": round(self.seconds, 3),
+                    "learning_rate": settings.learning_rate * share,
+                    "loss": loss,
+                    "objectives": {name: _summed(accelerator, value) / labels for name, value in sums.items()},
+                    "gradient_norm": None if norm is None else float(norm),
+                    "objective_gradient_norms": norms,
+                    "first_token_accuracy": right / max(1, firsts),
+                    "memory_gib": round(memory_gib(), 3),
+                }
+            )
+        self.stopped = self.judge.trained(self.done - 1, loss) or ""
+
+    @torch.no_grad()
+    def _evaluate(self) -> None:
+        self.lm.model.eval()
+        loss, labels, right, firsts = 0.0, 0, 0, 0
+        for rows in self.eval_rows:
+            forced, first = read(self.lm, rows)
+            loss += float(self.objectives[0].loss(self.lm, forced))
+            labels += len(forced.labels)
+            right += int((self.lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]).sum())
+            firsts += int(first.sum())
+        mean = loss / labels
+        stop = self.judge.evaluated(self.done, mean)
+        if stop and self.done:
+            self.stopped = self.stopped or stop
+        self.diagnostics.write(
+            {
+                "step": self.done,
+                "tokens": self.tokens,
+                "seconds": round(self.seconds, 3),
+                "eval_loss": mean,
+                "eval_first_token_accuracy": right / max(1, firsts),
+                "eval_documents": firsts,
+            }
+        )
+        self.diagnostics.samples(self.done, self._samples())
+        self.log(
+            f"step {self.done} of {self.settings.steps}: evaluation loss {mean:.4f}, "
+            f"first token right {right / max(1, firsts):.3f}, n={firsts}"
+        )
+        self._save("last", with_optimizer=True)
+        if self.judge.best_step == self.done:
+            self._save(BEST_SO_FAR, with_optimizer=False)
+
+    def _samples(self) -> list[dict[str, Any]]:
+        examples = [each for each in self.held_out if isinstance(each, Example)][: self.settings.samples]
+        if not examples:
+            return []
+        encoded = [self.lm.format.encode(each, self.lm) for each in examples]
+        prefilled = self.lm.prefill(self.wire([prompt for prompt, _ in encoded], self.lm))
+        texts = self.lm.generate(prefilled, Decoding(max_new_tokens=SAMPLE_TOKENS))
+        return [
+            {"id": each.id, "answer": (each.answers or (each.choices[each.gold],))[0], "prediction": text.text}
+            for each, text in zip(examples, texts, strict=True)
+        ]
+
+    def _save(self, name: str, *, with_optimizer: bool) -> None:
+        self.accelerator.wait_for_everyone()
+        if not self.accelerator.is_main_process:
+            return
+        judge = {f.name: getattr(self.judge, f.name) for f in fields(self.judge) if f.name != "settings"}
+        state = {
+            "step": self.done,
+            "tokens": self.tokens,
+            "seconds": self.seconds,
+            "stopped": self.stopped,
+            "judge": judge,
+            "rows": self.plan.sha256(),
+        }
+        optimizer = self.optimizer.optimizer if with_optimizer else None
+        checkpoints.save(self.folder / "checkpoints" / name, self.lm.model, optimizer, state)
+
+    def _resume(self) -> None:
+        found = checkpoints.find(self.folder / "checkpoints" / "last")
+        if found is None:
+            return
+        state = checkpoints.load(found, self.lm.model, self.optimizer.optimizer)
+        if state["rows"] != self.plan.sha256():
+            raise UserError(f"resume: {found} was trained on other rows than these; start a fresh run.")
+        self.done, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
+        self.stopped = state["stopped"]
+        self.judge = Judge(self.settings.stopping, **state["judge"])
+        self.log(f"resumed at step {self.done} of {self.settings.steps}")
+
+    def finish(self) -> Finetuned:
+        """Turn the snapshots into model folders; the model ends as the best one."""
+        places = self.folder / "checkpoints"
+        if self.accelerator.is_main_process:
+            self.trainable.export(places / "final")
+            if checkpoints.find(places / BEST_SO_FAR) is not None:
+                checkpoints.load(places / BEST_SO_FAR, self.lm.model)
+                self.trainable.export(places / "best")
+                shutil.rmtree(places / BEST_SO_FAR)
+        self.accelerator.wait_for_everyone()
+        self.trainable.settle(places / "best")
+        return Finetuned(
+            steps=self.done,
+            stopped=self.stopped,
+            best_step=self.judge.best_step,
+            best_loss=self.judge.best_loss,
+            train_rows_sha256=self.plan.sha256(),
+            tokens=self.tokens,
+            seconds=self.seconds,
+        )
+
+
+def _optimizer(settings: Finetuning, parameters: list[torch.nn.Parameter]) -> torch.optim.Optimizer:
+    if settings.optimizer == "adafactor":
+        from transformers import Adafactor
+
+        return Adafactor(
+            parameters,
+            lr=settings.learning_rate,
+            weight_decay=settings.weight_decay,
+            relative_step=False,
+            scale_parameter=False,
+        )
+    return torch.optim.AdamW(
+        parameters,
+        lr=settings.learning_rate,
+        betas=(0.9, 0.95),
+        weight_decay=settings.weight_decay,
+        fused=all(p.device.type in ("cuda", "cpu") for p in parameters),
+    )
+
+
+def _gradient_norms(losses: Losses) -> dict[str, float]:
+    """Of each objective, with respect to the hidden states: through parameters they would break DDP."""
+    norms = {}
+    for name, term in losses.terms.items():
+        (gradient,) = torch.autograd.grad(term / losses.labels, losses.hidden, retain_graph=True)
+        norms[name] = float(gradient.float().norm())
+    return norms
+
+
+def _summed(accelerator: Accelerator, value: float) -> float:
+    """The sum of a number over all processes."""
+    if accelerator.num_processes == 1:
+        return value
+    total: Tensor = accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum")
+    return float(total)
+
+
+def _seed(seed: int, step: int) -> int:
+    return int.from_bytes(hashlib.sha256(f"{seed}/step/{step}".encode()).digest()[:7], "big")

@@ -1,0 +1,60 @@
+"""`Step`: one module whose forward is the whole training step.
+
+Wire, reader and objectives run inside one forward, so that a distributed wrapper around it sees every parameter
+exactly once: a head that is called apart from its backbone skips gradient averaging under DDP without a word.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Forced
+from latentwire.lm.reading import Reading
+from latentwire.training.documents import IGNORE
+from latentwire.training.objectives import Objective
+from latentwire.training.packing import Rows
+
+
+@dataclass(frozen=True, eq=False)
+class Losses:
+    """total: what to send backward, a weighted sum over tokens. terms: each objective's sum.
+    labels: how many tokens were learned. first_right, firsts: first answer tokens predicted right, and all of
+    them. hidden: where gradient norms of single objectives are taken."""
+
+    total: Tensor
+    terms: dict[str, Tensor]
+    labels: int
+    first_right: int
+    firsts: int
+    hidden: Tensor
+
+
+class Step(nn.Module):
+    """A reader and its objectives on packed rows."""
+
+    def __init__(self, lm: LM, objectives: Sequence[Objective]) -> None:
+        super().__init__()
+        self.model = lm.model
+        self._lm = lm
+        self._objectives = objectives
+
+    def forward(self, rows: Rows) -> Losses:
+        forced, first = read(self._lm, rows)
+        terms = {each.name: each.loss(self._lm, forced) for each in self._objectives}
+        total = torch.stack([each.weight * terms[each.name] for each in self._objectives]).sum()
+        with torch.no_grad():
+            right = self._lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]
+        return Losses(total, terms, len(forced.labels), int(right.sum()), int(first.sum()), forced.hidden)
+
+
+def read(lm: LM, rows: Rows) -> tuple[Forced, Tensor]:
+    """Hidden states `(N, D)` that predict the rows' N labels, and which of them are an answer's first `(N,)`."""
+    hidden = lm.run(rows.ids, rows.columns, Reading(rows.columns, rows.layers))
+    labelled = rows.labels[:, 1:] != IGNORE
+    first = labelled & (rows.labels[:, :-1] == IGNORE)
+    return Forced(hidden[:, :-1][labelled], rows.labels[:, 1:][labelled]), first[labelled]

@@ -1,0 +1,70 @@
+"""When a finetuning ends before its last step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from latentwire.training.config import Stopping
+
+
+class Leak(RuntimeError):
+    """Training would read, or seems to read, its own labels."""
+
+
+@dataclass
+class Judge:
+    """Keeps what the criteria need; its fields are saved with every checkpoint, so a resumed run judges alike.
+
+    best_loss, best_step: of the evaluation loss. stale: evaluations since it improved by `min_delta`.
+    rising: evaluations running at which it rose. first_loss: the train loss at step 0.
+    """
+
+    settings: Stopping
+    best_loss: float = float("inf")
+    best_step: int = -1
+    plateau_loss: float = float("inf")
+    stale: int = 0
+    rising: int = 0
+    last_loss: float = float("inf")
+    first_loss: float | None = None
+    lowest_train: float = field(default=float("inf"))
+
+    def trained(self, step: int, loss: float) -> str | None:
+        """Tell a step's train loss (nats a token); returns why to stop, or None.
+
+        Raises:
+            Leak: the loss fell implausibly fast.
+        """
+        if self.first_loss is None:
+            self.first_loss = loss
+        self.lowest_train = min(self.lowest_train, loss)
+        limits = self.settings
+        if not loss < float("inf"):
+            return "the train loss is not a finite number"
+        collapsed = limits.collapse_ratio is not None and loss < limits.collapse_ratio * self.first_loss
+        # A model that knows its task starts low: only a fall from a loss worth the name is suspicious.
+        if collapsed and step < limits.collapse_steps and self.first_loss > 0.5:
+            raise Leak(
+                f"the train loss fell from {self.first_loss:.2f} to {loss:.4f} nats within {step + 1} steps, "
+                "which is implausible: suspected leak of the labels (stopping.collapse_ratio)"
+            )
+        if step + 1 == limits.no_signal_steps and self.lowest_train > self.first_loss - limits.min_delta:
+            return f"no learning signal after {step + 1} steps"
+        return None
+
+    def evaluated(self, step: int, loss: float) -> str | None:
+        """Tell an evaluation loss after `step` steps; returns why to stop, or None."""
+        self.rising = self.rising + 1 if loss > self.last_loss else 0
+        self.last_loss = loss
+        if loss < self.best_loss:
+            self.best_loss, self.best_step = loss, step
+        if loss < self.plateau_loss - self.settings.min_delta:
+            self.plateau_loss, self.stale = loss, 0
+        else:
+            self.stale += 1
+        limits = self.settings
+        if limits.worse_evaluations is not None and self.rising >= limits.worse_evaluations:
+            return f"evaluation loss worse {self.rising} times running"
+        if limits.patience is not None and self.stale >= limits.patience and step >= limits.min_steps:
+            return f"plateau: {self.stale} evaluations without {limits.min_delta} nats of improvement"
+        return None

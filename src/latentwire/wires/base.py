@@ -1,0 +1,84 @@
+"""A wire: how a context is delivered to a reader."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar, Self
+
+from pydantic import BaseModel, ConfigDict
+
+from latentwire.errors import UserError
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompts import Prompt
+
+if TYPE_CHECKING:
+    from latentwire.lm.model import LM
+
+
+class Message(ABC):
+    """What crosses a wire for B contexts. It knows no question and no reader's template."""
+
+    @abstractmethod
+    def nbytes(self) -> list[int]:
+        """Bytes that cross, one number a context."""
+
+
+@dataclass(frozen=True)
+class Texts(Message):
+    """Contexts as text."""
+
+    texts: tuple[str, ...]
+
+    def nbytes(self) -> list[int]:
+        return [len(text.encode()) for text in self.texts]
+
+
+class Wire(BaseModel, ABC):
+    """Turns contexts into a `Message`, and a message with its questions into a `Prefix`.
+
+    A wire never touches attention, caches or losses: it says who sees whom, `LM` makes it so.
+
+    To add one, write a class with a `kind` and the two methods and add it to `KINDS`. The contract
+    tests then run it: off means untouched, indifferent to padding, batch size and order.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    kind: str
+    leaks: ClassVar[bool] = False
+    """Whether a scored token can see its own label. Marked in every table; not trained with."""
+
+    def bind(self, lm: LM) -> Self:
+        """This wire made ready for a reader; most need nothing."""
+        return self
+
+    @abstractmethod
+    def encode(self, contexts: Sequence[str]) -> Message:
+        """What crosses for these contexts."""
+
+    @abstractmethod
+    def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
+        """The prefix of each prompt; its context comes from `message`, never from the prompt.
+
+        Raises:
+            UserError: a prompt is empty.
+        """
+
+    def __call__(self, prompts: Sequence[Prompt], lm: LM) -> Prefix:
+        return self.deliver(self.encode([prompt.context for prompt in prompts]), prompts, lm)
+
+    @property
+    def label(self) -> str:
+        """The wire as the command line writes it, options at their defaults left out."""
+        options = self.model_dump(exclude_defaults=True, exclude={"kind"})
+        return ",".join([self.kind, *(f"{name}={value}" for name, value in options.items())])
+
+    def refuse_training(self, *, force: bool = False) -> None:
+        """Raise a UserError where what training would learn is to read its own labels."""
+        if self.leaks and not force:
+            raise UserError(
+                f"wire: {self.label} lets every answer token see itself, so training would learn to copy the "
+                "label and its loss would mean nothing; expected another wire, or force if that is the point."
+            )
