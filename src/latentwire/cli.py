@@ -180,13 +180,33 @@ def _console() -> Console:
 
 @contextmanager
 def _progress(total: int) -> Iterator[Progress]:
+    """A bar with the time left on a terminal, a plain line every 20 seconds elsewhere."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+    if not sys.stderr.isatty():
+        yield _plain_progress(total)
+        return
     columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
         line = bar.add_task("reading", total=total)
         yield lambda arm, task, done: bar.update(line, advance=done, description=f"{task} over {arm}")
+
+
+def _plain_progress(total: int) -> Progress:
+    started = spoken = time.monotonic()
+    count = 0
+
+    def tell(arm: str, task: str, done: int) -> None:
+        nonlocal count, spoken
+        count += done
+        now = time.monotonic()
+        if now - spoken >= 20:
+            spoken = now
+            left = (now - started) * (total - count) / count
+            print(f"{count:,} of {total:,} answers, {left:.0f} s left ({task} over {arm})", file=sys.stderr)
+
+    return tell
 
 
 def main() -> None:

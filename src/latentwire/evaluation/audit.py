@@ -110,15 +110,14 @@ def _first_tokens(lm: LM, examples: Sequence[Example], found: Audit) -> None:
     for example in examples:
         _, answers = lm.format.encode(example, lm)
         for text, ids in zip(example.choices or example.answers[:1], answers, strict=True):
-            first = lm.decode(ids[:1]).strip()
+            first = lm.decode(ids[:1])
             found.first_tokens.append((first, text))
-            # A first token may be a blank of its own, or bytes of a character that is not complete yet.
-            whole = lm.decode(ids).strip()
-            if whole != text.strip() or not (
-                text.strip().startswith(first) or "\N{REPLACEMENT CHARACTER}" in first
-            ):
+            # Prompt and answer tokens together must be the text: none lost between them, none twice.
+            read = lm.format.tokens(example.context, example.question, lm).ids + ids
+            whole = lm.format.whole(example.context, example.question, text, lm)
+            if lm.decode(read) != lm.decode(whole):
                 found.problems.append(
-                    f"the first supervised token of {example.id} is {first!r}, not the first of {text!r}"
+                    f"the first supervised token of {example.id}, {first!r}, is not the first of its answer {text!r}"
                 )
 
 

@@ -74,14 +74,11 @@ def evaluate(
         UserError: a task without examples, or a prompt longer than the model.
     """
     bound = [wire.bind(lm) for wire in wires]
-    prepared = {task.name: prepare(lm, task, split, limit) for task in tasks}
-    for task in tasks:
-        for wire in bound:
-            _check_lengths(lm, task, wire, prepared[task.name])
+    prepared = ready(lm, tasks, wires, split=split, limit=limit)
     result = Evaluation()
     for task in tasks:
         items = prepared[task.name]
-        result.floors[task.name] = _floors([item.example for item in items])
+        result.floors[task.name] = known_floors([item.example for item in items])
         result.unstable[task.name] = sum(item.prompt.unstable > 0 for item in items)
         for wire in bound:
             found: dict[str, Outcome] = {}
@@ -91,6 +88,21 @@ def evaluate(
                     progress(wire.label, task.name, len(batch))
             result.outcomes += [found[item.example.id] for item in items]
     return result
+
+
+def ready(
+    lm: LM, tasks: Sequence[Task], wires: Sequence[Wire], *, split: Split = "test", limit: int | None = None
+) -> dict[str, list[Item]]:
+    """Every task's examples, tokenized and measured under every wire.
+
+    Raises:
+        UserError: a task without examples, or a prompt longer than the model.
+    """
+    prepared = {task.name: prepare(lm, task, split, limit) for task in tasks}
+    for task in tasks:
+        for wire in wires:
+            _check_lengths(lm, task, wire.bind(lm), prepared[task.name])
+    return prepared
 
 
 def prepare(lm: LM, task: Task, split: Split, limit: int | None) -> list[Item]:
@@ -174,7 +186,8 @@ def _outcome(task: Task, wire: Wire, item: Item, text: str | None, scores: list[
     )
 
 
-def _floors(examples: Sequence[Example]) -> dict[str, float]:
+def known_floors(examples: Sequence[Example]) -> dict[str, float]:
+    """What a reader earns who reads nothing (`chance`) or ignores whom is asked about (`type_floor`)."""
     floors = {}
     if all(example.choices for example in examples):
         floors["chance"] = metrics.chance(examples)

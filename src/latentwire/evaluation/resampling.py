@@ -7,7 +7,9 @@ that share it are never taken for independent ones. NumPy and SciPy only.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -78,29 +80,64 @@ def bootstrap(table: Table, seed: int, resamples: int) -> Interval:
     The interval never leaves [floor, ceiling], and is all of it where no group has a like (a single
     group, say) that could show how far groups differ.
     """
-    strata = _strata(table.counts)
+    floors, ceilings = (np.full(table.weights.shape, bound) for bound in (table.floor, table.ceiling))
+    draws = partial(draw, table.sums[None], table, seed, resamples)
+    return interval(table, freedom(table), floors, ceilings, lambda: draws()[:, 0])
+
+
+def freedom(table: Table) -> int:
+    """Degrees of freedom: groups less strata."""
+    return len(table.counts) - len(_strata(table.counts))
+
+
+def interval(
+    table: Table, freedom: int, floors: Array, ceilings: Array, draws: Callable[[], Array]
+) -> Interval:
+    """`bootstrap`'s interval from given resamples of the table's value, `draws()` of shape (resamples,).
+
+    `floors[t]` and `ceilings[t]` bound one example's metric in task t; the table's own are those of its value.
+    """
     groups = len(table.counts)
-    freedom = groups - len(strata)
     constant = (np.abs(table.sums - table.means * table.counts) < _ROUNDING).all(0)
     bounded = bool(np.isfinite([table.floor, table.ceiling]).all())
     if freedom == 0 and not (bounded and constant.all()):
         return Interval(table.floor, table.ceiling, float("inf"))
-    down = _unseen(table, constant * (table.means - table.floor)) if bounded else 0.0
-    up = _unseen(table, constant * (table.ceiling - table.means)) if bounded else 0.0
+    down = _unseen(table, constant * (table.means - floors)) if bounded else 0.0
+    up = _unseen(table, constant * (ceilings - table.means)) if bounded else 0.0
     if constant.all():
         return Interval(table.value - down, table.value + up, 0.0)
 
-    draws = _resampled_values(table, strata, np.random.default_rng(seed), resamples)
+    drawn = draws()
     shrunk = np.sqrt(groups / freedom)
     widen = shrunk * stats.t.ppf(0.975, freedom) / stats.norm.ppf(0.975)
-    low, high = np.quantile(draws, [0.025, 0.975])
+    low, high = np.quantile(drawn, [0.025, 0.975])
     down = np.hypot(down, widen * (table.value - low))
     up = np.hypot(up, widen * (high - table.value))
     return Interval(
         max(table.floor, float(table.value - down)),
         min(table.ceiling, float(table.value + up)),
-        float(shrunk * draws.std()),
+        float(shrunk * drawn.std()),
     )
+
+
+def draw(sums: Array, table: Table, seed: int, resamples: int) -> Array:
+    """Values of several arms under the same resamples, shape (resamples, arms).
+
+    `sums[a, g, t]` are the arms' sums over the examples that `table` counts; its own sums do not matter.
+    """
+    # Groups with equal rows are interchangeable: drawing how often each *kind* of row comes is the
+    # same distribution, and for a 0/1 metric there are two kinds instead of thousands of groups.
+    arms, _, tasks = sums.shape
+    rows = np.hstack([*sums, table.counts])
+    kinds = [np.unique(rows[stratum], axis=0, return_counts=True) for stratum in _strata(table.counts)]
+    rng = np.random.default_rng(seed)
+    values = []
+    for start in range(0, resamples, _CHUNK):
+        size = min(_CHUNK, resamples - start)
+        totals: Array = sum(rng.multinomial(n.sum(), n / n.sum(), size) @ kind for kind, n in kinds)
+        means = totals[:, :-tasks].reshape(size, arms, tasks) / totals[:, None, -tasks:]
+        values.append(means @ table.weights)
+    return np.concatenate(values)
 
 
 def _strata(counts: Array) -> list[NDArray[np.intp]]:
@@ -123,23 +160,6 @@ def _unseen(table: Table, room: Array) -> float:
     present = table.counts > 0
     heaviest = float((present @ (shares / present.sum(0))).max())
     return total * float(1 - 0.025 ** (heaviest / total))
-
-
-def _resampled_values(
-    table: Table, strata: list[NDArray[np.intp]], rng: np.random.Generator, resamples: int
-) -> Array:
-    """`table.value` of `resamples` resamples, shape (resamples,)."""
-    # Groups with equal rows are interchangeable: drawing how often each *kind* of row comes is the
-    # same distribution, and for a 0/1 metric there are two kinds instead of thousands of groups.
-    rows = np.hstack([table.sums, table.counts])
-    kinds = [np.unique(rows[stratum], axis=0, return_counts=True) for stratum in strata]
-    values = []
-    for start in range(0, resamples, _CHUNK):
-        size = min(_CHUNK, resamples - start)
-        totals = sum(rng.multinomial(n.sum(), n / n.sum(), size) @ kind for kind, n in kinds)
-        sums, counts = np.hsplit(totals, 2)
-        values.append((sums / counts) @ table.weights)
-    return np.concatenate(values)
 
 
 def sign_flip(contributions: Array, seed: int, draws: int = 10_000) -> float:

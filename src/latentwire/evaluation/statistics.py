@@ -163,6 +163,23 @@ def compare(
     )
 
 
+def aligned(arms: Sequence[Sequence[Outcome]]) -> tuple[Array, Table, int]:
+    """Arms on the same examples, by their primary metrics: sums `(arms, groups, tasks)`, the table of the first
+    arm, and a seed made from names.
+
+    Raises ValueError as `compare` does, and if a metric is not a share in [0, 1].
+    """
+    tables = []
+    for arm in arms:
+        scores = _scores(arm, None)
+        if not _bounded(arm, None):
+            raise ValueError(f"expected a share in [0, 1] as the primary metric, found {arm[0].metrics}")
+        if {(o.task, o.id, o.group) for o in arm} != {(o.task, o.id, o.group) for o in arms[0]}:
+            raise ValueError("the arms differ in their examples or groups")
+        tables.append(_table(arm, np.array([scores[o.task, o.id] for o in arm]), 0.0, 1.0))
+    return np.stack([table.sums for table in tables]), tables[0], _seed([o for arm in arms for o in arm], None)
+
+
 def _resolvable(table: Table, error: float) -> float:
     """The positive root of δ² = t²·(error² + δ(1 − δ)/n), for a share: see `compare`."""
     groups = len(table.counts)

@@ -54,7 +54,9 @@ def _block_mask(see: Tensor, dtype: torch.dtype) -> Any:
 def _window(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
     window: int | None = kwargs.get("sliding_window")
     kinds = getattr(module.config, "layer_types", None)
-    if window is None and kinds and kinds[module.layer_idx] == "sliding_attention":
+    # Without `layer_types` a configured window is every layer's.
+    everywhere = getattr(module.config, "sliding_window", None) is not None
+    if window is None and (kinds[module.layer_idx] == "sliding_attention" if kinds else everywhere):
         raise UserError(
             f"attention: {type(module).__name__} slides its window without telling the attention function, "
             "so a mask cannot be made right here; expected a model that passes sliding_window."
@@ -107,10 +109,16 @@ def install(model: PreTrainedModel, attention: str | None = None) -> str:
     try:
         model.set_attn_implementation(PREFIX + name)
     except ValueError as error:
-        raise UserError(f"attention: {type(model).__name__} cannot use {name!r}: {error}") from error
+        kind = type(model).__name__
+        raise UserError(f"attention: {kind} has no {name} kernel, expected another one.") from error
     if model.config._attn_implementation != PREFIX + name:
         raise UserError(f"attention: {type(model).__name__} does not let its attention function be chosen.")
     return before
+
+
+def kernel(model: PreTrainedModel) -> str:
+    """Which of `STOCK` a model reads with, once `install` has been called."""
+    return str(model.config._attn_implementation).removeprefix(PREFIX)
 
 
 def uninstall(model: PreTrainedModel, before: str) -> None:

@@ -57,6 +57,9 @@ def blocks(
     for module in {inner, inner.get_decoder()}:
         hooks.append(module.register_forward_pre_hook(mask.before_forward, with_kwargs=True, prepend=True))
         hooks.append(module.register_forward_hook(_refuse_ignored, with_kwargs=True))
+    # For a cache that can be compiled, `generate` makes causal masks ahead and keeps the padding to itself.
+    ahead = vars(inner).get("create_masks_for_generate")
+    inner.create_masks_for_generate = _padding_as_it_is  # type: ignore[assignment]
     try:
         yield
     except BaseException:
@@ -67,6 +70,9 @@ def blocks(
     finally:
         for hook in hooks:
             hook.remove()
+        del inner.create_masks_for_generate
+        if ahead is not None:
+            inner.create_masks_for_generate = ahead
         _release(inner, mask)
 
 
@@ -133,7 +139,7 @@ class _Mask:
         past = 0 if cache is None else int(cache.get_seq_length())
         total = past + queries
         padding = kwargs.get("attention_mask")
-        if padding is not None and padding.ndim != 2:
+        if padding is not None and (not isinstance(padding, Tensor) or padding.ndim != 2):
             raise UserError("blocks: found a ready-made attention mask, expected a padding mask (B, T) or none.")
         if padding is None:
             valid = torch.ones(rows, total, dtype=torch.bool, device=content.device)
@@ -172,6 +178,10 @@ class _Mask:
         return torch.where(inside, 0, CAUSAL)
 
 
+def _padding_as_it_is(attention_mask: Tensor, **_: object) -> Tensor:
+    return attention_mask
+
+
 def _refuse_ignored(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: object) -> None:
     if not kwargs["reading"].asked:
         raise UserError(f"blocks: {type(model).__name__} does not ask for its mask, so it would stay causal.")
@@ -179,7 +189,7 @@ def _refuse_ignored(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 def _match(given: Tensor, rows: int) -> Tensor:
     """Rows as the model sees them: beams and several samples repeat each of the caller's rows."""
-    if rows % len(given):
+    if not len(given) or rows % len(given):
         raise UserError(f"blocks: found {len(given)} rows, expected the model's {rows} or a divisor of it.")
     return given.repeat_interleave(rows // len(given), 0)
 

@@ -55,11 +55,12 @@ def check(lm: LM) -> None:
     kind = type(lm.model).__name__
     if not bool(torch.isfinite(causal).all() and torch.isfinite(prefix).all()):
         raise UserError(f"model: {kind} answers a plain prompt with values that are not finite numbers.")
-    sees_ahead = [not torch.equal(causal[0, : PROMPT - 1], causal[1, : PROMPT - 1])]
-    sees_ahead += [not torch.equal(states[0, :-1], states[2, :-1]) for states in (causal, prefix)]
+    # To rounding, not to the bit: experts compute in groups whose sizes depend on every token of the batch.
+    sees_ahead = [not _close(causal[0, : PROMPT - 1], causal[1, : PROMPT - 1])]
+    sees_ahead += [not _close(states[0, :-1], states[2, :-1]) for states in (causal, prefix)]
     if any(sees_ahead):
         raise UserError(f"model: {kind} sees tokens ahead that its mask hides, so no number of it is true.")
-    if torch.equal(prefix[0, : PROMPT - 1], prefix[1, : PROMPT - 1]):
+    if _close(prefix[0, : PROMPT - 1], prefix[1, : PROMPT - 1]):
         raise UserError(f"model: {kind} stays causal where its mask shows the whole prompt.")
     ids = torch.tensor([tokens], device=lm.device)
     if not _close(lm.head(causal[:1]), lm.model(input_ids=ids, use_cache=False).logits):

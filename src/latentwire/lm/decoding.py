@@ -35,13 +35,19 @@ class Decoding:
 
     def __post_init__(self) -> None:
         for name in ("temperature", "first_temperature"):
-            if (value := getattr(self, name)) is not None and value < 0:
+            if (value := getattr(self, name)) is not None and not value >= 0:
                 raise ValueError(f"{name}: found {value}, expected >= 0")
         for name in ("top_p", "first_top_p"):
             if (value := getattr(self, name)) is not None and not 0 < value <= 1:
                 raise ValueError(f"{name}: found {value}, expected a number in (0, 1]")
         if self.max_new_tokens < 1:
             raise ValueError(f"max_new_tokens: found {self.max_new_tokens}, expected >= 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens: found {self.min_new_tokens}, expected 0 to max_new_tokens, {self.max_new_tokens}"
+            )
+        if "" in self.stop:
+            raise ValueError("stop: found an empty string, expected strings to look for")
 
 
 @dataclass(frozen=True)
@@ -93,6 +99,8 @@ def generate(
     """
     if seeds is None:
         seeds = range(prefilled.rows)
+    if len(seeds) != prefilled.rows:
+        raise ValueError(f"seeds: found {len(seeds)}, expected one for each of {prefilled.rows} rows")
     draws = [torch.Generator().manual_seed(seed) for seed in seeds]
     rows = [_Row(lm, decoding) for _ in range(prefilled.rows)]
     state, logits = prefilled, prefilled.logits

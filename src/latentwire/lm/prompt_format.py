@@ -33,17 +33,17 @@ class PromptFormat(BaseModel):
         """The prompt, and the answer's token ids: one list a choice, or one for the first answer.
 
         Prompt and answer are tokenized together and split behind as many tokens as the prompt alone
-        has, as lm-eval splits a pair; blanks at the prompt's end belong to the answer.
+        has, as lm-eval splits a pair; blanks at the prompt's end belong to the answer (under `raw` line
+        breaks too, as there).
 
         Raises:
             UserError: an answer adds no token to the prompt.
         """
         text = self.render(example.context, example.question, lm)[0]
-        kept = text.rstrip(" ")
-        alone = self._ids(kept, lm)
+        alone = self._ids(self._kept(text), lm)
         shared, answers = len(alone), []
         for answer in example.choices or example.answers[:1]:
-            whole = self._ids(text + self.answer_text(answer), lm)
+            whole = self.whole(example.context, example.question, answer, lm)
             if len(whole) <= len(alone):
                 raise UserError(f"{example.id}: the answer {answer!r} adds no token to its prompt.")
             shared = min(shared, _common(alone, whole))
@@ -56,9 +56,10 @@ class PromptFormat(BaseModel):
         )
         return prompt, tuple(answers)
 
-    def answer_text(self, answer: str) -> str:
-        """An answer as it follows the prompt."""
-        return answer if self.template == "raw" else f" {answer}"
+    def whole(self, context: str, question: str, answer: str, lm: LM) -> list[int]:
+        """Tokens of a prompt with an answer behind it, tokenized as one text."""
+        follows = answer if self.template == "raw" else f" {answer}"
+        return self._ids(self.render(context, question, lm)[0] + follows, lm)
 
     def tokens(self, context: str, question: str, lm: LM) -> Tokens:
         """Tokens of a prompt; the context may be empty.
@@ -67,15 +68,16 @@ class PromptFormat(BaseModel):
             UserError: the prompt has no token at all.
         """
         text, boundary = self.render(context, question, lm)
-        ids = self._ids(text.rstrip(" "), lm)
+        ids = self._ids(self._kept(text), lm)
         if not ids:
             raise UserError("prompt: found no token, expected a context or a question.")
         before = _common(ids, self._ids(text[:boundary], lm)) if context else 0
-        anchor = len(ids) - _common(ids, self._ids(text[: -len(self.anchor)].rstrip(" "), lm))
+        anchored = self.template != "raw" and self.anchor != ""
+        bare = text[: len(text) - len(self.anchor)].rstrip(" ")
         return Tokens(
             ids=ids,
             segments=[0] * before + [1] * (len(ids) - before),
-            anchor=0 if self.template == "raw" else anchor,
+            anchor=len(ids) - _common(ids, self._ids(bare, lm)) if anchored else 0,
         )
 
     def outside(self, tokens: Tokens) -> int:
@@ -86,7 +88,7 @@ class PromptFormat(BaseModel):
         """The prompt's text, and where in it the context ends.
 
         Raises:
-            UserError: a chat template is asked for and the tokenizer has none.
+            UserError: a chat template is asked for and the tokenizer has none, or it rewrites what it is given.
         """
         text = self.body(context, question)
         boundary = len(text) - len(self.body("", question))
@@ -98,7 +100,12 @@ class PromptFormat(BaseModel):
             raise UserError(f"format: found chat, but the tokenizer of {lm.name} has no chat template.")
         turns = [{"role": "user", "content": text}]
         chat = str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        return f"{chat}{self.anchor}", chat.find(text) + boundary
+        # Many templates strip what a user says.
+        said, indent = text.strip(), len(text) - len(text.lstrip())
+        start = chat.find(said)
+        if start < 0:
+            raise UserError(f"format: the chat template of {lm.name} does not hold the prompt word for word.")
+        return f"{chat}{self.anchor}", start + min(max(boundary - indent, 0), len(said))
 
     def body(self, context: str, question: str) -> str:
         """Context and question as they are worded, without the anchor and the chat's turns."""
@@ -114,13 +121,17 @@ class PromptFormat(BaseModel):
         """
         if getattr(lm.tokenizer, "chat_template", None):
             messages = [{"role": role, "content": text} for role, text in turns]
-            text = str(
-                lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering)
-            )
+            text = str(lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering))
             return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
-        lines = [f"{role.capitalize()}: {text}" for role, text in turns] + ["Assistant:"] * answering
-        end = sorted(lm.eos_ids)[:1] if not answering and turns[-1][0] == "assistant" else []
-        return self._ids("\n".join(lines), lm) + end
+        ids: list[int] = []
+        for role, text in turns:
+            # Piece by piece, so that what stands before never depends on what follows.
+            ids += self._piece(f"{role.capitalize()}:", lm, first=not ids) + self._piece(f" {text}\n", lm)
+            ids += sorted(lm.eos_ids)[:1] if role == "assistant" else []
+        return ids + (self._piece("Assistant:", lm, first=not ids) if answering else [])
+
+    def _piece(self, text: str, lm: LM, *, first: bool = False) -> list[int]:
+        return list(lm.tokenizer(text, add_special_tokens=first)["input_ids"])
 
     def _ids(self, text: str, lm: LM) -> list[int]:
         # A chat template writes its own special tokens.

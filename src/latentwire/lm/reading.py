@@ -98,7 +98,7 @@ class Memory:
         )
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class LayerRange:
     """The layers `start..stop-1` in which blocks count; elsewhere reading stays causal."""
 

@@ -81,5 +81,5 @@ class Rotary:
             if not torch.allclose(first, second, atol=1e-2 * float(first.abs().max())):
                 raise UserError(
                     f"model: {type(model).__name__} rotates keys in a way not known here (interleaved, or not in "
-                    "every layer), so key/value prefixes cannot be placed right; expected half-split rotary positions."
+                    "every layer), so key/value prefixes cannot be placed; expected half-split rotary positions."
                 )

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import shutil
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from huggingface_hub import save_torch_state_dict
+from pydantic import ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
@@ -42,9 +46,9 @@ def locate(spec: str) -> str:
         return spec
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
-        raise UserError(f"model: found {found} at {spec}, expected a folder with a Hugging Face model.")
+        raise UserError(f"model: found {found} at {path}, expected a folder with a Hugging Face model.")
     if not (path / "config.json").exists():
-        raise UserError(f"model: found no config.json in {spec}, expected a folder with a Hugging Face model.")
+        raise UserError(f"model: found no config.json in {path}, expected a folder with a Hugging Face model.")
     return spec
 
 
@@ -56,25 +60,35 @@ def load(spec: str, *, dtype: torch.dtype | None = None, device: str | None = No
     try:
         AutoConfig.from_pretrained(source)
         tokenizer = AutoTokenizer.from_pretrained(source)
-    except (OSError, ValueError, KeyError) as error:
-        raise UserError(f"model: {spec} cannot be loaded: {_first_line(error)}") from error
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
     if len(tokenizer) < 2 or not tokenizer("a b", add_special_tokens=False)["input_ids"]:
         raise UserError(f"model: found no usable tokenizer in {spec}, expected tokenizer.json beside the weights.")
     try:
-        found: tuple[PreTrainedModel, dict[str, set[str]]] = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, output_loading_info=True
+        found: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
         )  # type: ignore[assignment]
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise UserError(f"model: {spec} cannot be loaded: {_first_line(error)}") from error
+        raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
     model, info = found
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
             raise UserError(f"weights: {spec} {what} {len(names)} tensor(s) such as {sorted(names)[0]}.")
+    for name, found_shape, shape in info["mismatched_keys"]:
+        raise UserError(f"weights: {name} of {spec} has shape {list(found_shape)}, expected {list(shape)}.")
     refuse_broken(model, spec)
-    stored = Path(source) / FORMAT_FILE
-    prompt_format = PromptFormat.model_validate_json(stored.read_text()) if stored.exists() else PromptFormat()
+    prompt_format = _stored_format(Path(source) / FORMAT_FILE)
     model.to(torch.device(device))  # type: ignore[arg-type]
     return Loaded(model.eval(), tokenizer, prompt_format)
+
+
+def _stored_format(path: Path) -> PromptFormat:
+    try:
+        return PromptFormat.model_validate_json(path.read_text()) if path.exists() else PromptFormat()
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"])) or "JSON"
+        raise UserError(f"format: {path} holds a wrong value: {where}: {first['msg']}.") from error
 
 
 def refuse_broken(model: PreTrainedModel, spec: str) -> None:
@@ -93,14 +107,21 @@ def save(
     model (an FP8 checkpoint does so in Transformers 5.12 to 5.23), so the state dict is written as it is.
 
     Raises:
-        RuntimeError: what was read back is not bit-equal; nothing is left behind then.
+        RuntimeError: what was read back is not bit-equal, or a plain model has no place for it (an adapter
+            that was not merged); nothing is left behind then, and what was in the folder is still there.
     """
+    folder = folder.resolve()
     partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
         tied = set(getattr(model, "all_tied_weights_keys", None) or {})
         state = {name: t for name, t in model.state_dict().items() if name not in tied}
+        with torch.device("meta"):
+            plain = type(model)(copy.deepcopy(model.config)).state_dict()
+        if strange := state.keys() ^ (plain.keys() - tied):
+            kind = type(model).__name__
+            raise RuntimeError(f"{min(strange)} has no place in a plain {kind}; merge adapters first")
         save_torch_state_dict(state, partial)
         written = {name: t for file in partial.glob("*.safetensors") for name, t in load_file(file).items()}
         wrong = [n for n, t in state.items() if n not in written or not torch.equal(written[n], t.cpu())]
@@ -111,8 +132,12 @@ def save(
             model.generation_config.save_pretrained(partial)
         tokenizer.save_pretrained(partial)
         (partial / FORMAT_FILE).write_text(json.dumps(prompt_format.model_dump(), indent=1) + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
+        # A kill between the two renames loses the name, never the weights.
+        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
+        if folder.exists():
+            folder.rename(old)
         partial.rename(folder)
+        shutil.rmtree(old, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
 
@@ -134,5 +159,7 @@ def restore(model: PreTrainedModel, folder: Path) -> None:
             tensor.copy_(written[name])
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+def _told(error: Exception) -> str:
+    """The first line of an error's text, or all of it in short where that line only announces the next."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+    return textwrap.shorten(" ".join(lines) if lines[0].endswith(":") else lines[0], 300, placeholder=" ...")

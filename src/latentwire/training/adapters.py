@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import re
 from pathlib import Path
 from typing import Any
+
+from torch import nn
 
 from latentwire.errors import UserError
 from latentwire.lm import weights
@@ -30,8 +33,7 @@ class Trainable:
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules="all-linear",
-            layers_to_transform=None if lora.layers is None else list(range(lora.layers)),
+            target_modules="all-linear" if lora.layers is None else _linears(lm.model, lora.layers),
             task_type="CAUSAL_LM",
         )
         # The adapters go into the layers of `lm.model` itself, which reads on as before.
@@ -51,3 +53,9 @@ class Trainable:
             self._lm.model = self._adapted.unload()
         self._lm.model.requires_grad_(False)
         weights.restore(self._lm.model, folder)
+
+
+def _linears(model: nn.Module, layers: int) -> list[str]:
+    """Names of the linear modules in the first layers; a layer's number is the first one in the name."""
+    numbers = ((name, re.search(r"\.(\d+)\.", name), module) for name, module in model.named_modules())
+    return [name for name, at, module in numbers if at and int(at[1]) < layers and isinstance(module, nn.Linear)]

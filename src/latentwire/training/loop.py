@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.state import AcceleratorState
 from torch import Tensor
 
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation.audit import audit
+from latentwire.lm import attention
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
@@ -101,6 +103,8 @@ class _Run:
         self.eval_rows = self._eval_batches(self._documents(held_out))
         self.plan = self._plan()
         self.trainable = Trainable(lm, settings.lora)
+        # One process may carry out stages of different precision; Accelerate keeps the first one's otherwise.
+        AcceleratorState._reset_state()
         self.accelerator = Accelerator(
             cpu=lm.device.type == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no"
         )
@@ -151,7 +155,10 @@ class _Run:
 
     def audit(self) -> None:
         """Look at model, wire and rows before the first step."""
-        problems = list(audit(self.lm, self.wire).problems) + audit_rows(self.lm, self.eval_rows[0])
+        # Dropout would look like a leak: it changes states that nobody exchanged a token for.
+        self.lm.model.eval()
+        kernel = attention.kernel(self.lm.model)
+        problems = audit(self.lm, self.wire, kernels=[kernel]).problems + audit_rows(self.lm, self.eval_rows[0])
         if self.settings.force_leaky:
             self.log(f"training on a leak, as forced: {'; '.join(problems)}")
         elif problems:

@@ -8,23 +8,27 @@ from functools import cache
 
 from latentwire.tasks.base import Split
 
-ONSETS = ("b", "d", "f", "g", "h", "k", "l", "m", "n", "p", "r", "s", "t", "v", "w", "z")
+ONSETS = (
+    "B", "D", "F", "G", "H", "J", "K", "L", "M", "N", "P", "R", "S", "T", "V", "W", "Z", "Br", "St", "Tr",
+)  # fmt: skip
 VOWELS = ("a", "e", "i", "o", "u")
-# Every name ends in one consonant after exactly two vowels, so no name is the beginning of
-# another, and an answer cannot hide inside a name of the question.
-RHYMES = ("al", "an", "ek", "el", "em", "in", "ir", "on", "or", "os", "um", "us")
+# A name is a consonant, a vowel and one of these. None is the beginning of another, so no name
+# stands inside another name, and an answer cannot hide in a name of the question.
+ENDINGS = (
+    "bel", "bor", "cath", "dan", "dek", "din", "dor", "fan", "fer", "gan", "gor", "gus", "kan", "ket", "kin",
+    "lam", "len", "lith", "lor", "mar", "men", "min", "mos", "nal", "nek", "nim", "nor", "pel", "pin", "rak",
+    "ren", "ric", "ron", "sek", "sim", "son", "tal", "ter", "tis", "tor", "van", "vek", "vin", "wen", "wick",
+    "zan", "zel", "zor",
+)  # fmt: skip
 
-COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "striped")
+COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "purple", "silver", "orange")
 GARMENTS = ("hat", "coat", "scarf", "shirt", "belt", "cloak", "bag", "ring")
-MATERIALS = (
-    "copper", "silk", "tea", "salt", "glass", "rope", "wool", "paper", "honey", "lamp", "clock", "boat",
+JOBS = (
+    "actor", "baker", "barber", "butcher", "captain", "clerk", "cook", "dancer", "dentist", "driver", "editor",
+    "farmer", "fisher", "gardener", "hunter", "jeweller", "judge", "lawyer", "mason", "miner", "monk", "nurse",
+    "painter", "pilot", "plumber", "poet", "porter", "printer", "sailor", "singer", "smith", "soldier", "tailor",
+    "trader", "tutor", "vet", "waiter", "warden", "weaver", "writer",
 )  # fmt: skip
-TRADES = (
-    "maker", "seller", "buyer", "mender", "carrier", "keeper", "painter", "tester", "sorter", "cutter",
-    "washer", "guard",
-)  # fmt: skip
-JOBS = tuple(f"{material} {trade}" for material in MATERIALS for trade in TRADES)
-TAGS = tuple(f"the {colour} {garment}" for colour in COLOURS for garment in GARMENTS)
 YEARS = tuple(str(year) for year in range(1900, 2000))
 ACQUAINTANCES = (
     "friend", "cousin", "teacher", "neighbour", "boss", "rival", "partner", "landlord", "doctor", "guide",
@@ -38,18 +42,30 @@ def split_of(name: str) -> Split:
 
 
 @cache
-def names(split: Split) -> tuple[str, ...]:
-    """All names of a split, of people and places alike."""
-    every = (
-        (first + vowel + second + rhyme).capitalize()
-        for first in ONSETS
-        for vowel in VOWELS
-        for second in ONSETS
-        for rhyme in RHYMES
-    )
-    return tuple(name for name in every if split_of(name) == split)
+def names(split: Split) -> tuple[tuple[str, str], ...]:
+    """All names of a split, of people and places alike, each as its beginning and its ending."""
+    beginnings = [onset + vowel for onset in ONSETS for vowel in VOWELS]
+    every = ((beginning, ending) for beginning in beginnings for ending in ENDINGS)
+    return tuple(parts for parts in every if split_of("".join(parts)) == split)
 
 
 def draw_names(random_: random.Random, split: Split, count: int) -> list[str]:
-    """`count` different names of a split."""
-    return random_.sample(names(split), count)
+    """`count` names of a split, no two with the same beginning or the same ending.
+
+    So the names of one passage are told apart easily: what is hard about the world is to be who
+    is related to whom, not spelling.
+    """
+    pool = names(split)
+    drawn: list[str] = []
+    taken: set[str] = set()
+    while len(drawn) < count:
+        beginning, ending = random_.choice(pool)
+        if beginning not in taken and ending not in taken:
+            taken |= {beginning, ending}
+            drawn.append(beginning + ending)
+    return drawn
+
+
+def draw_tags(random_: random.Random, count: int) -> list[str]:
+    """`count` things to be known by ("the red hat"), each of another colour."""
+    return [f"the {colour} {random_.choice(GARMENTS)}" for colour in random_.sample(COLOURS, count)]

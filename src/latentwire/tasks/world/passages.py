@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from latentwire.tasks.base import Split
-from latentwire.tasks.world.names import ACQUAINTANCES, JOBS, TAGS, YEARS, draw_names
+from latentwire.tasks.world.names import ACQUAINTANCES, JOBS, YEARS, draw_names, draw_tags
 
 Attribute = Literal["birthplace", "home", "job", "year"]
 Relation = Literal["birthplace", "home", "job", "year", "acquaintance"]
@@ -21,11 +21,11 @@ RELATIONS: tuple[Relation, ...] = (*ATTRIBUTES, "acquaintance")
 
 # How a fact is stated. `who` is the person, `what` the value, `tie` the kind of acquaintance.
 TEMPLATES: dict[Relation, tuple[str, ...]] = {
-    "birthplace": ("{who} was born in {what}.", "{who} comes from {what}.", "{what} is where {who} was born."),
-    "home": ("{who} lives in {what}.", "The home of {who} is in {what}.", "{what} is where {who} lives."),
-    "job": ("{who} works as a {what}.", "{who} is a {what}.", "The job of {who} is {what}."),
-    "year": ("{who} was born in {what}.", "{what} is the year {who} was born.", "{who} dates from {what}."),
-    "acquaintance": ("The {tie} of {who} is {what}.", "{what} is the {tie} of {who}.", "{who} has {what} as {tie}."),
+    "birthplace": ("{who} was born in {what}.", "{what} is where {who} was born."),
+    "home": ("{who} lives in {what}.", "{what} is the home of {who}."),
+    "job": ("{who} works as a {what}.", "The job of {who} is {what}."),
+    "year": ("{who} was born in {what}.", "{what} is the year {who} was born."),
+    "acquaintance": ("The {tie} of {who} is {what}.", "{what} is the {tie} of {who}."),
 }
 RESOLUTIONS = ("{who} is the one with {tag}.", "The one with {tag} is {who}.")
 
@@ -85,7 +85,7 @@ def tagged_passage(
 ) -> Passage:
     """A passage that states its facts about tags, and says last to whom each tag belongs."""
     people, facts = _draw_facts(random_, split, relations, count)
-    tags = dict(zip(people, random_.sample(TAGS, len(people)), strict=True))
+    tags = dict(zip(people, draw_tags(random_, len(people)), strict=True))
     templates, resolutions = (
         (SHIFTED_TEMPLATES, SHIFTED_RESOLUTIONS) if shifted else (TEMPLATES, RESOLUTIONS)
     )

@@ -1,0 +1,143 @@
+"""Sums, differences and ratios of several arms on the same examples, all from the same resamples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.resampling import Array, Interval, Table, draw, freedom, interval
+from latentwire.evaluation.statistics import aligned
+
+Weights = Mapping[str, float]
+"""A linear combination: arms by name, each with its factor."""
+
+_STEPS = 16  # halvings of a bracket: an end of a ratio's interval is right to 2^-16 of its distance
+
+
+@dataclass(frozen=True)
+class Combination:
+    """A combination's value and 95 % interval. All None where a ratio's denominator is not resolved from 0."""
+
+    value: float | None
+    low: float | None
+    high: float | None
+
+
+UNDEFINED = Combination(None, None, None)
+
+
+@dataclass(frozen=True)
+class Arms:
+    """Arms by name: sums `(arms, groups, tasks)` with the bounds of one example's score, `(arms, tasks)` each.
+
+    `table` holds the examples that the arms share.
+    """
+
+    names: tuple[str, ...]
+    sums: Array
+    lows: Array
+    highs: Array
+    table: Table
+    seed: int
+    resamples: int = 2000
+
+    @classmethod
+    def of(cls, arms: Mapping[str, Sequence[Outcome]], resamples: int = 2000) -> Self:
+        """Arms by the primary metrics of their outcomes.
+
+        Raises ValueError if their examples differ or a metric is not a share in [0, 1].
+        """
+        sums, table, seed = aligned(list(arms.values()))
+        lows, highs = np.zeros((len(arms), sums.shape[2])), np.ones((len(arms), sums.shape[2]))
+        return cls(tuple(arms), sums, lows, highs, table, seed, resamples)
+
+    def with_highest(self, name: str, among: Sequence[str], constants: Array) -> Self:
+        """These arms and one more that takes, task by task, the highest of some arms and of a constant.
+
+        constants: `(tasks,)`, such as the accuracy of guessing; −inf where there is none.
+        """
+        means = self.sums[[self.names.index(each) for each in among]].sum(1) / self.table.counts.sum(0)
+        best = np.vstack([means, constants[None]]).argmax(0)
+        sums, low, high = self.table.counts * constants, constants.copy(), constants.copy()
+        for task in np.flatnonzero(best < len(among)):
+            arm = self.names.index(among[best[task]])
+            sums[:, task] = self.sums[arm, :, task]
+            low[task], high[task] = self.lows[arm, task], self.highs[arm, task]
+        return type(self)(
+            (*self.names, name),
+            np.concatenate([self.sums, sums[None]]),
+            np.vstack([self.lows, low]),
+            np.vstack([self.highs, high]),
+            self.table,
+            self.seed,
+            self.resamples,
+        )
+
+    def linear(self, weights: Weights) -> Combination:
+        """Σ factor · arm, its interval that of `bootstrap` with the arms resampled together."""
+        table, found = self._combined(self._factors(weights))
+        return Combination(table.value, found.low, found.high)
+
+    def ratio(self, numerator: Weights, denominator: Weights) -> Combination:
+        """Numerator over denominator. Its interval holds the ratios r for which numerator − r · denominator
+        is not resolved from 0 (Fieller 1954, with bootstrap intervals for his normal ones).
+
+        Undefined where the denominator is not resolved above 0.
+        """
+        over, under = self._factors(numerator), self._factors(denominator)
+        bottom, spread = self._combined(under)
+        if spread.low <= 0:
+            return UNDEFINED
+        value = self._combined(over)[0].value / bottom.value
+
+        def holds(ratio: float) -> bool:
+            found = self._combined(over - ratio * under)[1]
+            return found.low <= 0 <= found.high
+
+        return Combination(value, _end(holds, value, -1.0), _end(holds, value, 1.0))
+
+    @cached_property
+    def _draws(self) -> Array:
+        return draw(self.sums, self.table, self.seed, self.resamples)
+
+    @cached_property
+    def _freedom(self) -> int:
+        return freedom(self.table)
+
+    def _factors(self, weights: Weights) -> Array:
+        factors = np.zeros(len(self.names))
+        for name, factor in weights.items():
+            factors[self.names.index(name)] += factor
+        return factors
+
+    def _combined(self, factors: Array) -> tuple[Table, Interval]:
+        ends = factors[:, None] * self.lows, factors[:, None] * self.highs
+        floors, ceilings = np.minimum(*ends).sum(0), np.maximum(*ends).sum(0)
+        weights = self.table.weights
+        table = Table(
+            sums=np.tensordot(factors, self.sums, 1),
+            counts=self.table.counts,
+            weights=weights,
+            floor=float(floors @ weights),
+            ceiling=float(ceilings @ weights),
+        )
+        return table, interval(table, self._freedom, floors, ceilings, lambda: self._draws @ factors)
+
+
+def _end(holds: Callable[[float], bool], value: float, direction: float) -> float:
+    """The end of the interval around `value` in a direction, by bisection."""
+    inside, step = value, 0.05 * direction
+    while holds(value + step):
+        inside, step = value + step, 2 * step
+        if abs(step) > 1e6:
+            return float("inf") * direction
+    outside = value + step
+    for _ in range(_STEPS):
+        middle = (inside + outside) / 2
+        inside, outside = (middle, outside) if holds(middle) else (inside, middle)
+    return inside

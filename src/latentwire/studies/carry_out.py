@@ -1,0 +1,87 @@
+"""One stage, carried out in its run folder: an evaluation or a finetuning."""
+
+from __future__ import annotations
+
+import json
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from latentwire.evaluation.evaluate import evaluate as evaluate_tasks
+from latentwire.evaluation.evaluate import known_floors, ready
+from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcomes
+from latentwire.evaluation.summary import summarize
+from latentwire.files import write_atomically
+from latentwire.lm.model import LM
+from latentwire.runs.log import Log, duration
+from latentwire.studies.plan import Plan
+from latentwire.studies.spec import Evaluate, Finetune
+
+OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
+
+
+def evaluate(lm: LM, stage: Evaluate, plan: Plan, folder: Path, log: Log) -> dict[str, Any]:
+    """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
+
+    Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, tokens and seconds.
+
+    Raises:
+        UserError: a prompt is longer than the model.
+    """
+    split, limit = plan.study.split, plan.study.limit
+    wires = stage.wires()
+    arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
+    prepared = ready(lm, plan.tasks, wires, split=split, limit=limit)
+    total = len(arms) * sum(map(len, prepared.values()))
+    outcomes = _finished(folder, {name: len(items) * len(arms) for name, items in prepared.items()})
+    if outcomes:
+        log(f"{len(outcomes):,} of {total:,} answers are there already")
+    done = len(outcomes)
+    started = time.monotonic()
+    with log.progress(f"{folder.parent.name}", "answers") as report:
+
+        def answered(arm: str, task: str, count: int) -> None:
+            nonlocal done
+            done += count
+            report(done, total)
+
+        for task in plan.tasks:
+            if any(outcome.task == task.name for outcome in outcomes):
+                continue
+            found = evaluate_tasks(lm, [task], wires, split=split, limit=limit, progress=answered).outcomes
+            outcomes += [replace(outcome, arm=arms[outcome.arm]) for outcome in found]
+            write_outcomes(folder / OUTCOMES, outcomes)
+    write_atomically(folder / METRICS, json.dumps(summarize(outcomes), indent=1) + "\n")
+    items = {name: [item.example for item in found] for name, found in prepared.items()}
+    seconds = time.monotonic() - started
+    log(f"{len(outcomes):,} answers in {duration(seconds)}")
+    return {
+        "floors": {name: known_floors(examples) for name, examples in items.items()},
+        "unstable": {name: sum(item.prompt.unstable > 0 for item in found) for name, found in prepared.items()},
+        "leaks": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.leaks],
+        "tokens": sum(outcome.tokens for outcome in outcomes),
+        "seconds": round(seconds, 1),
+    }
+
+
+def _finished(folder: Path, expected: dict[str, int]) -> list[Outcome]:
+    """What an earlier attempt finished; a task whose outcomes are not all there is done again."""
+    path = folder / OUTCOMES
+    found = read_outcomes(path) if path.exists() else []
+    return [
+        outcome for outcome in found if sum(other.task == outcome.task for other in found) == expected[outcome.task]
+    ]
+
+
+def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:
+    """Train `lm` in place; see `training.loop.finetune` for what is written and raised."""
+    from latentwire.training import loop
+
+    with log.progress(folder.parent.name, "steps") as report:
+        found = loop.finetune(lm, stage.settings(), folder, log=log, progress=report)
+    log(
+        f"{found.steps:,} steps in {duration(found.seconds)}, ended by: {found.stopped}; "
+        f"best evaluation loss {found.best_loss:.4f} at step {found.best_step:,}"
+    )
+    return asdict(found)

@@ -1,0 +1,138 @@
+"""From a YAML file to a `Study`: whatever is wrong is told in one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import ValidationError
+
+from latentwire.errors import UserError
+from latentwire.studies import references
+from latentwire.studies.mistakes import SHARED, mistake, shown
+from latentwire.studies.spec import Study, one_of
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML without its silent trap: of two equal keys, one would be lost."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            name = key.value
+            if name in seen and key.tag != "tag:yaml.org,2002:merge":
+                raise yaml.MarkedYAMLError(problem=f"found the key {name!r} twice", problem_mark=key.start_mark)
+            seen.add(name)
+        return super().construct_mapping(node, deep)
+
+
+def templates() -> dict[str, str]:
+    """The texts of the templates, by name."""
+    folder = resources.files("latentwire.studies") / "templates"
+    files = {file.name: file for file in folder.iterdir() if file.name.endswith(".yaml")}
+    return {name.removesuffix(".yaml"): files[name].read_text("utf-8") for name in sorted(files)}
+
+
+def load(study: str, changes: Sequence[str] = ()) -> Study:
+    """The study that a template's name or a file's path names, with `KEY=VALUE` changes applied first.
+
+    Raises:
+        UserError: one sentence with the key, what was found and what was expected.
+    """
+    text, where = _text(study)
+    raw = _parse(text, where)
+    if not isinstance(raw, dict):
+        raise UserError(f"{where}: found {shown(raw)}, expected a mapping with name, model, tasks and stages.")
+    for change in changes:
+        _set(raw, change)
+    try:
+        made = Study.model_validate(whole := _with_shared(raw))
+    except ValidationError as error:
+        raise UserError(f"{where}: {mistake(error, whole, raw)}") from error
+    try:
+        references.check(made)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    return made
+
+
+def _text(study: str) -> tuple[str, str]:
+    found = templates()
+    path = Path(study)
+    if study in found and not path.is_file():
+        return found[study], study
+    try:
+        return path.read_text(encoding="utf-8-sig"), study
+    except UnicodeDecodeError as error:
+        raise UserError(f"study: {study} is not UTF-8 text, expected a YAML file.") from error
+    except OSError as error:
+        raise UserError(
+            f"study: found no file {study!r} ({error.strerror}), expected a YAML file or {one_of(study, found)}."
+        ) from error
+
+
+def _parse(text: str, where: str) -> Any:
+    try:
+        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        line = f", line {mark.line + 1}" if mark else ""
+        raise UserError(f"{where}{line}: {error.problem}, expected valid YAML.") from error
+    except yaml.YAMLError as error:
+        raise UserError(f"{where}: {' '.join(str(error).split())}, expected valid YAML.") from error
+
+
+def _set(raw: dict[str, Any], change: str) -> None:
+    """Apply `a.b.c=VALUE`, the value parsed as YAML; numbers count into lists. Mappings on the way are made."""
+    key, equals, text = change.partition("=")
+    path = key.strip().split(".")
+    if not equals or not all(path):
+        raise UserError(f"--set: found {change!r}, expected KEY=VALUE, such as stages.causal_ft.steps=100.")
+    value = _parse(text, f"--set {key}")
+    at: Any = raw
+    for depth, part in enumerate(path):
+        last = depth == len(path) - 1
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise UserError(f"--set: {key}: found {part!r}, expected a position from 0 to {len(at) - 1}.")
+            index: Any = int(part)
+        elif isinstance(at, dict):
+            index = part
+        else:
+            raise UserError(f"--set: {key}: found {shown(at)} at {'.'.join(path[:depth])}, expected a mapping.")
+        if last:
+            at[index] = value
+        elif isinstance(at, dict):
+            at = at.setdefault(index, {})
+        else:
+            at = at[index]
+
+
+def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:
+    """The study with the shared settings, and its seed, in every finetune stage."""
+    shared = raw.get(SHARED, {})
+    if not isinstance(shared, dict):
+        raise UserError(f"{SHARED}: found {shown(shared)}, expected a mapping of settings.")
+    if "seed" in raw:
+        shared = {"seed": raw["seed"], **shared}
+    stages = raw.get("stages")
+    rest = {key: value for key, value in raw.items() if key != SHARED}
+    if isinstance(stages, dict):
+        rest["stages"] = {
+            name: _over(shared, stage) if isinstance(stage, dict) and stage.get("kind") == "finetune" else stage
+            for name, stage in stages.items()
+        }
+    return rest
+
+
+def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
+    """`above` with what only `below` has; mappings are merged too, unless they are of different kinds."""
+    merged = {**below, **above}
+    for key in below.keys() & above.keys():
+        ours, theirs = above[key], below[key]
+        if isinstance(ours, dict) and isinstance(theirs, dict) and ours.get("kind") in (None, theirs.get("kind")):
+            merged[key] = _over(theirs, ours)
+    return merged

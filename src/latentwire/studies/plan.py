@@ -1,0 +1,167 @@
+"""A study made definite: its tasks read, its inputs hashed, every stage with its identity."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from latentwire import __version__
+from latentwire.errors import UserError
+from latentwire.evaluation.summary import rows
+from latentwire.lm.prompts import Example
+from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
+from latentwire.runs.store import Input
+from latentwire.studies import references
+from latentwire.studies.spec import Evaluate, FileTask, Finetune, Study, one_of
+from latentwire.tasks import FILE_KINDS, resolve
+from latentwire.tasks.base import Task
+from latentwire.tasks.files import read_bytes
+from latentwire.training.config import FileData, WorldData
+
+_TRAIN_SAMPLE = 100
+"""Examples of an endless train split that stand for it in an identity."""
+
+
+@dataclass(frozen=True)
+class Planned:
+    """A stage as it will be carried out. inputs: the files that it reads, with their hashes."""
+
+    name: str
+    stage: Evaluate | Finetune
+    configuration: dict[str, Any]
+    inputs: dict[str, Input]
+    identity: str
+
+    @property
+    def start_from(self) -> str | None:
+        return self.stage.start_from
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A study, its tasks, the folder of its model, and its stages, each behind what it starts from."""
+
+    study: Study
+    tasks: list[Task]
+    model: Path
+    stages: dict[str, Planned]
+
+    @cached_property
+    def reported(self) -> list[str]:
+        """Names of tasks in order, families and `macro` included."""
+        return rows(task.name for task in self.tasks)
+
+    def needed(self, names: Sequence[str]) -> list[str]:
+        """The stages `names` and what they start from, in the plan's order; all for no names.
+
+        Raises:
+            UserError: there is no such stage.
+        """
+        wanted: set[str] = set()
+        for name in names:
+            if name not in self.stages:
+                raise UserError(f"--stage: found {name!r}, expected {one_of(name, self.stages)}.")
+            at: str | None = name
+            while at is not None:
+                wanted.add(at)
+                at = self.stages[at].start_from
+        return [name for name in self.stages if name in wanted or not names]
+
+
+def make(study: Study) -> Plan:
+    """Read the tasks, hash the inputs.
+
+    Raises:
+        UserError: a task is unknown or its file wrong, the model is not there, or a comparison speaks of
+            a task that the study has not.
+    """
+    tasks = _tasks(study)
+    references.check_tasks(study, rows(task.name for task in tasks))
+    folder = model_folder(study.model)
+    weights = Input(path=study.model, sha256=identity(model_files(folder)))
+    data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
+    inputs = {f"task {entry.name}": _file(entry.data) for entry in study.tasks if isinstance(entry, FileTask)}
+    plan: dict[str, Planned] = {}
+    for name in _ordered(study):
+        stage = study.stages[name]
+        start = plan[stage.start_from].identity if stage.start_from else weights.sha256
+        configuration: dict[str, Any] = {"model": study.model, **stage.model_dump(mode="json")}
+        if isinstance(stage, Evaluate):
+            configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
+            read, content = inputs, data
+        else:
+            read, content = _training_data(stage)
+        # Where files lie is no part of what a stage is; what is in them is.
+        what = {key: value for key, value in configuration.items() if key not in ("model", "start_from", "data")}
+        parts = {"stage": what, "version": __version__, "start": start, "data": content}
+        files = {**({} if stage.start_from else {"model": weights}), **read}
+        plan[name] = Planned(name, stage, configuration, files, identity(parts))
+    return Plan(study, tasks, folder, plan)
+
+
+
+
+def _tasks(study: Study) -> list[Task]:
+    found: dict[str, Task] = {}
+    for at, entry in enumerate(study.tasks):
+        if isinstance(entry, FileTask):
+            made = [FILE_KINDS[entry.kind].task(entry.data, entry.name)]
+        else:
+            try:
+                made = resolve([entry], None)
+            except UserError as error:
+                raise UserError(
+                    f"tasks.{at}: {str(error).removeprefix('task: ').rstrip('.')}; "
+                    "a file of your own is written {name: NAME, kind: jsonl, data: PATH}."
+                ) from error
+        for task in made:
+            if task.name in found:
+                raise UserError(f"tasks.{at}: found {task.name!r} a second time, expected every task once.")
+            found[task.name] = task
+    return list(found.values())
+
+
+def _ordered(study: Study) -> list[str]:
+    """Stage names, each behind the one that it starts from, else as written."""
+    order: list[str] = []
+
+    def place(name: str) -> None:
+        if name not in order:
+            parent = study.stages[name].start_from
+            if parent is not None:
+                place(parent)
+            order.append(name)
+
+    for name in study.stages:
+        place(name)
+    return order
+
+
+def _training_data(stage: Finetune) -> tuple[dict[str, Input], Any]:
+    """The files that a finetuning reads, and what stands for its data in its identity."""
+    if isinstance(stage.data, FileData):
+        file = _file(stage.data.path)
+        return {"training data": file}, file.sha256
+    if isinstance(stage.data, WorldData):
+        samples = {task.name: task.source("train") for task in resolve(stage.data.tasks, None)}
+        hashes = {name: _hash_of(list(islice(source, _TRAIN_SAMPLE))) for name, source in samples.items()}
+        return {}, hashes
+    return {}, stage.data.model_dump(mode="json")
+
+
+def _file(path: Path) -> Input:
+    read_bytes(path)  # says in one sentence why it cannot be read
+    return Input(path=str(path), sha256=file_sha256(path))
+
+
+def _hash_of(examples: Sequence[Example]) -> str:
+    digest = hashlib.sha256()
+    for example in examples:
+        digest.update(json.dumps(asdict(example), sort_keys=True, ensure_ascii=False).encode())
+    return digest.hexdigest()

@@ -1,0 +1,80 @@
+"""Whether every stage, arm and task that a study speaks of is there, once, and nothing waits for itself."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from latentwire.errors import UserError
+from latentwire.studies.spec import Evaluate, Study, one_of
+
+
+def check(study: Study) -> None:
+    """Check stages, arms and names.
+
+    Raises:
+        UserError: one is missing or comes twice, or stages start from each other in a circle.
+    """
+    for name, stage in study.stages.items():
+        key = f"stages.{name}.start_from"
+        if stage.start_from is not None:
+            _known(key, stage.start_from, study.stages, "a finetune stage")
+            _refuse_circle(study, name)
+            if isinstance(study.stages[stage.start_from], Evaluate):
+                raise UserError(f"{key}: found {stage.start_from!r}, an evaluation; expected a finetune stage.")
+    if study.effects is not None:
+        for key, reading in study.effects.readings():
+            _check_reading(study, f"effects.{key}", reading)
+        finetunings = [name for name, stage in study.stages.items() if not isinstance(stage, Evaluate)]
+        for name in study.effects.after:
+            _known(f"effects.after.{name}", name, finetunings, "a finetune stage")
+    for at, comparison in enumerate(study.comparisons):
+        _check_reading(study, f"comparisons.{at}.a", comparison.a)
+        _check_reading(study, f"comparisons.{at}.b", comparison.b)
+    for at, gate in enumerate(study.gates):
+        if study.effects is None:
+            raise UserError("gates: found some without effects, expected effects: gates are conditions on them.")
+        _check_reading(study, f"gates.{at}.of", gate.of)
+    _once("comparisons", [each.name for each in study.comparisons])
+    _once("gates", [each.name for each in study.gates])
+
+
+def check_tasks(study: Study, reported: Iterable[str]) -> None:
+    """Check that comparisons and gates speak of tasks that are reported, families and `macro` included."""
+    names = list(reported)
+    for at, comparison in enumerate(study.comparisons):
+        _known(f"comparisons.{at}.task", comparison.task, names, "a task of this study")
+    for at, gate in enumerate(study.gates):
+        _known(f"gates.{at}.task", gate.task, names, "a task of this study")
+
+
+def _refuse_circle(study: Study, name: str) -> None:
+    path = [name]
+    while (parent := study.stages[path[-1]].start_from) is not None:
+        if parent not in study.stages:
+            return  # told when that stage's turn comes
+        if parent in path:
+            itself = parent == path[-1]
+            found = "the stage itself" if itself else f"a circle ({' from '.join([*path, parent])})"
+            raise UserError(f"stages.{path[-1]}.start_from: found {found}, expected an earlier finetune stage.")
+        path.append(parent)
+
+
+def _check_reading(study: Study, key: str, reading: str) -> None:
+    stage, slash, arm = reading.partition("/")
+    evaluations = {name: each for name, each in study.stages.items() if isinstance(each, Evaluate)}
+    if not slash:
+        raise UserError(f"{key}: found {reading!r}, expected STAGE/ARM, such as baseline/text.")
+    _known(key, stage, evaluations, "an evaluate stage")
+    _known(key, arm, evaluations[stage].arms, f"an arm of {stage}")
+
+
+def _known(key: str, found: str, valid: Iterable[str], what: str) -> None:
+    names = list(valid)
+    if found not in names:
+        raise UserError(f"{key}: found {found!r}, expected {what}: {one_of(found, names)}.")
+
+
+def _once(key: str, names: list[str]) -> None:
+    for at, name in enumerate(names):
+        if name in names[:at]:
+            raise UserError(f"{key}.{at}.name: found {name!r} a second time, expected every name once.")

@@ -1,0 +1,178 @@
+"""A study as its YAML file says it: stages, what each starts from, and what to report."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.tasks import FILE_KINDS
+from latentwire.tasks.base import Split
+from latentwire.training.config import Finetuning, Settings
+from latentwire.wires import Wire
+
+Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+"""Stages, arms and studies are named so that a folder can be."""
+Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain", "side_effect", "interaction"]
+
+
+class FileTask(Settings):
+    """A task read from a file of one's own, under any name."""
+
+    name: Name
+    kind: str
+    data: Path
+
+    @field_validator("kind")
+    @classmethod
+    def _known_kind(cls, value: str) -> str:
+        if value not in FILE_KINDS:
+            raise ValueError(f"found {value!r}, expected {one_of(value, FILE_KINDS)}")
+        return value
+
+
+TaskEntry = Annotated[
+    Annotated[str, Tag("named")] | Annotated[FileTask, Tag("file")],
+    Discriminator(lambda entry: "file" if isinstance(entry, dict | FileTask) else "named"),
+]
+"""A task of the project by its name, or one read from a file."""
+
+
+class Evaluate(Settings):
+    """Score tasks over one or several arms, each a wire by name; all arms answer the same examples.
+
+    start_from: the finetuning whose best checkpoint reads; the study's model if there is none.
+    """
+
+    kind: Literal["evaluate"]
+    start_from: str | None = None
+    arms: dict[Name, str] = Field(min_length=1)
+
+    @field_validator("arms")
+    @classmethod
+    def _known_wires(cls, value: dict[str, str]) -> dict[str, str]:
+        labels: dict[str, str] = {}
+        for arm, text in value.items():
+            label = _wire(text, arm)
+            if label in labels.values():
+                raise ValueError(f"{arm}: found the wire {label!r} a second time, expected every arm's wire once")
+            labels[arm] = label
+        return labels
+
+    def wires(self) -> list[Wire]:
+        return [wires.parse(text) for text in self.arms.values()]
+
+
+class Finetune(Finetuning):
+    """A finetuning; `start_from` as for an evaluation."""
+
+    kind: Literal["finetune"]
+    start_from: str | None = None
+
+    @field_validator("wire")
+    @classmethod
+    def _known_wire(cls, value: str) -> str:
+        return _wire(value)
+
+    def settings(self) -> Finetuning:
+        return Finetuning.model_validate(self.model_dump(exclude={"kind", "start_from"}))
+
+
+Stage = Annotated[Evaluate | Finetune, Field(discriminator="kind")]
+
+
+class After(Settings):
+    """The two readings after a finetuning: with the mask, and plain."""
+
+    ablated: str
+    plain: str
+
+
+class Effects(Settings):
+    """What to derive: damage, retention, gain, recovery, side effect, interaction (see `studies.derived`).
+
+    Readings are written STAGE/ARM. after: by the finetuning's stage. none: the arm that reads no context,
+    a floor, where a stage has it.
+    """
+
+    baseline: str
+    ablated: str
+    none: str = "none"
+    after: dict[str, After] = Field(default_factory=dict)
+
+    def readings(self) -> Iterator[tuple[str, str]]:
+        """Key and STAGE/ARM of every reading."""
+        yield "baseline", self.baseline
+        yield "ablated", self.ablated
+        for name, after in self.after.items():
+            yield f"after.{name}.ablated", after.ablated
+            yield f"after.{name}.plain", after.plain
+
+
+class Comparison(Settings):
+    """A paired difference a − b. primary: planned, and Holm-corrected together with the other primary ones;
+    all others are exploratory. metric: the task's primary one if not named."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    task: str = "macro"
+    metric: str | None = None
+    a: str
+    b: str
+    primary: bool = False
+
+
+class Gate(Settings):
+    """A condition on a derived number, without which the study fails (exit status 1)."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    effect: Effect
+    of: str
+    task: str = "macro"
+    above_floor: bool = False
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Gate:
+        if (self.at_least is None) == (self.at_most is None):
+            raise ValueError("found both or neither of at_least and at_most, expected one of them")
+        return self
+
+
+class Study(Settings):
+    """A whole study. limit: the first so many examples of each task."""
+
+    name: Name
+    model: str
+    seed: int = 0
+    tasks: tuple[TaskEntry, ...] = Field(min_length=1)
+    limit: int | None = Field(default=None, ge=1)
+    split: Split = "test"
+    stages: dict[Name, Stage] = Field(min_length=1)
+    effects: Effects | None = None
+    comparisons: tuple[Comparison, ...] = ()
+    gates: tuple[Gate, ...] = ()
+
+    def start_of(self, stage: str) -> str | None:
+        return self.stages[stage].start_from
+
+
+def one_of(found: str, valid: Iterable[str]) -> str:
+    """`one of a, b (nearest: b)`."""
+    names = list(valid)
+    near = get_close_matches(found, names, n=1)
+    return f"one of {', '.join(names)}" + (f" (nearest: {near[0]})" if near else "")
+
+
+def _wire(text: Any, where: str = "") -> str:
+    """The wire's label. A ValueError, for pydantic to say where."""
+    try:
+        return wires.parse(text).label
+    except UserError as error:
+        problem = str(error).removeprefix("wire: ").rstrip(".")
+        raise ValueError(f"{where}: {problem}" if where else problem) from error

@@ -1,0 +1,189 @@
+"""Arms answer the same examples, and nothing but the arm changes an answer."""
+
+import json
+
+import pytest
+import torch
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.evaluation import tables
+from latentwire.evaluation.evaluate import batches, evaluate, prepare
+from latentwire.evaluation.summary import rows, summarize
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.prompts import Example
+from latentwire.tasks.base import Task
+from tests.models import tiny_lm
+
+SPAN = [
+    Example(
+        id=f"span/{n}",
+        group=f"g{n // 2}",
+        context="Ada lives in the old town. " * (1 + n % 3),
+        question="Where does Ada live?" if n % 2 else "Who lives in the town by the river?",
+        answers=("the old town",),
+        candidates=("the old town", "the river", "Bob", "Ada"),
+    )
+    for n in range(7)
+]
+CHOICE = [
+    Example(
+        id=f"choice/{n}",
+        group=f"g{n}",
+        context="Ada has 12 apples.",
+        question="How many?",
+        choices=("12", "five of them", "one two three", "7")[: 4 - n % 2],
+        gold=n % 3,
+    )
+    for n in range(7)
+]
+SOLUTION = [
+    Example(id=f"sum/{n}", group=f"s{n}", context="Ada has 12.", question="?", answers=(f"12 - 5 = 7 #### {n}",))
+    for n in range(3)
+]
+
+
+def task(name, answer, examples, **options):
+    return Task(name=name, answer=answer, source=lambda split: iter(examples), max_new_tokens=6, **options)
+
+
+TASKS = [
+    task("span", "span", SPAN),
+    task("choices/one", "choice", CHOICE),
+    task("choices/two", "choice", CHOICE),
+    task("sums", "solution", SOLUTION),
+]
+WIRES = [wires.parse(spec) for spec in ("text", "text,mask=prefix", "none", "budget,tokens=3", "repeat", "leaky")]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm(max_position_embeddings=512)
+
+
+@pytest.fixture(scope="module")
+def result(lm):
+    return evaluate(lm, TASKS, WIRES)
+
+
+def test_every_arm_answers_the_same_examples_in_the_tasks_order(result):
+    for wire in WIRES:
+        for each in TASKS:
+            found = [o.id for o in result.outcomes if (o.arm, o.task) == (wire.label, each.name)]
+            assert found == [example.id for example in each.examples()]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 100, 100_000])
+def test_outcomes_do_not_depend_on_the_batch(lm, result, batch_tokens):
+    again = evaluate(lm, TASKS, WIRES, batch_tokens=batch_tokens)
+    for one, two in zip(result.outcomes, again.outcomes, strict=True):
+        assert (one.id, one.prediction, one.error, one.tokens) == (two.id, two.prediction, two.error, two.tokens)
+        assert one.metrics == pytest.approx(two.metrics, abs=1e-4)
+
+
+def test_a_limit_keeps_the_first_examples_with_the_same_outcomes(lm, result):
+    few = evaluate(lm, TASKS, WIRES[:1], limit=2)
+    whole = {(o.task, o.id): o for o in result.outcomes if o.arm == "text"}
+    assert [o.id for o in few.outcomes if o.task == "span"] == ["span/0", "span/1"]
+    for outcome in few.outcomes:
+        assert outcome.prediction == whole[outcome.task, outcome.id].prediction
+
+
+def test_a_choice_is_scored_as_one_forward_per_choice_would(lm, result):
+    """The slow reference: every choice in a row of its own, no cache, no siblings."""
+    wire = wires.parse("text,mask=prefix")
+    for item in prepare(lm, TASKS[1], "test", None)[:4]:
+        logprobs = []
+        for answer in item.answers:
+            forced = lm.forced(wire([item.prompt], lm), torch.tensor([answer]))
+            chosen = lm.head(forced.hidden).log_softmax(-1).gather(-1, torch.tensor([answer])[..., None])
+            logprobs.append(chosen.detach().sum().item())
+        best = item.example.choices[logprobs.index(max(logprobs))]
+        found = next(o for o in result.outcomes if (o.arm, o.id) == (wire.label, item.example.id))
+        assert found.prediction == best
+        gold = item.example.gold
+        assert found.metrics["nll"] == pytest.approx(-logprobs[gold] / len(item.answers[gold]), abs=1e-4)
+
+
+def test_generated_answers_are_what_the_model_generates_alone(lm, result):
+    item = prepare(lm, TASKS[0], "test", None)[3]
+    prefix = wires.parse("text")([item.prompt], lm)
+    text = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=6, stop=("\n",)))[0].text.strip()
+    assert next(o for o in result.outcomes if (o.arm, o.id) == ("text", "span/3")).prediction == text
+
+
+def test_floors_and_tokens_are_told(result):
+    assert result.floors["choices/one"] == {"chance": pytest.approx((4 / 4 + 3 / 3) / 7)}
+    assert result.floors["span"]["type_floor"] == 1.0
+    read = {arm: sum(o.tokens for o in result.outcomes if o.arm == arm) for arm in ("none", "text", "repeat")}
+    assert read["none"] < read["text"] < read["repeat"]
+
+
+def test_the_leaky_arm_is_marked_and_its_loss_is_not_the_prefix_arms(result):
+    shown = _text(tables.scores(result, ["leaky"]))
+    assert "leaky LEAKS" in shown
+    nll = {
+        arm: [o.metrics["nll"] for o in result.outcomes if o.arm == arm and o.task == "choices/one"]
+        for arm in ("leaky", "text,mask=prefix")
+    }
+    assert nll["leaky"] != nll["text,mask=prefix"]
+
+
+def test_the_summary_has_every_arm_task_and_metric_and_is_json(result):
+    summary = summarize(result.outcomes)
+    assert list(summary) == [wire.label for wire in WIRES]
+    assert list(summary["text"]) == ["span", "choices/one", "choices/two", "choices", "sums", "macro"]
+    number = summary["text"]["choices"]["acc"]
+    assert set(number) == {"value", "low", "high", "n"}
+    assert number["n"] == 14
+    members = [summary["text"][f"choices/{name}"]["acc"]["value"] for name in ("one", "two")]
+    assert number["value"] == pytest.approx(sum(members) / 2)
+    json.dumps(summary, allow_nan=False)
+
+
+def test_families_stand_behind_their_members():
+    assert rows(["a", "choices/x", "choices/y", "b"]) == ["a", "choices/x", "choices/y", "choices", "b", "macro"]
+    assert rows(["a"]) == ["a"]
+
+
+def test_every_number_is_printed_with_its_interval_n_floor_and_baseline(result):
+    shown = _text(tables.scores(result))
+    assert "minus text" in shown
+    assert shown.count("type_floor") == 1
+    assert "[" in shown
+    assert "macro" in shown
+    assert "not in the passage" in _text(tables.errors(result)) or "unreadable" in _text(tables.errors(result))
+
+
+def test_a_prompt_that_does_not_fit_ends_the_evaluation_before_it_starts():
+    lm = tiny_lm(max_position_embeddings=128)
+    calls = []
+    lm.model.register_forward_hook(lambda *_: calls.append(1))
+    long = task(
+        "long", "span", [*SPAN, Example(id="l", group="l", context="Ada " * 99, question="?", answers=("a",))]
+    )
+    with pytest.raises(UserError, match="l needs"):
+        evaluate(lm, [TASKS[1], long], WIRES[:1])
+    assert calls == []
+
+
+def test_a_task_without_examples_is_refused(lm):
+    with pytest.raises(UserError, match="no examples"):
+        evaluate(lm, [task("empty", "span", [])], WIRES[:1])
+
+
+def test_batches_hold_everything_once_and_stay_within_their_tokens(lm):
+    items = prepare(lm, TASKS[0], "test", None)
+    made = list(batches(items, 300))
+    assert sorted(item.example.id for batch in made for item in batch) == sorted(e.id for e in SPAN)
+    for batch in made:
+        widest = max(item.prompt.tokens + sum(map(len, item.answers)) for item in batch)
+        assert len(batch) == 1 or widest * len(batch) <= 300
+
+
+def _text(table):
+    from rich.console import Console
+
+    console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
+    console.print(table)
+    return console.export_text()

@@ -1,0 +1,191 @@
+"""Models that would read otherwise than the mask says are refused before they print a number."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import AttentionInterface, AutoModelForSeq2SeqLM, PreTrainedModel, T5Config
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from latentwire import LM, UserError
+from latentwire.lm import attention
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.reading import CAUSAL, Columns, Reading
+from tests.lm.dense import numbers
+from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
+
+
+def refused(model: PreTrainedModel, said: str, kernel: str | None = None) -> None:
+    with pytest.raises(UserError, match=said) as error:
+        LM(model, tiny_tokenizer(), attention_kernel=kernel)
+    assert "\n" not in str(error.value)
+    assert str(error.value).endswith(".")
+
+
+def attention_is(monkeypatch: pytest.MonkeyPatch, function: Any) -> None:
+    monkeypatch.setitem(ALL_ATTENTION_FUNCTIONS._local_mapping, "latentwire_sdpa", function)
+    assert ALL_ATTENTION_FUNCTIONS["latentwire_sdpa"] is function
+
+
+OURS = AttentionInterface()["latentwire_sdpa"]
+
+
+def forgets(module: Any, *args: Any, reading: Reading | None = None, **kwargs: Any) -> Any:
+    """An attention that never heard of `reading`."""
+    return sdpa_attention_forward(module, *args, **kwargs)
+
+
+def forgets_and_drops_the_mask(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> Any:
+    kwargs.pop("reading", None)
+    return sdpa_attention_forward(module, q, k, v, None, is_causal=True, **kwargs)
+
+
+def looks_ahead(module: Any, q: Tensor, k: Tensor, v: Tensor, mask: Any, **kwargs: Any) -> Any:
+    kwargs.pop("reading", None)
+    return sdpa_attention_forward(module, q, k, v, None, is_causal=False, **kwargs)
+
+
+def answers_as_prompt(module: Any, *args: Any, reading: Reading | None = None, **kwargs: Any) -> Any:
+    """The bug of many a patched `is_causal`: what is bidirectional for the prompt is so for the answer."""
+    if reading is not None and bool((reading.columns.blocks >= 0).any()):
+        all_one = torch.zeros_like(reading.columns.blocks)
+        reading = Reading(Columns.of(reading.columns.valid, reading.columns.positions, all_one))
+    return OURS(module, *args, reading=reading, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("function", "said"),
+    [
+        (forgets, "not finite numbers"),
+        (forgets_and_drops_the_mask, "stays causal"),
+        (looks_ahead, "sees tokens ahead"),
+        (answers_as_prompt, "sees tokens ahead"),
+    ],
+)
+def test_an_attention_that_reads_otherwise_is_refused(
+    monkeypatch: pytest.MonkeyPatch, function: Any, said: str
+) -> None:
+    attention_is(monkeypatch, function)
+    refused(tiny_model(), said)
+
+
+def test_only_one_layer_that_ignores_its_mask_is_enough(monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_layer(module: Any, *args: Any, **kwargs: Any) -> Any:
+        return (looks_ahead if module.layer_idx == 2 else OURS)(module, *args, **kwargs)
+
+    attention_is(monkeypatch, one_layer)
+    refused(tiny_model(), "sees tokens ahead")
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_rounding_is_not_taken_for_a_leak(threads: int) -> None:
+    """Experts compute in groups whose sizes depend on all rows: not the same to the bit, and no leak."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        for seed in range(3):
+            tiny_lm("gpt_oss", seed=seed)
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_a_head_that_is_not_known_is_refused() -> None:
+    refused(tiny_model("cohere"), "turns hidden states into logits in a way not known here")
+
+
+def test_weights_that_are_not_numbers_are_refused() -> None:
+    model = tiny_model()
+    model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
+    refused(model, "not finite numbers")
+
+
+# What `attention.refuse` says without running anything.
+
+
+def test_soft_caps_are_refused_under_sdpa_and_right_under_eager() -> None:
+    refused(tiny_model("gemma2"), "soft-caps .* use eager or flex", "sdpa")
+    assert attention.kernel(LM(tiny_model("gemma2"), tiny_tokenizer(), attention_kernel="eager").model) == "eager"
+
+
+def test_kernels_that_take_no_mask_of_ours_are_refused() -> None:
+    refused(tiny_model(), "found 'flash_attention_2', expected sdpa, eager or flex", "flash_attention_2")
+
+
+def test_kernels_that_a_model_does_not_have_are_refused() -> None:
+    refused(tiny_model("gpt_oss"), "has no sdpa kernel", "sdpa")
+
+
+def test_encoder_decoders_are_refused() -> None:
+    config = T5Config(vocab_size=320, d_model=16, d_kv=4, d_ff=16, num_layers=1, num_heads=4)
+    refused(AutoModelForSeq2SeqLM.from_config(config), "encoder-decoder")
+
+
+def test_layers_without_attention_are_refused() -> None:
+    model = tiny_model("qwen3")
+    model.config.layer_types = ["full_attention", "linear_attention", "full_attention"]
+    refused(model, "layers of type 'linear_attention'")
+
+
+def test_positions_in_the_attention_scores_are_refused() -> None:
+    model = tiny_model()
+    model.config.alibi = True
+    refused(model, "ALiBi")
+
+
+def test_models_off_the_interface_are_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    model = tiny_model()
+    monkeypatch.setattr(type(model), "_supports_attention_backend", False)
+    refused(model, "does not route attention through Transformers' interface")
+
+
+def test_a_window_that_is_kept_from_the_attention_function_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    def silent(module: Any, *args: Any, sliding_window: int | None = None, **kwargs: Any) -> Any:
+        return OURS(module, *args, **kwargs)
+
+    attention_is(monkeypatch, silent)
+    refused(tiny_model("gemma3"), "slides its window without telling")
+
+
+def test_a_window_of_all_layers_that_is_kept_back_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Mistral has no `layer_types`: its configuration alone says that every layer slides."""
+
+    def silent(module: Any, *args: Any, sliding_window: int | None = None, **kwargs: Any) -> Any:
+        return OURS(module, *args, **kwargs)
+
+    attention_is(monkeypatch, silent)
+    refused(tiny_model("mistral"), "slides its window without telling")
+
+
+# What is accepted.
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "llama_tied", "phi3", "smollm3", "glm"])
+@pytest.mark.parametrize("kernel", ["sdpa", "eager"])
+def test_families_that_read_right_are_accepted(family: str, kernel: str) -> None:
+    lm = tiny_lm(family, kernel=kernel)
+    assert attention.kernel(lm.model) == kernel
+    again = LM(lm.model, lm.tokenizer)  # with ours already in it
+    assert attention.kernel(again.model) == kernel
+    before = attention.install(lm.model)
+    assert before == f"latentwire_{kernel}"
+    attention.uninstall(lm.model, "sdpa")
+    assert lm.model.config._attn_implementation == "sdpa"
+
+
+def test_a_model_in_half_precision_is_accepted() -> None:
+    for family in FAMILIES:
+        LM(tiny_model(family).to(torch.bfloat16), tiny_tokenizer())
+
+
+def test_one_that_ignores_its_reading_later_gives_no_number_but_nan(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Should the attention function be exchanged behind our back, states are NaN and not a leak."""
+    lm = tiny_lm()
+    lm.model.set_attn_implementation("sdpa")
+    rows = Prefix.of_tokens([numbers(6, 1)], [[CAUSAL] * 6])
+    assert lm.prefill(rows).logits.isnan().all()
+    assert "transformers" in sys.modules

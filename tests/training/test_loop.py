@@ -1,0 +1,246 @@
+"""A finetuning is exact to resume, keeps its best checkpoint, and refuses to learn its own labels."""
+
+import json
+import math
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from latentwire import LM
+from latentwire.errors import UserError
+from latentwire.training import loop
+from latentwire.training.config import Finetuning, Lora, Stopping, WorldData
+from latentwire.training.loop import check, finetune
+from latentwire.training.row_audit import audit_rows
+from latentwire.training.schedules import learning_rate_share
+from latentwire.training.stopping import Judge, Leak
+from tests.models import tiny_lm
+from tests.training.test_packing import collate, documents
+
+SMALL = {
+    "wire": "text,mask=prefix",
+    "data": WorldData(tasks=("one_hop",)),
+    "steps": 6,
+    "rows": 2,
+    "row_tokens": 600,
+    "train_samples": 12,
+    "eval_samples": 4,
+    "eval_steps": 2,
+    "log_steps": 1,
+    "samples": 1,
+    "learning_rate": 1e-3,
+}
+
+
+def start():
+    return tiny_lm(max_position_embeddings=1024)
+
+
+def run(folder, lm=None, **changes):
+    folder.mkdir(parents=True, exist_ok=True)
+    said = []
+    found = finetune(lm or start(), Finetuning(**{**SMALL, **changes}), folder, log=said.append)
+    return found, said
+
+
+def weights_of(folder, name="final"):
+    return load_file(folder / "checkpoints" / name / "model.safetensors")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"lora": Lora(rank=2, dropout=0.1), "wire": "text"},
+        {"optimizer": "adafactor"},
+        {"accumulation": 2, "schedule": "linear", "warmup_steps": 2},
+    ],
+    ids=["full", "lora", "adafactor", "accumulated"],
+)
+def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, changes):
+    run(tmp_path / "whole", **changes)
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, rows, honest=loop._Run._train_step):
+        if self.done == 5:
+            raise Killed
+        honest(self, rows)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_train_step", die)
+        with pytest.raises(Killed):
+            run(tmp_path / "parts", **changes)
+    _, said = run(tmp_path / "parts", **changes)
+    assert any("resumed at step 4" in line for line in said)
+    for name in ("final", "best"):
+        whole, parts = weights_of(tmp_path / "whole", name), weights_of(tmp_path / "parts", name)
+        assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    lines = [
+        [
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "memory_gib")}
+            for line in (tmp_path / name / "diagnostics.jsonl").read_text().splitlines()
+        ]
+        for name in ("whole", "parts")
+    ]
+    assert lines[0] == lines[1]
+
+
+def test_a_finished_finetuning_is_not_run_again(tmp_path):
+    first, _ = run(tmp_path / "run")
+    before = (tmp_path / "run" / "diagnostics.jsonl").read_text()
+    lm = start()
+    second, _ = run(tmp_path / "run", lm)
+    assert (tmp_path / "run" / "diagnostics.jsonl").read_text() == before
+    assert first == second
+    best = weights_of(tmp_path / "run", "best")
+    assert all(torch.equal(best[name], tensor) for name, tensor in lm.model.state_dict().items() if name in best)
+
+
+def test_the_model_ends_as_its_best_checkpoint_and_loads_from_it(tmp_path):
+    lm = start()
+    found, _ = run(tmp_path / "run", lm, learning_rate=0.5, clip=1e3, steps=4)
+    assert found.best_step < 4, "a learning rate of 0.5 must do harm for this test to mean anything"
+    loaded = LM.load(tmp_path / "run" / "checkpoints" / "best")
+    ids = torch.tensor([[5, 6, 7]])
+    assert torch.equal(loaded.model(ids).logits, lm.model(ids).logits)
+
+
+def test_lora_on_the_first_layers_changes_only_them(tmp_path):
+    lm = start()
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    run(tmp_path / "run", lm, lora=Lora(rank=2, layers=1), wire="text", learning_rate=1e-2)
+    changed = {name for name, tensor in lm.model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed
+    assert all("layers.0." in name for name in changed)
+    assert set(lm.model.state_dict()) == set(before)
+
+
+def test_activation_checkpointing_and_accumulation_change_no_loss(tmp_path):
+    def losses(name, **changes):
+        run(tmp_path / name, **changes)
+        lines = (tmp_path / name / "diagnostics.jsonl").read_text().splitlines()
+        return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
+
+    plain = losses("plain")
+    assert losses("checkpointed", activation_checkpointing=True) == pytest.approx(plain, rel=1e-4)
+    assert losses("accumulated", accumulation=2) == pytest.approx(plain, rel=1e-4)
+
+
+def test_both_masks_train_on_the_same_rows(tmp_path):
+    causal, _ = run(tmp_path / "causal", wire="text", steps=2)
+    prefix, _ = run(tmp_path / "prefix", wire="text,mask=prefix", steps=2)
+    assert causal.train_rows_sha256 == prefix.train_rows_sha256
+    assert causal.tokens == prefix.tokens
+
+
+def test_diagnostics_say_what_the_design_promises(tmp_path):
+    run(tmp_path / "run")
+    lines = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
+    logged = next(line for line in lines if "loss" in line)
+    assert {
+        "step",
+        "tokens",
+        "seconds",
+        "learning_rate",
+        "loss",
+        "objectives",
+        "gradient_norm",
+        "objective_gradient_norms",
+        "first_token_accuracy",
+        "memory_gib",
+    } <= set(logged)
+    assert set(logged["objective_gradient_norms"]) == {"answer_ce"}
+    assert [line["step"] for line in lines if "eval_loss" in line] == [0, 2, 4, 6]
+    assert len(list((tmp_path / "run" / "samples").iterdir())) == 4
+
+
+def test_training_over_a_leaking_wire_is_refused_unless_forced(tmp_path):
+    with pytest.raises(UserError, match="copy the label"):
+        check(Finetuning(**{**SMALL, "wire": "leaky"}))
+    _, said = run(tmp_path / "forced", wire="leaky", force_leaky=True, steps=1)
+    assert any("as forced" in line for line in said)
+
+
+def test_a_model_that_leaks_stops_the_stage_before_the_first_step(tmp_path, monkeypatch):
+    from latentwire.lm.reading import Reading
+
+    lm = start()
+    monkeypatch.setattr(Reading, "visible", lambda self, q, k, *_: torch.ones(1, 1, q, k, dtype=torch.bool))
+    with pytest.raises(Leak, match="audit"):
+        run(tmp_path / "run", lm)
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_rows_whose_documents_see_each_other_are_caught(monkeypatch):
+    lm = start()
+    rows = collate([documents(3)])
+    assert audit_rows(lm, rows) == []
+    rows.columns.documents.zero_()
+    rows.columns.documents[0, :3] = 1
+    mixed = collate([documents(3)])
+    mixed.columns.documents.fill_(0)
+    mixed.columns.positions.copy_(torch.arange(mixed.ids.shape[1]))
+    from dataclasses import replace
+
+    apart = collate([documents(3)])
+    seen = replace(apart, columns=replace(apart.columns, documents=apart.columns.documents.clone()))
+    monkeypatch.setattr("latentwire.training.row_audit.Reading", _forget_documents)
+    assert any("see each other" in problem for problem in audit_rows(lm, seen))
+
+
+def _forget_documents(columns, layers=None):
+    from dataclasses import replace
+
+    from latentwire.lm.reading import Reading
+
+    positions = torch.arange(columns.width).expand_as(columns.positions)
+    return Reading(replace(columns, documents=torch.full_like(columns.documents, -1), positions=positions), layers)
+
+
+def test_schedules_start_warm_and_end_where_they_say():
+    def shares(kind, **o):
+        return [learning_rate_share(kind, s, 10, o.get("warmup", 0), o.get("final", 0.1)) for s in range(10)]
+
+    assert shares("constant") == [1.0] * 10
+    assert shares("cosine", warmup=2)[:3] == [0.5, 1.0, 1.0]
+    assert shares("linear")[5] == pytest.approx(0.1 + 0.9 * 0.5)
+    for kind in ("cosine", "linear"):
+        assert shares(kind) == sorted(shares(kind), reverse=True)
+        assert learning_rate_share(kind, 10, 10, 0, 0.1) == pytest.approx(0.1)
+
+
+def test_the_kill_criteria_name_their_reason():
+    judge = Judge(Stopping(no_signal_steps=3))
+    assert [judge.trained(step, 2.0) for step in range(3)][-1] == "no learning signal after 3 steps"
+    judge = Judge(Stopping(worse_evaluations=2))
+    assert [judge.evaluated(step, loss) for step, loss in enumerate([1.0, 1.1, 1.2])][-1].startswith("evaluation")
+    judge = Judge(Stopping(patience=2, min_delta=0.1, min_steps=30))
+    assert [judge.evaluated(10 * n, 1.0 - 0.01 * n) for n in range(3)] == [None] * 3
+    assert judge.evaluated(30, 0.97).startswith("plateau")
+    assert judge.best_step == 30
+    assert "finite" in Judge(Stopping()).trained(0, math.nan)
+
+
+def test_a_train_loss_that_collapses_implausibly_fast_is_a_suspected_leak():
+    judge = Judge(Stopping())
+    judge.trained(0, 4.0)
+    with pytest.raises(Leak, match="suspected leak"):
+        judge.trained(5, 0.01)
+    slow = Judge(Stopping())
+    slow.trained(0, 4.0)
+    assert slow.trained(500, 0.01) is None
+
+
+def test_settings_refuse_what_they_do_not_know():
+    with pytest.raises(ValueError, match="extra"):
+        Finetuning(**{**SMALL, "learing_rate": 1.0})
+    with pytest.raises(UserError, match="nearest: text"):
+        Finetuning(**{**SMALL, "wire": "txt"})
+
+
+def test_documents_longer_than_a_row_are_left_out_and_said(tmp_path):
+    with pytest.raises(UserError, match="row_tokens"):
+        run(tmp_path / "none", row_tokens=16)

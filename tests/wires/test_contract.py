@@ -1,0 +1,192 @@
+"""What every wire promises, whichever it is."""
+
+import pytest
+import torch
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.prefix import Prefix, pad_rows
+from latentwire.lm.prompts import CAUSAL, Prompt
+from tests.models import tiny_lm
+
+SPECS = [
+    "text",
+    "text,mask=prefix",
+    "text,mask=segments",
+    "text,mask=prefix,layers=1-2",
+    "none",
+    "none,mask=prefix",
+    "budget,tokens=4",
+    "repeat",
+    "leaky",
+]
+HONEST = [spec for spec in SPECS if spec != "leaky"]
+PROMPTS = [
+    Prompt(context="Ada lives in the old town by the river.", question="Where does Ada live?"),
+    Prompt(context="The heron stood in the shallow water.", question="Who stood?"),
+    Prompt(context="", question="What is left of nothing?"),
+]
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm("llama")
+
+
+def states(lm, prefix, answers):
+    with torch.no_grad():
+        return lm.forced(prefix, pad_rows(answers, -100)).hidden
+
+
+def test_every_kind_is_tested():
+    assert {each.split(",")[0] for each in SPECS} == set(wires.KINDS)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_label_names_its_wire(spec):
+    assert wires.parse(spec).label == spec
+    assert wires.parse(wires.parse(spec).label) == wires.parse(spec)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_prompt_reads_the_same_alone_in_a_batch_and_in_another_order(lm, spec):
+    wire = wires.parse(spec).bind(lm)
+    answers = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
+    together = states(lm, wire(PROMPTS, lm), answers)
+    for n, prompt in enumerate(PROMPTS):
+        torch.testing.assert_close(states(lm, wire([prompt], lm), [answers[n]])[0], together[n], atol=1e-5, rtol=0)
+    backwards = states(lm, wire(PROMPTS[::-1], lm), answers[::-1])
+    torch.testing.assert_close(backwards.flip(0), together, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_padding_columns_change_nothing(lm, spec):
+    wire = wires.parse(spec).bind(lm)
+    prefix = wire(PROMPTS[:1], lm)
+    longer = wire([PROMPTS[0], Prompt(context=PROMPTS[0].context * 2, question="Where? " * 9)], lm)
+    padded = longer.select(torch.tensor([0]))
+    assert padded.columns.width > prefix.columns.width
+    torch.testing.assert_close(states(lm, padded, [[5, 6]]), states(lm, prefix, [[5, 6]]), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_context_comes_from_the_message_alone(lm, spec):
+    """A wire that looked past its message at the prompt's context could not be a control."""
+    wire = wires.parse(spec).bind(lm)
+    message = wire.encode([PROMPTS[0].context])
+    elsewhere = Prompt(context="something else entirely", question=PROMPTS[0].question)
+    assert torch.equal(wire.deliver(message, [elsewhere], lm).ids, wire(PROMPTS[:1], lm).ids)
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_the_message_is_counted_in_bytes(lm, spec):
+    wire = wires.parse(spec).bind(lm)
+    message = wire.encode([prompt.context for prompt in PROMPTS])
+    assert all(0 <= n <= len(p.context.encode()) for n, p in zip(message.nbytes(), PROMPTS, strict=True))
+    if spec.startswith("none"):
+        assert message.nbytes() == [0, 0, 0]
+
+
+@pytest.mark.parametrize("spec", HONEST)
+def test_no_answer_token_changes_what_stands_before_it(lm, spec):
+    prefix = wires.parse(spec).bind(lm)(PROMPTS, lm)
+    one = states(lm, prefix, [[5, 6, 7, 8]] * 3)
+    two = states(lm, prefix, [[5, 6, 99, 8]] * 3)
+    assert torch.equal(one[:, :3], two[:, :3])
+    assert not torch.equal(one[:, 3], two[:, 3])
+
+
+def test_leaky_sees_its_own_label_and_says_so(lm):
+    wire = wires.parse("leaky")
+    prefix = wire(PROMPTS, lm)
+    one, two = states(lm, prefix, [[5, 6]] * 3), states(lm, prefix, [[5, 99]] * 3)
+    assert not torch.equal(one[:, 1], two[:, 1])
+    assert not torch.equal(one[:, 0], two[:, 0])
+    assert wire.leaks
+    with pytest.raises(UserError, match="see itself"):
+        wire.refuse_training()
+    wire.refuse_training(force=True)
+
+
+@pytest.mark.parametrize("spec", HONEST)
+def test_prefill_and_scoring_equal_one_pass(lm, spec):
+    prefix = wires.parse(spec).bind(lm)(PROMPTS, lm)
+    answers = [[5, 6, 7]] * 3
+    full = lm.head(states(lm, prefix, answers)).log_softmax(-1)
+    expected = full.gather(-1, torch.tensor(answers)[..., None]).sum((1, 2))
+    scored = lm.score(lm.prefill(prefix), [[answer, [9]] for answer in answers])
+    torch.testing.assert_close(
+        torch.tensor([row[0].logprob for row in scored]), expected.float(), atol=1e-4, rtol=0
+    )
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "gemma3"])
+def test_text_without_a_mask_is_the_untouched_model(family):
+    lm = tiny_lm(family)
+    prefix = wires.parse("text")(PROMPTS[:1], lm)
+    generated = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=8))[0]
+    stock = lm.model.generate(prefix.ids, max_new_tokens=8, do_sample=False, pad_token_id=0)[
+        0, prefix.ids.shape[1] :
+    ]
+    ids = [token for token in stock.tolist() if token not in lm.eos_ids]
+    assert list(generated.ids) == ids[: len(generated.ids)]
+
+
+def test_prefix_is_one_block_segments_are_two_and_repeat_is_twice(lm):
+    text = wires.parse("text")(PROMPTS[:1], lm)
+    prefix = wires.parse("text,mask=prefix")(PROMPTS[:1], lm)
+    segments = wires.parse("text,mask=segments")(PROMPTS[:1], lm)
+    repeat = wires.parse("repeat")(PROMPTS[:1], lm)
+    assert set(text.columns.blocks[0].tolist()) == {CAUSAL}
+    assert set(prefix.columns.blocks[0].tolist()) == {0}
+    assert sorted(set(segments.columns.blocks[0].tolist())) == [0, 1]
+    question = segments.columns.blocks[0].tolist().index(1)
+    assert lm.decode(segments.ids[0, question:].tolist()).startswith("Question")
+    assert lm.decode(repeat.ids[0].tolist()).count(PROMPTS[0].context) == 2
+
+
+def test_budget_keeps_the_first_tokens_of_the_context(lm):
+    whole = lm.tokenizer(PROMPTS[0].context, add_special_tokens=False)["input_ids"]
+    message = wires.parse("budget,tokens=6").bind(lm).encode([PROMPTS[0].context])
+    assert lm.tokenizer(message.texts[0], add_special_tokens=False)["input_ids"] == whole[:6]
+    assert wires.parse("budget,tokens=9999").bind(lm).encode([PROMPTS[0].context]).texts == (PROMPTS[0].context,)
+
+
+def test_the_tail_that_an_answer_would_change_stays_causal(lm):
+    prompt = Prompt(context="Ada", question="Who?", unstable=2)
+    blocks = wires.parse("text,mask=prefix")([prompt], lm).columns.blocks[0].tolist()
+    assert blocks[-2:] == [CAUSAL, CAUSAL]
+    assert set(blocks[:-2]) == {0}
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("txt", "nearest: text"),
+        ("text,msk=prefix", "nearest: mask"),
+        ("text,mask=prefixx", "'causal', 'prefix' or 'segments'"),
+        ("text,mask", "OPTION=VALUE"),
+        ("text,mask=prefix,mask=causal", "OPTION=VALUE"),
+        ("budget", "required"),
+        ("budget,tokens=0", "greater than or equal to 1"),
+        ("budget,tokens=many", "valid integer"),
+        ("text,layers=5-2", "range"),
+        ("", "expected one of"),
+    ],
+)
+def test_a_wrong_wire_is_told_in_one_sentence(text, part):
+    with pytest.raises(UserError) as error:
+        wires.parse(text)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_layers_that_the_model_has_not_are_refused(lm):
+    with pytest.raises(UserError, match="0-2"):
+        wires.parse("text,mask=prefix,layers=0-9").bind(lm)
+
+
+def test_a_prefix_needs_content():
+    with pytest.raises(ValueError, match="either"):
+        Prefix(columns=Prefix.of_tokens([[1]]).columns)
