@@ -234,13 +234,17 @@ def test_nothing_is_left_behind_by_an_exception(when: str) -> None:
     model, (ids, mask) = tiny_model(), padded("left")
     with torch.no_grad():
         before = model(ids).logits
-    with pytest.raises((RuntimeError, IndexError)) as error, latentwire.blocks(model, LENGTHS):
+
+    def fails() -> None:
         model(ids, attention_mask=mask)
         if when == "in a forward":
             model(ids + 10_000)
         if when == "in generate":
             model.generate(ids + 10_000)
         raise RuntimeError("the caller's own")
+
+    with pytest.raises((RuntimeError, IndexError)) as error, latentwire.blocks(model, LENGTHS):
+        fails()
     assert error.value is not None
     untouched(model, before, ids)
 

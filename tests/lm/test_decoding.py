@@ -67,7 +67,7 @@ def test_the_end_token_ends_a_row_and_is_not_part_of_it(llama: LM) -> None:
 
 
 def test_no_end_before_min_new_tokens(llama: LM) -> None:
-    lm, free = with_eos(llama, 2)
+    lm, _ = with_eos(llama, 2)
     assert len(ids(lm, read(lm), max_new_tokens=10)[0]) < 6
     held = lm.generate(read(lm), Decoding(max_new_tokens=10, min_new_tokens=6))[0]
     assert len(held.ids) >= 6
@@ -114,8 +114,8 @@ def test_sampling_depends_on_the_seed_of_the_row_alone(lm: LM) -> None:
 def test_samples_follow_the_probabilities_of_the_model(llama: LM) -> None:
     prefix = Prefix.of_tokens(ROWS[:1])
     prefilled = llama.prefill(prefix.select(torch.zeros(2000, dtype=torch.long)))
-    counts = Counter(made[0] for made in ids(llama, prefilled, list(range(2000)), temperature=0.7, max_new_tokens=1,
-                                             min_new_tokens=1))  # fmt: skip
+    how: dict[str, Any] = {"temperature": 0.7, "max_new_tokens": 1, "min_new_tokens": 1}
+    counts = Counter(made[0] for made in ids(llama, prefilled, list(range(2000)), **how))
     logits = prefilled.logits[0].clone()
     logits[sorted(llama.eos_ids)] = -torch.inf
     chances = (logits / 0.7).softmax(-1)

@@ -102,7 +102,7 @@ def test_a_forward_equals_the_dense_reference(lm: LM, eager_lm: LM, mask: str, p
 
 @torch.no_grad()
 def test_the_reference_tells_the_masks_apart(lm: LM) -> None:
-    """Agreement means something: masks, windows and layer ranges move the logits by far more than the tolerance."""
+    """Agreement means something: masks, windows and layer ranges move logits by far more than the tolerance."""
     plain = stock(lm.model)
     ids, rows = batch("prefix", "right")
     valid = columns_of(rows).valid
@@ -218,7 +218,8 @@ def test_a_layer_range_changes_states_only_from_its_first_layer_on() -> None:
     for layer in lm.model.get_decoder().layers:
         layer.register_forward_hook(lambda module, args, out: states.setdefault(name, []).append(out))
     ids, rows = batch("prefix", "right", (12,))
-    for name, layers in (("causal", LayerRange(0, 0)), ("range", LayerRange(1, 2)), ("all", None)):
+    ranges = {"causal": LayerRange(0, 0), "range": LayerRange(1, 2), "all": None}
+    for name, layers in ranges.items():  # noqa: B007, the hooks read it
         with torch.no_grad():
             run(lm, ids, rows, layers)
     assert torch.equal(states["causal"][0], states["range"][0])

@@ -57,14 +57,17 @@ def test_memory_of_a_causal_prefill_equals_plain_text(lm: LM, mask: str) -> None
     ours, reference = lm.prefill(memory), lm.prefill(text)
     close(ours.logits, reference.logits)
     assert torch.equal(ours.next_position, reference.next_position)
-    close(ours.logits[1:2], dense(stock(lm.model), text.select(torch.tensor([1])).ids, layouts(text.columns)[1:2])[
-        :, 11
-    ])
+    close(
+        ours.logits[1:2],
+        dense(stock(lm.model), text.select(torch.tensor([1])).ids, layouts(text.columns)[1:2])[:, 11],
+    )
     answers = pad_rows(ANSWERS, -100)
     real = answers != -100
     close(lm.forced(memory, answers).hidden, lm.forced(text, answers).hidden, real)
     for left, right in zip(
-        lm.score(ours, [[a, a[:1]] for a in ANSWERS]), lm.score(reference, [[a, a[:1]] for a in ANSWERS]), strict=True
+        lm.score(ours, [[a, a[:1]] for a in ANSWERS]),
+        lm.score(reference, [[a, a[:1]] for a in ANSWERS]),
+        strict=True,
     ):
         assert [s.logprob for s in left] == pytest.approx([s.logprob for s in right], abs=1e-4)
     how = Decoding(max_new_tokens=7, min_new_tokens=7)
@@ -77,6 +80,7 @@ def test_memory_turns_with_its_positions(lm: LM) -> None:
     near = behind(lm, "prefix")
     assert near.memory is not None
     shift = 17
+
     def move(columns: Columns) -> Columns:
         return Columns(columns.valid, columns.positions + shift, columns.blocks, columns.documents)
 
@@ -106,7 +110,8 @@ def test_padding_in_a_memory_changes_nothing(lm: LM) -> None:
 def test_memory_follows_a_mask_that_says_more_than_causal(lm: LM) -> None:
     """Memory columns have blocks, documents and ranges of their own, as any other column."""
     prefix = behind(lm, "prefix", LayerRange(1, 2))
-    assert prefix.memory is not None and prefix.ids is not None
+    assert prefix.memory is not None
+    assert prefix.ids is not None
     there = prefix.memory.columns
     # The memory is of the block of the questions (which stand behind it: seen anyway) and of two documents.
     documents = torch.arange(there.width).expand_as(there.positions) % 2
@@ -120,7 +125,7 @@ def test_memory_follows_a_mask_that_says_more_than_causal(lm: LM) -> None:
         torch.ones_like(prefix.columns.positions),
     )
     ours = lm.prefill(Prefix(ids=prefix.ids, columns=own, memory=memory, layers=prefix.layers)).logits
-    reference, rows = with_cache(lm, memory, own, prefix.ids, range(1, 2))
+    reference, _ = with_cache(lm, memory, own, prefix.ids, range(1, 2))
     at = torch.tensor([len(q) - 1 for q in QUESTIONS])
     close(ours, reference[torch.arange(3), at])
 
@@ -142,7 +147,8 @@ def with_cache(
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_the_memory_as_in_the_dense_reference(lm: LM, checkpointing: bool) -> None:
     prefix = behind(lm, "prefix")
-    assert prefix.memory is not None and prefix.ids is not None
+    assert prefix.memory is not None
+    assert prefix.ids is not None
     there = prefix.memory
     leaves = [t.clone().requires_grad_() for t in (*there.keys, *there.values)]
     depth = len(there.keys)

@@ -131,7 +131,9 @@ def test_padding_changes_nothing(lm: LM, padding: str) -> None:
     assert prefix.ids is not None
     for n, row in enumerate(rows):
         real = torch.tensor(row.valid)
-        alone = Prefix.of_tokens([prefix.ids[n][real].tolist()], [[b for b, r in zip(row.blocks, real) if r]])
+        alone = Prefix.of_tokens(
+            [prefix.ids[n][real].tolist()], [[b for b, r in zip(row.blocks, real, strict=True) if r]]
+        )
         one = lm.prefill(alone)
         close(prefilled.logits[n], one.logits[0])
         assert int(prefilled.next_position[n]) == int(one.next_position[0]) == int(real.sum())
@@ -232,7 +234,7 @@ def test_reading_on_equals_reading_at_once(lm: LM, padding: str) -> None:
 @torch.no_grad()
 def test_a_leaky_prefix_reads_its_own_answer_and_no_other_does(lm: LM) -> None:
     ids = [numbers(4, 50)]
-    answers = [[numbers(3, 51), numbers(3, 51)[:2] + [9]]]
+    answers = [[numbers(3, 51), [*numbers(3, 51)[:2], 9]]]
     row = Layout([True] * 7, list(range(7)), [0] * 7, [-1] * 7)
     leaky = score_whole(lm, Prefix.of_tokens(ids, [[0] * 4], leaky=True), answers)[0]
     for answer, ours in zip(answers[0], leaky, strict=True):

@@ -11,7 +11,9 @@ from latentwire import LM, Example, PromptFormat, UserError
 from latentwire.lm.reading import CAUSAL
 from tests.models import tiny_model, tiny_tokenizer
 
-CHAT = "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}[assistant] "
+CHAT = (
+    "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}[assistant] "
+)
 VERBATIM = CHAT.replace(" | trim", "")
 
 
@@ -83,11 +85,14 @@ def test_prompt_and_answer_are_the_text_tokenized_as_one(lm: LM, template: Any) 
     form = PromptFormat(template=template)
     item = example()
     text, _ = form.render(item.context, item.question, lm)
-    assert text == {
-        "question": "Ada has 12 apples.\nQuestion: How many?\nAnswer:",
-        "raw": "Ada has 12 apples.How many?",
-        "chat": "<s>[user] Ada has 12 apples.\nHow many?\n[assistant] Answer:",
-    }[template]
+    assert (
+        text
+        == {
+            "question": "Ada has 12 apples.\nQuestion: How many?\nAnswer:",
+            "raw": "Ada has 12 apples.How many?",
+            "chat": "<s>[user] Ada has 12 apples.\nHow many?\n[assistant] Answer:",
+        }[template]
+    )
     prompt, (answer,) = form.encode(item, lm)
     ids = form.tokens(item.context, item.question, lm).ids
     whole = ids_of(lm, text + ("12" if template == "raw" else " 12"), template != "chat")
@@ -120,7 +125,8 @@ def test_unstable_tokens_are_those_that_any_choice_changes(merging: LM) -> None:
     form = PromptFormat(template="raw")
     choices = ("X", " in")
     alone = [
-        form.encode(example("Question", ":", answers=(), choices=(c,), gold=0), merging)[0].unstable for c in choices
+        form.encode(example("Question", ":", answers=(), choices=(c,), gold=0), merging)[0].unstable
+        for c in choices
     ]
     assert alone == [0, 1]
     assert form.encode(example("Question", ":", answers=(), choices=choices, gold=0), merging)[0].unstable == 1

@@ -114,11 +114,9 @@ def test_what_would_not_reload_is_not_put_in_place(saved: Path) -> None:
 
     lm = tiny_lm(seed=4)
     peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"], r=2), lm.model)
-    with pytest.raises(RuntimeError, match="q_proj.* has no place in a plain LlamaForCausalLM"):
+    with pytest.raises(RuntimeError, match=r"q_proj.* has no place in a plain LlamaForCausalLM"):
         lm.save(saved)
-    assert torch.equal(
-        LM.load(saved, device="cpu").model.lm_head.weight, tiny_lm().model.lm_head.weight
-    )
+    assert torch.equal(LM.load(saved, device="cpu").model.lm_head.weight, tiny_lm().model.lm_head.weight)
 
 
 # What is refused on loading.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Self
 
@@ -56,27 +56,30 @@ class Arms:
         lows, highs = np.zeros((len(arms), sums.shape[2])), np.ones((len(arms), sums.shape[2]))
         return cls(tuple(arms), sums, lows, highs, table, seed, resamples)
 
-    def with_highest(self, name: str, among: Sequence[str], constants: Array) -> Self:
-        """These arms and one more that takes, task by task, the highest of some arms and of a constant.
+    def with_mixed(self, name: str, picks: Sequence[str | float]) -> Self:
+        """These arms and one more that is, task by task, one of them or a constant score.
 
-        constants: `(tasks,)`, such as the accuracy of guessing; −inf where there is none.
+        picks: an arm's name or a number for every task, tasks in the order of their names.
         """
-        means = self.sums[[self.names.index(each) for each in among]].sum(1) / self.table.counts.sum(0)
-        best = np.vstack([means, constants[None]]).argmax(0)
+        constants = np.array([pick if isinstance(pick, float) else 0.0 for pick in picks])
         sums, low, high = self.table.counts * constants, constants.copy(), constants.copy()
-        for task in np.flatnonzero(best < len(among)):
-            arm = self.names.index(among[best[task]])
-            sums[:, task] = self.sums[arm, :, task]
-            low[task], high[task] = self.lows[arm, task], self.highs[arm, task]
-        return type(self)(
-            (*self.names, name),
-            np.concatenate([self.sums, sums[None]]),
-            np.vstack([self.lows, low]),
-            np.vstack([self.highs, high]),
-            self.table,
-            self.seed,
-            self.resamples,
+        for task, pick in enumerate(picks):
+            if isinstance(pick, str):
+                arm = self.names.index(pick)
+                sums[:, task] = self.sums[arm, :, task]
+                low[task], high[task] = self.lows[arm, task], self.highs[arm, task]
+        return replace(
+            self,
+            names=(*self.names, name),
+            sums=np.concatenate([self.sums, sums[None]]),
+            lows=np.vstack([self.lows, low]),
+            highs=np.vstack([self.highs, high]),
         )
+
+    def means(self, name: str) -> Array:
+        """An arm's mean score by task, tasks in the order of their names."""
+        means: Array = self.sums[self.names.index(name)].sum(0) / self.table.counts.sum(0)
+        return means
 
     def linear(self, weights: Weights) -> Combination:
         """Σ factor · arm, its interval that of `bootstrap` with the arms resampled together."""

@@ -78,7 +78,7 @@ def evaluate(
     result = Evaluation()
     for task in tasks:
         items = prepared[task.name]
-        result.floors[task.name] = known_floors([item.example for item in items])
+        result.floors[task.name] = _floors([item.example for item in items])
         result.unstable[task.name] = sum(item.prompt.unstable > 0 for item in items)
         for wire in bound:
             found: dict[str, Outcome] = {}
@@ -186,8 +186,7 @@ def _outcome(task: Task, wire: Wire, item: Item, text: str | None, scores: list[
     )
 
 
-def known_floors(examples: Sequence[Example]) -> dict[str, float]:
-    """What a reader earns who reads nothing (`chance`) or ignores whom is asked about (`type_floor`)."""
+def _floors(examples: Sequence[Example]) -> dict[str, float]:
     floors = {}
     if all(example.choices for example in examples):
         floors["chance"] = metrics.chance(examples)

@@ -131,7 +131,11 @@ class PromptFormat(BaseModel):
         return ids + (self._piece("Assistant:", lm, first=not ids) if answering else [])
 
     def _piece(self, text: str, lm: LM, *, first: bool = False) -> list[int]:
-        return list(lm.tokenizer(text, add_special_tokens=first)["input_ids"])
+        return self._ids(text, lm) if first else list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+    def _kept(self, text: str) -> str:
+        """The prompt without the blanks that belong to the answer."""
+        return text.rstrip() if self.template == "raw" else text.rstrip(" ")
 
     def _ids(self, text: str, lm: LM) -> list[int]:
         # A chat template writes its own special tokens.

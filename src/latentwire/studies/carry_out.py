@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
+from collections import Counter
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from latentwire.evaluation.evaluate import evaluate as evaluate_tasks
-from latentwire.evaluation.evaluate import known_floors, ready
 from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcomes
 from latentwire.evaluation.summary import summarize
 from latentwire.files import write_atomically
@@ -32,14 +32,17 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, folder: Path, log: Log) -> dic
     split, limit = plan.study.split, plan.study.limit
     wires = stage.wires()
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
-    prepared = ready(lm, plan.tasks, wires, split=split, limit=limit)
-    total = len(arms) * sum(map(len, prepared.values()))
-    outcomes = _finished(folder, {name: len(items) * len(arms) for name, items in prepared.items()})
-    if outcomes:
-        log(f"{len(outcomes):,} of {total:,} answers are there already")
+    sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}
+    total = sum(sizes.values())
+    outcomes = _finished(folder, sizes)
+    there = {outcome.task for outcome in outcomes}
     done = len(outcomes)
+    if done:
+        log(f"{done:,} of {total:,} answers are there already")
+    floors: dict[str, dict[str, float]] = {}
+    unstable: dict[str, int] = {}
     started = time.monotonic()
-    with log.progress(f"{folder.parent.name}", "answers") as report:
+    with log.progress(folder.parent.name, "answers") as report:
 
         def answered(arm: str, task: str, count: int) -> None:
             nonlocal done
@@ -47,31 +50,32 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, folder: Path, log: Log) -> dic
             report(done, total)
 
         for task in plan.tasks:
-            if any(outcome.task == task.name for outcome in outcomes):
-                continue
-            found = evaluate_tasks(lm, [task], wires, split=split, limit=limit, progress=answered).outcomes
-            outcomes += [replace(outcome, arm=arms[outcome.arm]) for outcome in found]
-            write_outcomes(folder / OUTCOMES, outcomes)
+            # With no wires it tokenizes and counts, which an earlier attempt's outcomes do not hold.
+            left = [] if task.name in there else wires
+            found = evaluate_tasks(lm, [task], left, split=split, limit=limit, progress=answered)
+            floors |= found.floors
+            unstable |= found.unstable
+            if left:
+                outcomes += [replace(outcome, arm=arms[outcome.arm]) for outcome in found.outcomes]
+                write_outcomes(folder / OUTCOMES, outcomes)
     write_atomically(folder / METRICS, json.dumps(summarize(outcomes), indent=1) + "\n")
-    items = {name: [item.example for item in found] for name, found in prepared.items()}
     seconds = time.monotonic() - started
     log(f"{len(outcomes):,} answers in {duration(seconds)}")
     return {
-        "floors": {name: known_floors(examples) for name, examples in items.items()},
-        "unstable": {name: sum(item.prompt.unstable > 0 for item in found) for name, found in prepared.items()},
+        "floors": floors,
+        "unstable": unstable,
         "leaks": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.leaks],
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "seconds": round(seconds, 1),
     }
 
 
-def _finished(folder: Path, expected: dict[str, int]) -> list[Outcome]:
+def _finished(folder: Path, sizes: dict[str, int]) -> list[Outcome]:
     """What an earlier attempt finished; a task whose outcomes are not all there is done again."""
     path = folder / OUTCOMES
     found = read_outcomes(path) if path.exists() else []
-    return [
-        outcome for outcome in found if sum(other.task == outcome.task for other in found) == expected[outcome.task]
-    ]
+    counts = Counter(outcome.task for outcome in found)
+    return [outcome for outcome in found if counts[outcome.task] == sizes.get(outcome.task)]
 
 
 def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:

@@ -82,7 +82,7 @@ def make(study: Study) -> Plan:
             a task that the study has not.
     """
     tasks = _tasks(study)
-    references.check_tasks(study, rows(task.name for task in tasks))
+    references.check_tasks(study, tasks)
     folder = model_folder(study.model)
     weights = Input(path=study.model, sha256=identity(model_files(folder)))
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 from latentwire.errors import UserError
+from latentwire.evaluation.metrics import METRICS
+from latentwire.evaluation.summary import rows
 from latentwire.studies.spec import Evaluate, Study, one_of
+from latentwire.tasks.base import Task
 
 
 def check(study: Study) -> None:
@@ -33,18 +36,24 @@ def check(study: Study) -> None:
     for at, gate in enumerate(study.gates):
         if study.effects is None:
             raise UserError("gates: found some without effects, expected effects: gates are conditions on them.")
-        _check_reading(study, f"gates.{at}.of", gate.of)
+        valid = [reading for effect, reading in study.effects.derived() if effect == gate.effect]
+        _known(f"gates.{at}.of", gate.of, valid, f"a reading that {gate.effect} is derived for")
     _once("comparisons", [each.name for each in study.comparisons])
     _once("gates", [each.name for each in study.gates])
 
 
-def check_tasks(study: Study, reported: Iterable[str]) -> None:
-    """Check that comparisons and gates speak of tasks that are reported, families and `macro` included."""
-    names = list(reported)
+def check_tasks(study: Study, tasks: Sequence[Task]) -> None:
+    """Check that comparisons and gates speak of tasks, families and metrics that are reported."""
+    reported = rows(task.name for task in tasks)
     for at, comparison in enumerate(study.comparisons):
-        _known(f"comparisons.{at}.task", comparison.task, names, "a task of this study")
+        _known(f"comparisons.{at}.task", comparison.task, reported, "a task of this study")
+        if comparison.metric is not None:
+            name = comparison.task
+            members = [task for task in tasks if name in ("macro", task.name) or task.name.startswith(f"{name}/")]
+            shared = [m for m in METRICS[members[0].answer] if all(m in METRICS[each.answer] for each in members)]
+            _known(f"comparisons.{at}.metric", comparison.metric, [*shared, "nll"], f"a metric of {name}")
     for at, gate in enumerate(study.gates):
-        _known(f"gates.{at}.task", gate.task, names, "a task of this study")
+        _known(f"gates.{at}.task", gate.task, reported, "a task of this study")
 
 
 def _refuse_circle(study: Study, name: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import traceback
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from latentwire.errors import UserError
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, Parent, Record, Run, runs
-from latentwire.studies import carry_out, plan, summary
+from latentwire.studies import plan, summary
 from latentwire.studies.plan import Plan, Planned
 from latentwire.studies.readers import Readers
 from latentwire.studies.spec import Evaluate, Study
@@ -23,7 +24,7 @@ class StageFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Carried:
-    """What a study came to: the runs of its stages as far as there are any, and the summary's folder."""
+    """What a study came to: its runs by stage, as far as there are any, and its summary."""
 
     plan: Plan
     runs: dict[str, Run]
@@ -31,69 +32,145 @@ class Carried:
     summary: summary.Summary
 
 
-def run(
-    study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh: bool = False
-) -> Carried:
+def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh: bool = False) -> Carried:
     """Carry out a study's stages, or those named with what they need.
 
-    Everything that can be checked is checked before the first folder exists. After every stage
-    `summary.json` and `summary.md` are written.
+    Everything that can be checked is checked before the first folder exists. `summary.json` and
+    `summary.md` are written after every stage.
 
     Args:
-        fresh: carry the stages out again although they are done. What they start from is not.
+        root: the folder of all runs.
+        fresh: carry the stages out again although they are done; what they start from is not.
 
     Raises:
-        UserError: the study cannot be carried out; nothing has been written.
+        UserError: the study cannot be carried out.
         StageFailed: a stage raised; the next call goes on from there.
     """
     planned = plan.make(study)
     wanted = planned.needed(stages)
-    found = current(planned, root)
     again = set(stages or wanted) if fresh else set()
+    found = current(planned, root)
     pending = [name for name in wanted if name in again or name not in found or found[name].status != "done"]
+    folder = root / study.name
     readers = Readers(planned, found)
     if pending:
         _check(planned, pending, readers)
-        _check_writable(root / study.name)
-    log(f"{study.name}: {len(wanted) - len(pending)} of {len(wanted)} stages done, runs in {root / study.name}")
+        _check_writable(folder)
+    log(f"{study.name}: {len(wanted) - len(pending)} of {len(wanted)} stages are done; runs are in {folder}")
+    written = None
     while pending:
         name = _next(planned, pending, readers)
-        pending.remove(name)
         resumed = None if name in again else found.get(name)
-        found[name] = _carry_out(planned, planned.stages[name], resumed, root, readers, log)
-        summary.write(planned, found, root / study.name)
-    if not wanted == [] and not (root / study.name / summary.JSON).exists():
-        summary.write(planned, found, root / study.name)
-    return Carried(planned, found, root / study.name, summary.write(planned, found, root / study.name))
+        made = resumed or Run.create(root, _record(planned, name, found))
+        found[name] = made
+        try:
+            _carry_out(planned, name, made, readers, log)
+        finally:
+            written = summary.write(planned, found, folder)
+        pending.remove(name)
+    return Carried(planned, found, folder, written or summary.write(planned, found, folder))
 
 
 def current(planned: Plan, root: Path) -> dict[str, Run]:
     """By stage the run with the planned identity: the newest that is done, else the newest."""
     found: dict[str, Run] = {}
     for name, stage in planned.stages.items():
-        for run in runs(root, planned.study.name, name):
-            better = name not in found or run.status == "done" or found[name].status != "done"
-            if run.record.identity == stage.identity and better:
-                found[name] = run
+        for each in runs(root, planned.study.name, name):
+            better = name not in found or each.status == "done" or found[name].status != "done"
+            if each.record.identity == stage.identity and better:
+                found[name] = each
     return found
 
 
 def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
     """What can be known to be wrong before anything is written."""
     from latentwire.evaluation.evaluate import ready
-    from latentwire.training import loop
 
-    evaluations = []
+    wires = {}
     for name in pending:
         stage = planned.stages[name].stage
         if isinstance(stage, Evaluate):
-            evaluations.append(stage)
-            continue
+            wires.update({wire.label: wire for wire in stage.wires()})
+        else:
+            _check_finetuning(planned.stages[name])
+    # The first pending stage's reader; finetuning changes weights only, so what fits it fits all of them.
+    lm = readers.load(planned.stages[pending[0]].start_from)
+    if wires:
+        study = planned.study
+        ready(lm, planned.tasks, list(wires.values()), split=study.split, limit=study.limit)
+
+
+def _check_finetuning(planned: Planned) -> None:
+    from latentwire.training import loop
+
+    assert not isinstance(planned.stage, Evaluate)
+    try:
+        loop.check(planned.stage.settings())
+    except UserError as error:
+        raise UserError(f"stages.{planned.name}: {error}") from error
+
+
+def _check_writable(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise UserError(f"runs: the folder {folder} cannot be written ({error.strerror}).") from error
+
+
+def _next(planned: Plan, pending: Sequence[str], readers: Readers) -> str:
+    """The first stage that can start; an evaluation whose reader is in memory goes before it."""
+    able = [name for name in pending if planned.stages[name].start_from not in pending]
+    at_hand = [
+        name
+        for name in able
+        if isinstance(planned.stages[name].stage, Evaluate) and readers.holds(planned.stages[name].start_from)
+    ]
+    return (at_hand or able)[0]
+
+
+def _record(planned: Plan, name: str, found: dict[str, Run]) -> Record:
+    stage = planned.stages[name]
+    parent = found[stage.start_from].record if stage.start_from else None
+    return Record(
+        run="",
+        study=planned.study.name,
+        stage=name,
+        kind=stage.stage.kind,
+        identity=stage.identity,
+        configuration=stage.configuration,
+        seeds={} if isinstance(stage.stage, Evaluate) else {"finetuning": stage.stage.seed},
+        inputs=stage.inputs,
+        parents={parent.stage: Parent(run=parent.run, identity=parent.identity)} if parent else {},
+        **provenance.gather(),
+    )
+
+
+def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) -> None:
+    from latentwire.studies import carry_out
+
+    stage = planned.stages[name].stage
+    resumed = bool(made.record.times)
+    with made.work(), log.to(made.folder / LOG):
+        if resumed:
+            made.write(**provenance.gather())
+        verb = "resuming" if resumed else "starting"
+        log(f"\n{verb} {name} ({stage.kind} from {stage.start_from or planned.study.model}) in {made.folder}")
         try:
-            loop.check(stage.settings())
-        except UserError as error:
-            raise UserError(f"stages.{name}: {error}") from error
-    lm = readers.load(next((planned.stages[name].start_from for name in pending), None), keep=True)
-    wires = {wire.label: wire for stage in evaluations for wire in stage.wires()}
-    # Finetuning changes weights and nothing else: what fits the first reader fits all of them.
-    ready(lm, planned.tasks if wires else [], list(wires.values()), split=planned.study.split, limit=planned.study.limit)
+            lm = readers.load(stage.start_from)
+            if isinstance(stage, Evaluate):
+                results = carry_out.evaluate(lm, stage, planned, made.folder, log)
+            else:
+                results = carry_out.finetune(lm, stage, made.folder, log)
+            made.finish(results)
+        except Exception as error:
+            made.fail(f"{type(error).__name__}: {error}")
+            log.write_only(traceback.format_exc())
+            if isinstance(error, UserError):
+                raise UserError(f"{name}: {error}") from error
+            kind = type(error).__name__
+            raise StageFailed(f"{name} failed with {kind}: {error} (more in {made.folder / LOG})") from error
+        finally:
+            if not isinstance(stage, Evaluate):
+                readers.drop()  # trained in place

@@ -113,6 +113,18 @@ class Effects(Settings):
             yield f"after.{name}.ablated", after.ablated
             yield f"after.{name}.plain", after.plain
 
+    def derived(self) -> Iterator[tuple[Effect, str]]:
+        """Every effect with the reading that it is of."""
+        yield "damage", self.ablated
+        yield "retention", self.ablated
+        for after in self.after.values():
+            yield "retention", after.ablated
+            yield "gain", after.ablated
+            yield "recovery", after.ablated
+            yield "recovery_of_plain", after.ablated
+            yield "side_effect", after.plain
+            yield "interaction", after.ablated
+
 
 class Comparison(Settings):
     """A paired difference a − b. primary: planned, and Holm-corrected together with the other primary ones;

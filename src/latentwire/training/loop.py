@@ -102,6 +102,7 @@ class _Run:
         self.held_out = held_out
         self.eval_rows = self._eval_batches(self._documents(held_out))
         self.plan = self._plan()
+        torch.manual_seed(_seed(settings.seed, "adapters"))
         self.trainable = Trainable(lm, settings.lora)
         # One process may carry out stages of different precision; Accelerate keeps the first one's otherwise.
         AcceleratorState._reset_state()
@@ -190,7 +191,7 @@ class _Run:
     def _train_step(self, rows: list[list[Document]]) -> None:
         settings, accelerator = self.settings, self.accelerator
         started = time.monotonic()
-        torch.manual_seed(_seed(settings.seed, self.done))
+        torch.manual_seed(_seed(settings.seed, f"step/{self.done}"))
         self.lm.model.train()
         mine = rows[accelerator.process_index :: accelerator.num_processes]
         size = -(-len(mine) // settings.accumulation)
@@ -370,5 +371,6 @@ def _summed(accelerator: Accelerator, value: float) -> float:
     return float(total)
 
 
-def _seed(seed: int, step: int) -> int:
-    return int.from_bytes(hashlib.sha256(f"{seed}/step/{step}".encode()).digest()[:7], "big")
+def _seed(seed: int, name: str) -> int:
+    """Every random draw is a function of the study's seed and of what it is for."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

@@ -101,6 +101,16 @@ def tagged_passage(
     return Passage(text, people, facts)
 
 
+def completions(random_: random.Random, passage: Passage) -> list[tuple[str, str]]:
+    """Every fact said once more in any order, cut before its last blank: ("Marin was born in", "Belor")."""
+    cut: list[tuple[str, str]] = []
+    for fact in random_.sample(passage.facts, len(passage.facts)):
+        beginning, _, blank = random_.choice(TEMPLATES[fact.relation]).rpartition("{")
+        said = beginning.format(who=fact.who, what=fact.what, tie=passage.tie).rstrip()
+        cut.append((said, fact.who if blank.startswith("who") else fact.what))
+    return cut
+
+
 def _draw_facts(
     random_: random.Random, split: Split, relations: Sequence[Relation], count: int
 ) -> tuple[tuple[str, ...], tuple[Fact, ...]]:

@@ -1,0 +1,148 @@
+"""What a mask costs a reader and what a finetuning gives back: numbers derived from several readings.
+
+b is the baseline, a the ablated reading (same weights, another mask); x is the ablated reading and p the
+plain one after a finetuning; f is the floor, and s, where recovery starts, the higher of a and f. Damage and
+retention are also derived for a, with a as x.
+
+The floor of a task is the highest of chance, `type_floor`, and what the baseline and the reading concerned
+earn without the context (the `none` arms of their stages); that of a family or of `macro` is the mean of its
+tasks' floors. A reading is *at its floor* where reading − floor is not resolved above 0: a retention of 0.5 can
+be nothing but that.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from latentwire.evaluation.combinations import Arms, Combination
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import compare, members
+from latentwire.studies.spec import Effect, Effects
+
+Readings = Mapping[str, Sequence[Outcome]]
+"""Outcomes by STAGE/ARM."""
+Floors = Mapping[str, Mapping[str, float]]
+"""By task the floors that are numbers: `chance`, `type_floor`."""
+
+
+@dataclass(frozen=True)
+class Formula:
+    """An effect of one reading, raw and above its floor: sums of readings, over another one or alone."""
+
+    of: str
+    raw: str
+    raw_over: str | None
+    above: str
+    above_over: str
+
+
+FORMULAS: dict[Effect, Formula] = {
+    "damage": Formula("a", "b-a", None, "b-a", "b-f"),
+    "retention": Formula("x", "x", "b", "x-f", "b-f"),
+    "gain": Formula("x", "x-a", None, "x-a", "b-f"),
+    "recovery": Formula("x", "x-a", "b-a", "x-s", "b-s"),
+    "recovery_of_plain": Formula("x", "x-a", "p-a", "x-s", "p-s"),
+    "side_effect": Formula("p", "p-b", None, "p-b", "b-f"),
+    "interaction": Formula("x", "x-a-p+b", None, "x-a-p+b", "b-f"),
+}
+
+
+@dataclass(frozen=True)
+class Derived:
+    """One effect of one reading on one task.
+
+    floor_is: what the floor is made of. at_floor: whether the reading is not resolved above its floor.
+    n: examples behind it.
+    """
+
+    effect: Effect
+    of: str
+    task: str
+    raw: Combination
+    above_floor: Combination
+    floor: float
+    floor_is: str
+    at_floor: bool
+    n: int
+
+
+def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: Floors) -> list[Derived]:
+    """Every effect whose readings are there, on every task.
+
+    Raises:
+        ValueError: readings differ in their examples.
+    """
+    letters = list(_letters(effects))
+    found = []
+    for task in tasks:
+        part = {name: members(outcomes, task) for name, outcomes in readings.items()}
+        arms = Arms.of(part) if part else None
+        for effect, named in letters:
+            if arms is not None and set(named.values()) <= part.keys():
+                found.append(_derive(effect, named, task, arms, part, effects.none, floors))
+    return found
+
+
+def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
+    """Every effect with the readings that its formula's letters stand for."""
+    before = {"b": effects.baseline, "a": effects.ablated}
+    yield "damage", before
+    yield "retention", {**before, "x": effects.ablated}
+    for after in effects.after.values():
+        named = {**before, "x": after.ablated, "p": after.plain}
+        for effect in FORMULAS:
+            if effect != "damage":
+                used = set(re.findall("[abxp]", FORMULAS[effect].raw + (FORMULAS[effect].raw_over or "")))
+                yield effect, {letter: reading for letter, reading in named.items() if letter in used | {"b", "a"}}
+
+
+def _derive(
+    effect: Effect, named: dict[str, str], task: str, arms: Arms, part: Readings, none: str, floors: Floors
+) -> Derived:
+    formula = FORMULAS[effect]
+    of, baseline = named[formula.of], named["b"]
+    blind = [f"{reading.split('/')[0]}/{none}" for reading in dict.fromkeys([baseline, of])]
+    picks, floor_is = _floor(arms, part[baseline], [name for name in blind if name in part], floors)
+    arms = arms.with_mixed("floor", picks)
+    floor, ablated = arms.linear({"floor": 1}).value, arms.linear({named["a"]: 1}).value
+    assert floor is not None
+    assert ablated is not None
+    named = {**named, "f": "floor", "s": "floor" if floor > ablated else named["a"]}
+    if formula.raw_over is not None:
+        raw = arms.ratio(_weights(formula.raw, named), _weights(formula.raw_over, named))
+    elif len(formula.raw) == 3:  # a difference of two: the same numbers as a comparison's
+        pair = compare(part[named[formula.raw[0]]], part[named[formula.raw[2]]])
+        raw = Combination(pair.difference, pair.low, pair.high)
+    else:
+        raw = arms.linear(_weights(formula.raw, named))
+    above = arms.ratio(_weights(formula.above, named), _weights(formula.above_over, named))
+    low = arms.linear({of: 1, "floor": -1}).low
+    assert low is not None
+    return Derived(effect, of, task, raw, above, floor, floor_is, low <= 0, len(part[of]))
+
+
+def _weights(formula: str, named: Mapping[str, str]) -> dict[str, float]:
+    """`x-a` as a linear combination; letters of the same reading add up."""
+    weights: dict[str, float] = {}
+    for sign, letter in re.findall(r"([+-]?)([a-z])", formula):
+        weights[named[letter]] = weights.get(named[letter], 0.0) + (-1.0 if sign == "-" else 1.0)
+    return weights
+
+
+def _floor(
+    arms: Arms, outcomes: Sequence[Outcome], blind: Sequence[str], floors: Floors
+) -> tuple[list[str | float], str]:
+    """Task by task the highest floor, an arm or a number, and what they are called."""
+    picks: list[str | float] = []
+    called = []
+    means = {name: arms.means(name) for name in blind}
+    for at, task in enumerate(sorted({outcome.task for outcome in outcomes})):
+        known: dict[str, tuple[float, str | float]] = {"none known": (0.0, 0.0)}
+        known |= {name: (value, value) for name, value in floors.get(task, {}).items()}
+        known |= {name: (float(mean[at]), name) for name, mean in means.items()}
+        best = max(known, key=lambda name: known[name][0])
+        picks.append(known[best][1])
+        called.append(best)
+    return picks, ", ".join(dict.fromkeys(called))

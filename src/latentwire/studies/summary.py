@@ -1,0 +1,191 @@
+"""What a study found: `summary.json`, computed from the outcomes of its runs."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+from typing import Any, TypedDict
+
+from latentwire.evaluation.outcomes import Outcome, read_outcomes
+from latentwire.evaluation.statistics import Comparison, compare, holm, members
+from latentwire.evaluation.summary import Metrics, by_arm
+from latentwire.files import write_atomically
+from latentwire.runs.store import Run
+from latentwire.studies import report
+from latentwire.studies.derived import Derived, derive
+from latentwire.studies.plan import Plan
+from latentwire.studies.spec import Comparison as Asked
+from latentwire.studies.spec import Evaluate, Finetune, Gate, Study
+
+JSON, MARKDOWN = "summary.json", "summary.md"
+
+
+class StageSummary(TypedDict):
+    """run: None before there is one. metrics: empty for a finetuning, and until the stage is done."""
+
+    run: str | None
+    status: str
+    metrics: Metrics
+
+
+class Compared(TypedDict):
+    """A comparison a − b. p is as the test gives it; resolved counts the Holm correction of primary ones."""
+
+    name: str
+    task: str
+    metric: str
+    a: str
+    b: str
+    difference: float
+    low: float
+    high: float
+    p: float
+    resolved: bool
+
+
+class Summary(TypedDict):
+    """`summary.json`. derived: `comparisons` (what else is known of them, by name), `effects`, `gates`,
+    `finetunings`."""
+
+    study: str
+    stages: dict[str, StageSummary]
+    comparisons: list[Compared]
+    derived: dict[str, Any]
+
+
+def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
+    """The summary of the runs that there are."""
+    stages = {name: _stage(runs.get(name)) for name in plan.study.stages}
+    readings = {
+        f"{name}/{arm}": outcomes
+        for name in plan.study.stages
+        if isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] == "done"
+        for arm, outcomes in by_arm(_outcomes(runs[name].folder)).items()
+    }
+    comparisons, further = _compare(plan.study, readings)
+    effects = _effects(plan, runs, readings)
+    return {
+        "study": plan.study.name,
+        "stages": stages,
+        "comparisons": comparisons,
+        "derived": {
+            "comparisons": further,
+            "effects": [asdict(each) for each in effects],
+            "gates": [_judge(gate, effects) for gate in plan.study.gates],
+            "finetunings": {
+                name: run.record.results
+                for name, run in runs.items()
+                if isinstance(plan.study.stages[name], Finetune) and stages[name]["status"] == "done"
+            },
+        },
+    }
+
+
+def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:
+    """Write `summary.json` and `summary.md` where they differ from what is there."""
+    made = build(plan, runs)
+    texts = {JSON: json.dumps(made, indent=1) + "\n", MARKDOWN: report.markdown(plan.study, runs, made)}
+    for name, text in texts.items():
+        path = folder / name
+        if not path.exists() or path.read_text(encoding="utf-8") != text:
+            write_atomically(path, text)
+    return made
+
+
+def failed_gates(found: Summary) -> list[str]:
+    """Names of the gates that could be judged and did not hold."""
+    return [gate["name"] for gate in found["derived"]["gates"] if gate["held"] is False]
+
+
+def _stage(run: Run | None) -> StageSummary:
+    if run is None:
+        return {"run": None, "status": "not run", "metrics": {}}
+    path = run.folder / "metrics.json"
+    read = run.status == "done" and path.exists()
+    metrics: Metrics = json.loads(path.read_text(encoding="utf-8")) if read else {}
+    return {"run": run.record.run, "status": run.status, "metrics": metrics}
+
+
+@cache
+def _outcomes(folder: Path) -> list[Outcome]:
+    """Of a run that is done, whose outcomes change no more."""
+    return read_outcomes(folder / "outcomes.jsonl")
+
+
+def _compare(
+    study: Study, readings: Mapping[str, list[Outcome]]
+) -> tuple[list[Compared], dict[str, dict[str, Any]]]:
+    found: dict[str, tuple[Asked, Comparison, str]] = {}
+    for asked in study.comparisons:
+        if asked.a in readings and asked.b in readings:
+            a, b = members(readings[asked.a], asked.task), members(readings[asked.b], asked.task)
+            names = {next(iter(outcome.metrics)) for outcome in a}
+            metric = asked.metric or (names.pop() if len(names) == 1 else "primary")
+            found[asked.name] = asked, compare(a, b, asked.metric), metric
+    primary = [each.name for each in study.comparisons if each.primary]
+    # A planned comparison that cannot be made yet still counts: it must not make the others look better.
+    corrected = dict(zip(primary, holm([found[n][1].p if n in found else 1.0 for n in primary]), strict=True))
+    compared: list[Compared] = []
+    further = {}
+    for name, (asked, made, metric) in found.items():
+        resolved = made.resolved and corrected.get(name, 0.0) < 0.05
+        compared.append(
+            {
+                "name": name,
+                "task": asked.task,
+                "metric": metric,
+                "a": asked.a,
+                "b": asked.b,
+                "difference": made.difference,
+                "low": made.low,
+                "high": made.high,
+                "p": made.p,
+                "resolved": resolved,
+            }
+        )
+        further[name] = {
+            "primary": asked.primary,
+            "p_holm": corrected.get(name),
+            "resolvable": made.resolvable,
+            "n": made.n,
+            "groups": made.groups,
+            "single_seed": _trained(study, asked.a) or _trained(study, asked.b),
+        }
+    return compared, further
+
+
+def _trained(study: Study, reading: str) -> bool:
+    """Whether a reading depends on a finetuning, of which a study has one seed."""
+    return study.stages[reading.split("/")[0]].start_from is not None
+
+
+def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Outcome]]) -> list[Derived]:
+    effects = plan.study.effects
+    if effects is None or effects.baseline not in readings:
+        return []
+    stages = {reading.split("/")[0] for _, reading in effects.readings()}
+    concerned = {name: found for name, found in readings.items() if name.split("/")[0] in stages}
+    results = runs[effects.baseline.split("/")[0]].record.results or {}
+    return derive(effects, plan.reported, concerned, results["floors"])
+
+
+def _judge(gate: Gate, effects: list[Derived]) -> dict[str, Any]:
+    """held: None where the number is not there yet. resolved: whether the whole interval is on one side."""
+    judged: dict[str, Any] = {**gate.model_dump(), "value": None, "low": None, "high": None, "held": None, "resolved": None}
+    wanted = (gate.effect, gate.of, gate.task)
+    for found in effects:
+        if (found.effect, found.of, found.task) == wanted:
+            number = found.above_floor if gate.above_floor else found.raw
+            judged |= asdict(number)
+            inside = [_within(gate, value) for value in (number.value, number.low, number.high)]
+            judged |= {"held": inside[0], "resolved": len(set(inside)) == 1}
+    return judged
+
+
+def _within(gate: Gate, value: float | None) -> bool:
+    if value is None:
+        return False
+    return value >= gate.at_least if gate.at_least is not None else value <= (gate.at_most or 0.0)
