@@ -33,6 +33,7 @@ app = typer.Typer(
 )
 
 Model = Annotated[str, typer.Option(help="embedded:heron, embedded:wren, a local folder or a hub id.")]
+Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
 _UsageError: Any = typer.BadParameter.__base__
 DEFAULT_WIRES = ["text", "text,mask=prefix", "none"]
@@ -146,6 +147,68 @@ def grow(
 ) -> None:
     """Regrow an embedded model from nothing."""
     raise UserError("grow: not here yet.")
+
+
+@app.command()
+def init(
+    template: Annotated[str, typer.Argument(help="quickstart or prefill-mask.")],
+    out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("study.yaml"),
+) -> None:
+    """Write a template of a study, to be changed."""
+    from latentwire.studies import commands
+
+    commands.init(template, out)
+
+
+@app.command()
+def run(
+    study: Annotated[str, typer.Argument(help="A template's name or a YAML file.")],
+    stage: Annotated[
+        list[str] | None, typer.Option(help="Only this stage and what it needs; may be repeated.")
+    ] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as stages.causal_ft.steps=100.")
+    ] = None,
+    runs: Runs = Path("runs"),
+    fresh: Annotated[bool, typer.Option("--fresh", help="Carry out again what is done already.")] = False,
+) -> None:
+    """Carry out a study: what is done is not done again, what was interrupted goes on."""
+    from transformers.utils import logging
+
+    from latentwire.studies import commands
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    if status := commands.run(study, stage or (), set_ or (), runs, fresh=fresh):
+        raise typer.Exit(status)
+
+
+runs_app = typer.Typer(help="The runs of studies.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(runs_app, name="runs")
+
+
+@runs_app.command("list")
+def list_(runs: Runs = Path("runs")) -> None:
+    """All runs, oldest first."""
+    from latentwire.runs import store, tables
+
+    if found := store.runs(runs):
+        _console().print(tables.listed(found))
+    else:
+        print(f"no runs in {runs}")
+
+
+@runs_app.command()
+def show(
+    run: Annotated[str, typer.Argument(help="A run's folder, or STUDY/STAGE for its newest run.")],
+    runs: Runs = Path("runs"),
+) -> None:
+    """One run: where it came from and what it found."""
+    from latentwire.runs import store, tables
+
+    console = _console()
+    for part in tables.shown(store.find(runs, run)):
+        console.print(part, soft_wrap=isinstance(part, str), markup=False)
 
 
 @app.command()

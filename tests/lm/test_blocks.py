@@ -74,6 +74,21 @@ def test_a_forward_equals_the_dense_reference(lm: LM, mask: str, padding: str) -
 
 
 @torch.no_grad()
+def test_windows_follow_the_positions_that_the_model_rotates_by(lm: LM) -> None:
+    """Padding in the middle of a row: columns without `position_ids`, and whatever they say with them."""
+    ids, rows = batch("prefix", "gaps")
+    columns = columns_of(rows)
+    model, arguments = tiny_model(lm.name), {"attention_mask": columns.valid.long()}
+    with latentwire.blocks(model, columns.blocks):
+        counted = model(ids, position_ids=columns.positions, **arguments).logits
+        by_column = model(ids, **arguments).logits
+    close(counted, dense(stock(lm.model), ids, rows), columns.valid)
+    for row in rows:
+        row.positions = list(range(len(row.positions)))
+    close(by_column, dense(stock(lm.model), ids, rows), columns.valid)
+
+
+@torch.no_grad()
 def test_a_layer_range_counts_both_ends(lm: LM) -> None:
     ids, rows = batch("prefix", "right")
     columns = columns_of(rows)
@@ -112,7 +127,13 @@ def test_a_cache_passed_by_hand_reads_on(lm: LM) -> None:
         whole = model(row).logits
         first = model(row[:, :8], use_cache=True)
         second = model(row[:, 8:], past_key_values=first.past_key_values, use_cache=True)
+        later = torch.arange(20, 31)[None]  # the same distances at other positions
+        third = model(row[:, :8], position_ids=later[:, :8], use_cache=True)
+        fourth = model(
+            row[:, 8:], position_ids=later[:, 8:], past_key_values=third.past_key_values, use_cache=True
+        )
     close(torch.cat([first.logits, second.logits], 1), whole)
+    close(torch.cat([third.logits, fourth.logits], 1), whole)
 
 
 # Generation.
@@ -202,6 +223,12 @@ def test_a_lora_wrapped_model_reads_the_same_mask() -> None:
     assert (ours - dense(stock(tiny_model()), ids, rows))[columns.valid].abs().max() > 1e-2
     assert made.shape[1] > ids.shape[1]
     assert merged.config._attn_implementation == "sdpa"
+
+
+@pytest.mark.parametrize("kind", [peft.PromptTuningConfig, peft.PrefixTuningConfig])
+def test_learned_prompts_which_would_shift_the_blocks_are_refused(kind: Any) -> None:
+    wrapped: Any = peft.get_peft_model(tiny_model(), kind(num_virtual_tokens=4, task_type="CAUSAL_LM"))
+    refused("virtual tokens would shift the blocks", wrapped, [6], lambda: None)
 
 
 # Nothing is left behind.

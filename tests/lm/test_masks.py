@@ -244,6 +244,8 @@ def test_rows_of_nothing_but_padding_make_no_nan(lm: LM) -> None:
     ids = torch.tensor([numbers(6, 0), [0] * 6])
     valid = torch.tensor([[True] * 6, [False] * 6])
     columns = Columns.of(valid, torch.arange(6).expand(2, 6))
+    everybody_sees_something = Reading(columns).visible(6, 6, 0, 3).any(-1)
+    assert everybody_sees_something.all(), "not every kernel forgives a softmax over nothing"
     parameter = next(lm.model.parameters())
     hidden = lm.run(ids, columns, Reading(columns))
     assert torch.isfinite(hidden).all()

@@ -272,6 +272,20 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
     lm.forced(Prefix.of_tokens([numbers(15, 0), numbers(3, 0)]), pad_rows([[3, 4], [3] * 13], -100))
 
 
+@torch.no_grad()
+def test_positions_beyond_which_rotations_change_are_refused() -> None:
+    """LongRoPE turns to other frequencies there: what was read before would not fit what is read after."""
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "factor": 8.0}
+    rope |= {"short_factor": [1.0] * 4, "long_factor": [4.0] * 4}
+    lm = tiny_lm("phi3", rope_parameters=rope, original_max_position_embeddings=16)
+    prefix, answer = Prefix.of_tokens([numbers(10, 0)]), numbers(6, 1)
+    forced = lm.forced(prefix, torch.tensor([answer]))
+    expected = float(lm.head(forced.hidden).log_softmax(-1).gather(2, torch.tensor([answer])[..., None]).sum())
+    assert lm.score(lm.prefill(prefix), [[answer]])[0][0].logprob == pytest.approx(expected, abs=1e-4)
+    with pytest.raises(UserError, match="expected at most 16"):
+        lm.score(lm.prefill(prefix), [[[*answer, 9]]])
+
+
 def test_a_prefix_is_checked_when_it_is_made() -> None:
     columns = Prefix.of_tokens([[3, 4]]).columns
     with pytest.raises(ValueError, match="either ids or embeddings"):

@@ -129,7 +129,9 @@ def test_unstable_tokens_are_those_that_any_choice_changes(merging: LM) -> None:
         for c in choices
     ]
     assert alone == [0, 1]
-    assert form.encode(example("Question", ":", answers=(), choices=choices, gold=0), merging)[0].unstable == 1
+    for together in (choices, choices[::-1]):
+        item = example("Question", ":", answers=(), choices=together, gold=0)
+        assert form.encode(item, merging)[0].unstable == 1
 
 
 def test_an_answer_does_not_depend_on_its_siblings(lm: LM) -> None:

@@ -101,11 +101,11 @@ def test_a_finished_finetuning_is_not_run_again(tmp_path):
 
 def test_the_model_ends_as_its_best_checkpoint_and_loads_from_it(tmp_path):
     lm = start()
-    found, _ = run(tmp_path / "run", lm, learning_rate=0.5, clip=1e3, steps=4)
-    assert found.best_step < 4, "a learning rate of 0.5 must do harm for this test to mean anything"
+    found, _ = run(tmp_path / "run", lm, learning_rate=20.0, clip=1e6, steps=4)
+    assert found.best_step < 4, "such a learning rate must do harm for this test to mean anything"
     loaded = LM.load(tmp_path / "run" / "checkpoints" / "best")
-    ids = torch.tensor([[5, 6, 7]])
-    assert torch.equal(loaded.model(ids).logits, lm.model(ids).logits)
+    for name, tensor in lm.model.state_dict().items():
+        assert torch.equal(loaded.model.state_dict()[name], tensor)
 
 
 def test_lora_on_the_first_layers_changes_only_them(tmp_path):

@@ -21,7 +21,10 @@ _STEPS = 16  # halvings of a bracket: an end of a ratio's interval is right to 2
 
 @dataclass(frozen=True)
 class Combination:
-    """A combination's value and 95 % interval. All None where a ratio's denominator is not resolved from 0."""
+    """A combination's value and 95 % interval.
+
+    All None where a ratio's denominator is not resolved above 0; an end alone where there is no bound.
+    """
 
     value: float | None
     low: float | None
@@ -81,9 +84,14 @@ class Arms:
         means: Array = self.sums[self.names.index(name)].sum(0) / self.table.counts.sum(0)
         return means
 
+    def value(self, name: str) -> float:
+        """An arm's value: its mean over tasks, each family counting once."""
+        return float(self.means(name) @ self.table.weights)
+
     def linear(self, weights: Weights) -> Combination:
         """Σ factor · arm, its interval that of `bootstrap` with the arms resampled together."""
-        table, found = self._combined(self._factors(weights))
+        factors = self._factors(weights)
+        table, found = self._interval(factors, np.tensordot(factors, self.sums, 1), lambda: self._draws @ factors)
         return Combination(table.value, found.low, found.high)
 
     def ratio(self, numerator: Weights, denominator: Weights) -> Combination:
@@ -93,15 +101,19 @@ class Arms:
         Undefined where the denominator is not resolved above 0.
         """
         over, under = self._factors(numerator), self._factors(denominator)
-        bottom, spread = self._combined(under)
+        sums_over, sums_under = (np.tensordot(factors, self.sums, 1) for factors in (over, under))
+        draws_over, draws_under = self._draws @ over, self._draws @ under
+        top, _ = self._interval(over, sums_over, lambda: draws_over)
+        bottom, spread = self._interval(under, sums_under, lambda: draws_under)
         if spread.low <= 0:
             return UNDEFINED
-        value = self._combined(over)[0].value / bottom.value
 
         def holds(ratio: float) -> bool:
-            found = self._combined(over - ratio * under)[1]
+            factors, sums = over - ratio * under, sums_over - ratio * sums_under
+            found = self._interval(factors, sums, lambda: draws_over - ratio * draws_under)[1]
             return found.low <= 0 <= found.high
 
+        value = top.value / bottom.value
         return Combination(value, _end(holds, value, -1.0), _end(holds, value, 1.0))
 
     @cached_property
@@ -118,27 +130,23 @@ class Arms:
             factors[self.names.index(name)] += factor
         return factors
 
-    def _combined(self, factors: Array) -> tuple[Table, Interval]:
+    def _interval(self, factors: Array, sums: Array, draws: Callable[[], Array]) -> tuple[Table, Interval]:
+        """The arms' combination by factors, whose sums and resampled values are given."""
         ends = factors[:, None] * self.lows, factors[:, None] * self.highs
         floors, ceilings = np.minimum(*ends).sum(0), np.maximum(*ends).sum(0)
-        weights = self.table.weights
-        table = Table(
-            sums=np.tensordot(factors, self.sums, 1),
-            counts=self.table.counts,
-            weights=weights,
-            floor=float(floors @ weights),
-            ceiling=float(ceilings @ weights),
-        )
-        return table, interval(table, self._freedom, floors, ceilings, lambda: self._draws @ factors)
+        counts, weights = self.table.counts, self.table.weights
+        low, high = float(floors @ weights), float(ceilings @ weights)
+        table = Table(sums=sums, counts=counts, weights=weights, floor=low, ceiling=high)
+        return table, interval(table, self._freedom, floors, ceilings, draws)
 
 
-def _end(holds: Callable[[float], bool], value: float, direction: float) -> float:
-    """The end of the interval around `value` in a direction, by bisection."""
+def _end(holds: Callable[[float], bool], value: float, direction: float) -> float | None:
+    """The end of the interval around `value` in a direction, by bisection; None if it has none."""
     inside, step = value, 0.05 * direction
     while holds(value + step):
         inside, step = value + step, 2 * step
         if abs(step) > 1e6:
-            return float("inf") * direction
+            return None
     outside = value + step
     for _ in range(_STEPS):
         middle = (inside + outside) / 2

@@ -48,6 +48,8 @@ def blocks(
     inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if inner is None:
         raise UserError(f"blocks: found {type(model).__name__}, expected a Transformers model.")
+    if any(getattr(getattr(m, "active_peft_config", None), "is_prompt_learning", False) for m in model.modules()):
+        raise UserError("blocks: found a learned prompt (PEFT), whose virtual tokens would shift the blocks.")
     mask = _Mask(
         inner, torch.as_tensor(prompt), None if layers is None else LayerRange(layers[0], layers[1] + 1), documents
     )
@@ -156,17 +158,20 @@ class _Mask:
         return Reading(Columns(valid, positions, block, documents), self.layers, spans=spans)
 
     def _layout(self, valid: Tensor, position_ids: Tensor | None, past: int) -> tuple[Tensor, Tensor]:
+        """Positions as the model rotates by them, and documents."""
         rows, total = valid.shape
-        counted = (valid.long().cumsum(1) - 1).clamp_min(0)
+        if position_ids is None:
+            positions = torch.arange(total, device=valid.device).expand(rows, -1)
+        else:
+            now = position_ids.to(valid.device).expand(rows, -1)
+            # Of what is in the cache only the padding is known: it is counted back from here.
+            counted = valid.long().cumsum(1)
+            positions = torch.cat([counted[:, :past] + now[:, :1] - counted[:, past : past + 1], now], 1)
+        shared = torch.full_like(positions, SHARED)
         if self.documents is not None:
-            given = _fit(self.documents.to(valid.device), rows, total, SHARED)
-            if position_ids is not None and past == 0:
-                counted = position_ids.expand(rows, -1).to(valid.device)
-            return counted, given
-        shared = torch.full_like(counted, SHARED)
+            return positions, _fit(self.documents.to(valid.device), rows, total, SHARED)
         if position_ids is None or past > 0 or not bool(valid.all()):
-            return counted, shared
-        positions = position_ids.expand(rows, -1).to(valid.device)
+            return positions, shared
         starts = torch.diff(positions, prepend=positions[:, :1] - 1) != 1
         return positions, (starts.cumsum(1) if bool(starts.any()) else shared)
 

@@ -96,8 +96,16 @@ class LM:
 
     @cached_property
     def max_positions(self) -> int:
-        """How many positions the model was built for."""
-        return int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
+        """How many positions the model was built for, all rotated alike.
+
+        LongRoPE rotates in another way once a pass is longer than the original length, so that keys read before
+        would not fit those read after: there the original length counts.
+        """
+        limit = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
+        rope = getattr(self.config, "rope_parameters", None) or {}
+        if rope.get("rope_type") == "longrope":
+            return min(limit, int(rope["original_max_position_embeddings"]))
+        return limit
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:

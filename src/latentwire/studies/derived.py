@@ -74,14 +74,18 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
     Raises:
         ValueError: readings differ in their examples.
     """
-    letters = list(_letters(effects))
+    letters = [(effect, named) for effect, named in _letters(effects) if set(named.values()) <= readings.keys()]
     found = []
-    for task in tasks:
+    for task in tasks if letters else ():
         part = {name: members(outcomes, task) for name, outcomes in readings.items()}
-        arms = Arms.of(part) if part else None
+        arms, called = Arms.of(part), {}
+        for of in dict.fromkeys(named[FORMULAS[effect].of] for effect, named in letters):
+            stages = dict.fromkeys(reading.split("/")[0] for reading in (effects.baseline, of))
+            blind = [f"{stage}/{effects.none}" for stage in stages if f"{stage}/{effects.none}" in part]
+            picks, called[of] = _floor(arms, part[of], blind, floors)
+            arms = arms.with_mixed(f"floor of {of}", picks)
         for effect, named in letters:
-            if arms is not None and set(named.values()) <= part.keys():
-                found.append(_derive(effect, named, task, arms, part, effects.none, floors))
+            found.append(_derive(effect, named, task, arms, part, called))
     return found
 
 
@@ -99,17 +103,13 @@ def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
 
 
 def _derive(
-    effect: Effect, named: dict[str, str], task: str, arms: Arms, part: Readings, none: str, floors: Floors
+    effect: Effect, named: dict[str, str], task: str, arms: Arms, part: Readings, called: Mapping[str, str]
 ) -> Derived:
     formula = FORMULAS[effect]
-    of, baseline = named[formula.of], named["b"]
-    blind = [f"{reading.split('/')[0]}/{none}" for reading in dict.fromkeys([baseline, of])]
-    picks, floor_is = _floor(arms, part[baseline], [name for name in blind if name in part], floors)
-    arms = arms.with_mixed("floor", picks)
-    floor, ablated = arms.linear({"floor": 1}).value, arms.linear({named["a"]: 1}).value
-    assert floor is not None
-    assert ablated is not None
-    named = {**named, "f": "floor", "s": "floor" if floor > ablated else named["a"]}
+    of = named[formula.of]
+    at = f"floor of {of}"
+    floor, ablated = arms.value(at), arms.value(named["a"])
+    named = {**named, "f": at, "s": at if floor > ablated else named["a"]}
     if formula.raw_over is not None:
         raw = arms.ratio(_weights(formula.raw, named), _weights(formula.raw_over, named))
     elif len(formula.raw) == 3:  # a difference of two: the same numbers as a comparison's
@@ -118,9 +118,8 @@ def _derive(
     else:
         raw = arms.linear(_weights(formula.raw, named))
     above = arms.ratio(_weights(formula.above, named), _weights(formula.above_over, named))
-    low = arms.linear({of: 1, "floor": -1}).low
-    assert low is not None
-    return Derived(effect, of, task, raw, above, floor, floor_is, low <= 0, len(part[of]))
+    low = arms.linear({of: 1, at: -1}).low
+    return Derived(effect, of, task, raw, above, floor, called[of], low is None or low <= 0, len(part[of]))
 
 
 def _weights(formula: str, named: Mapping[str, str]) -> dict[str, float]:

@@ -13,7 +13,6 @@ from typing import Any
 
 from latentwire import __version__
 from latentwire.errors import UserError
-from latentwire.evaluation.summary import rows
 from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
@@ -55,7 +54,7 @@ class Plan:
     @cached_property
     def reported(self) -> list[str]:
         """Names of tasks in order, families and `macro` included."""
-        return rows(task.name for task in self.tasks)
+        return references.reported_tasks(self.tasks)
 
     def needed(self, names: Sequence[str]) -> list[str]:
         """The stages `names` and what they start from, in the plan's order; all for no names.
@@ -103,8 +102,6 @@ def make(study: Study) -> Plan:
         files = {**({} if stage.start_from else {"model": weights}), **read}
         plan[name] = Planned(name, stage, configuration, files, identity(parts))
     return Plan(study, tasks, folder, plan)
-
-
 
 
 def _tasks(study: Study) -> list[Task]:

@@ -42,9 +42,14 @@ def check(study: Study) -> None:
     _once("gates", [each.name for each in study.gates])
 
 
+def reported_tasks(tasks: Sequence[Task]) -> list[str]:
+    """Names of tasks, families and `macro`, which for a single task is that task."""
+    return list(dict.fromkeys([*rows(task.name for task in tasks), "macro"]))
+
+
 def check_tasks(study: Study, tasks: Sequence[Task]) -> None:
     """Check that comparisons and gates speak of tasks, families and metrics that are reported."""
-    reported = rows(task.name for task in tasks)
+    reported = reported_tasks(tasks)
     for at, comparison in enumerate(study.comparisons):
         _known(f"comparisons.{at}.task", comparison.task, reported, "a task of this study")
         if comparison.metric is not None:
@@ -62,8 +67,8 @@ def _refuse_circle(study: Study, name: str) -> None:
         if parent not in study.stages:
             return  # told when that stage's turn comes
         if parent in path:
-            itself = parent == path[-1]
-            found = "the stage itself" if itself else f"a circle ({' from '.join([*path, parent])})"
+            circle = [*path[path.index(parent) :], parent]
+            found = "the stage itself" if len(circle) == 2 else f"a circle ({' from '.join(circle)})"
             raise UserError(f"stages.{path[-1]}.start_from: found {found}, expected an earlier finetune stage.")
         path.append(parent)
 

@@ -15,6 +15,7 @@ from latentwire.runs.store import LOG, Parent, Record, Run, runs
 from latentwire.studies import plan, summary
 from latentwire.studies.plan import Plan, Planned
 from latentwire.studies.readers import Readers
+from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Evaluate, Study
 
 
@@ -29,7 +30,7 @@ class Carried:
     plan: Plan
     runs: dict[str, Run]
     folder: Path
-    summary: summary.Summary
+    summary: Summary
 
 
 def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh: bool = False) -> Carried:

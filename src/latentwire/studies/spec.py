@@ -152,7 +152,8 @@ class Gate(Settings):
     @model_validator(mode="after")
     def _one_bound(self) -> Gate:
         if (self.at_least is None) == (self.at_most is None):
-            raise ValueError("found both or neither of at_least and at_most, expected one of them")
+            found = "neither" if self.at_least is None else "both"
+            raise ValueError(f"found {found} of at_least and at_most, expected one of them")
         return self
 
 

@@ -7,53 +7,24 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from functools import cache
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
+from latentwire import __version__
+from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
 from latentwire.evaluation.statistics import Comparison, compare, holm, members
 from latentwire.evaluation.summary import Metrics, by_arm
 from latentwire.files import write_atomically
+from latentwire.runs.identity import identity
 from latentwire.runs.store import Run
 from latentwire.studies import report
 from latentwire.studies.derived import Derived, derive
 from latentwire.studies.plan import Plan
+from latentwire.studies.shape import Compared, StageSummary, Summary
 from latentwire.studies.spec import Comparison as Asked
 from latentwire.studies.spec import Evaluate, Finetune, Gate, Study
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-
-
-class StageSummary(TypedDict):
-    """run: None before there is one. metrics: empty for a finetuning, and until the stage is done."""
-
-    run: str | None
-    status: str
-    metrics: Metrics
-
-
-class Compared(TypedDict):
-    """A comparison a − b. p is as the test gives it; resolved counts the Holm correction of primary ones."""
-
-    name: str
-    task: str
-    metric: str
-    a: str
-    b: str
-    difference: float
-    low: float
-    high: float
-    p: float
-    resolved: bool
-
-
-class Summary(TypedDict):
-    """`summary.json`. derived: `comparisons` (what else is known of them, by name), `effects`, `gates`,
-    `finetunings`."""
-
-    study: str
-    stages: dict[str, StageSummary]
-    comparisons: list[Compared]
-    derived: dict[str, Any]
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
@@ -85,19 +56,36 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
 
 
 def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:
-    """Write `summary.json` and `summary.md` where they differ from what is there."""
+    """Write `summary.json` and `summary.md`, unless they are there and made of the same runs and questions."""
+    made_of = _basis(plan, runs)
+    there = _read(folder / JSON)
+    if there is not None and there["derived"].get("made_of") == made_of and (folder / MARKDOWN).exists():
+        return there
     made = build(plan, runs)
-    texts = {JSON: json.dumps(made, indent=1) + "\n", MARKDOWN: report.markdown(plan.study, runs, made)}
-    for name, text in texts.items():
-        path = folder / name
-        if not path.exists() or path.read_text(encoding="utf-8") != text:
-            write_atomically(path, text)
+    made["derived"]["made_of"] = made_of
+    write_atomically(folder / MARKDOWN, report.markdown(plan.study, runs, made))
+    write_atomically(folder / JSON, json.dumps(made, indent=1) + "\n")
     return made
 
 
 def failed_gates(found: Summary) -> list[str]:
     """Names of the gates that could be judged and did not hold."""
     return [gate["name"] for gate in found["derived"]["gates"] if gate["held"] is False]
+
+
+def _basis(plan: Plan, runs: Mapping[str, Run]) -> str:
+    """Hash of all that a summary is computed from: resampling thousands of groups takes seconds."""
+    there = {name: [run.record.run, run.status, run.record.error] for name, run in runs.items()}
+    asked = plan.study.model_dump(mode="json")
+    return identity({"study": asked, "runs": there, "version": __version__})
+
+
+def _read(path: Path) -> Summary | None:
+    try:
+        found: Summary = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return found if isinstance(found, dict) and isinstance(found.get("derived"), dict) else None
 
 
 def _stage(run: Run | None) -> StageSummary:
@@ -174,7 +162,7 @@ def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Ou
 
 def _judge(gate: Gate, effects: list[Derived]) -> dict[str, Any]:
     """held: None where the number is not there yet. resolved: whether the whole interval is on one side."""
-    judged: dict[str, Any] = {**gate.model_dump(), "value": None, "low": None, "high": None, "held": None, "resolved": None}
+    judged: dict[str, Any] = {**gate.model_dump(), **asdict(UNDEFINED), "held": None, "resolved": None}
     wanted = (gate.effect, gate.of, gate.task)
     for found in effects:
         if (found.effect, found.of, found.task) == wanted:

@@ -61,9 +61,7 @@ def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Repor
         **recipe.architecture, **ends, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer)
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device)
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
-    )
+    optimizers = _optimizers(model, recipe, device)
     loss_of = torch.compile(_loss) if device.startswith("cuda") else _loss
 
     order = batches(len(rows), recipe.batch_rows, seed)
@@ -71,12 +69,13 @@ def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Repor
         numbers = next(order).to(device)
         ids = rows[numbers].long()
         loss = loss_of(model, ids, answers[numbers], ids != tokenizer.pad_token_id, recipe.lm_weight, device)
-        optimizer.zero_grad()
+        model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for group in optimizer.param_groups:
-            group["lr"] = _learning_rate(recipe, step)
-        optimizer.step()
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = _learning_rate(recipe, step)
+            optimizer.step()
         if (step + 1) % REPORT_EVERY == 0:
             watched = {name: (ids[:WATCHED_EXAMPLES], at[:WATCHED_EXAMPLES]) for name, (ids, at) in checks.items()}
             report(_progress(step + 1, start, loss, model, watched, device))
@@ -93,6 +92,21 @@ def _loss(model: Any, ids: Tensor, is_answer: Tensor, is_real: Tensor, lm_weight
     each = F.cross_entropy(logits[:, :-1].flatten(0, 1).float(), ids[:, 1:].flatten(), reduction="none")
     answer, real = is_answer[:, 1:].flatten().float(), is_real[:, 1:].flatten().float()
     return (each * answer).sum() / answer.sum() + lm_weight * (each * real).sum() / real.sum()
+
+
+def _optimizers(model: nn.Module, recipe: Recipe, device: str) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices between the layers, AdamW for embeddings and norms, at one learning rate."""
+    embedding = model.get_input_embeddings().weight
+    matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight is not embedding]
+    others = [weight for weight in model.parameters() if weight.ndim != 2 or weight is embedding]
+    if recipe.optimizer == "adamw":
+        matrices, others = [], [*matrices, *others]
+    adamw = torch.optim.AdamW(
+        others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
+    )
+    if not matrices:
+        return [adamw]
+    return [torch.optim.Muon(matrices, lr=0.0, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), adamw]
 
 
 def _learning_rate(recipe: Recipe, step: int) -> float:

@@ -19,7 +19,6 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from latentwire.models import folder
-from latentwire.tasks.world.passages import completions
 from latentwire.tasks.world.reading import Tier, ask, draw_passage
 from latentwire.tasks.world.sums import draw_problem, draw_story
 
@@ -47,11 +46,11 @@ class Recipe:
     row_tokens: int
     rows: int
     questions: int
-    completions: float
     passages: dict[str, float]
     tiers: dict[Tier, float]
     sums_steps: tuple[int, ...]
     lm_weight: float
+    optimizer: str
     batch_rows: int
     steps: int
     warm_up_steps: int
@@ -75,9 +74,6 @@ def row_turns(recipe: Recipe, index: int) -> list[Turn]:
     tiers: list[Tier] = ["later"] if kind == "tagged" else list(recipe.tiers)
     weights = [1.0] if kind == "tagged" else list(recipe.tiers.values())
     passage = draw_passage(random_, "train", "later" if kind == "tagged" else "two_hop")
-    if random_.random() < recipe.completions:
-        cut = completions(random_, passage)
-        return [(f"{passage.text if at == 0 else ''}\n{said}", f" {last}") for at, (said, last) in enumerate(cut)]
     asked = {tier: random_.sample(questions := ask(passage, tier), len(questions)) for tier in tiers}
     turns: list[Turn] = []
     opening = f"{passage.text}\n"

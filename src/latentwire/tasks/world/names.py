@@ -8,23 +8,15 @@ from functools import cache
 
 from latentwire.tasks.base import Split
 
-# A name is a beginning and an ending: "Marin". Beginnings end and endings start at the border
-# between consonant and vowel and have a fixed shape, so no name stands inside another name and an
-# answer cannot hide in a name of the question.
-BEGINNINGS = tuple(
-    onset + vowel + coda
-    for onset, codas in (
-        ("B", "nr"), ("D", "lv"), ("F", "lr"), ("G", "dr"), ("H", "lv"), ("J", "rs"), ("K", "lm"), ("L", "nt"),
-        ("M", "rz"), ("N", "dv"), ("P", "lt"), ("R", "mn"), ("S", "kl"), ("T", "nr"), ("V", "lk"), ("W", "dt"),
-        ("Z", "bn"),
+SYLLABLES = tuple(
+    onset + rhyme
+    for onset in (
+        "b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "h", "j", "w", "st", "br", "dr", "tr", "kl",
     )
-    for vowel in "aeiou"
-    for coda in codas
+    for rhyme in ("a", "e", "i", "o", "u", "ar", "en", "il", "on")
 )  # fmt: skip
-ENDINGS = (
-    "ab", "ak", "am", "an", "as", "eb", "ek", "el", "em", "en", "er", "es", "ib", "id", "ik", "im", "in", "is",
-    "ob", "od", "ol", "om", "on", "or", "os", "ub", "ud", "uk", "um", "un", "ur", "us",
-)  # fmt: skip
+
+THREE_SYLLABLES = 0.3
 
 COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "purple", "silver", "orange")
 GARMENTS = ("hat", "coat", "scarf", "shirt", "belt", "cloak", "bag", "ring")
@@ -40,31 +32,33 @@ ACQUAINTANCES = (
 )  # fmt: skip
 
 
-def split_of(name: str) -> Split:
-    """The split that owns a name, by a hash of the name itself: 60 % train, 20 % each for the others."""
-    bucket = zlib.crc32(name.encode()) % 10
+def split_of(stem: str) -> Split:
+    """The split that owns all names on a stem, by a hash: 60 % train, 20 % each for the others."""
+    bucket = zlib.crc32(stem.encode()) % 10
     return "train" if bucket < 6 else "validation" if bucket < 8 else "test"
 
 
 @cache
-def names(split: Split) -> tuple[tuple[str, str], ...]:
-    """All names of a split, of people and places alike, each as its beginning and its ending."""
-    every = ((beginning, ending) for beginning in BEGINNINGS for ending in ENDINGS)
-    return tuple(parts for parts in every if split_of("".join(parts)) == split)
+def stems(split: Split) -> tuple[str, ...]:
+    """The first two syllables of a split's names."""
+    every = ((first + second).capitalize() for first in SYLLABLES for second in SYLLABLES)
+    return tuple(stem for stem in every if split_of(stem) == split)
 
 
 def draw_names(random_: random.Random, split: Split, count: int) -> list[str]:
-    """`count` names of a split, no two with the same beginning.
+    """`count` names of a split, of two or three syllables; none is the beginning of another.
 
-    So the names of one passage are told apart easily: what is hard about the world is to say who
-    is related to whom, not to spell.
+    There are millions: a model that is to learn to copy names must not be able to learn them by heart.
     """
-    pool = names(split)
-    drawn: dict[str, str] = {}
+    pool = stems(split)
+    drawn: list[str] = []
     while len(drawn) < count:
-        beginning, ending = random_.choice(pool)
-        drawn.setdefault(beginning, beginning + ending)
-    return list(drawn.values())
+        name = random_.choice(pool)
+        if random_.random() < THREE_SYLLABLES:
+            name += random_.choice(SYLLABLES)
+        if not any(name.startswith(other) or other.startswith(name) for other in drawn):
+            drawn.append(name)
+    return drawn
 
 
 def draw_tags(random_: random.Random, count: int) -> list[str]:

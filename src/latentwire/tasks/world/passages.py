@@ -19,13 +19,21 @@ Relation = Literal["birthplace", "home", "job", "year", "acquaintance"]
 ATTRIBUTES: tuple[Attribute, ...] = ("birthplace", "home", "job", "year")
 RELATIONS: tuple[Relation, ...] = (*ATTRIBUTES, "acquaintance")
 
+# A name at the very beginning of a text has no space before it and is other tokens than everywhere
+# else; with an opening no name stands there.
+OPENING = "Listen:"
+
 # How a fact is stated. `who` is the person, `what` the value, `tie` the kind of acquaintance.
 TEMPLATES: dict[Relation, tuple[str, ...]] = {
-    "birthplace": ("{who} was born in {what}.", "{what} is where {who} was born."),
-    "home": ("{who} lives in {what}.", "{what} is the home of {who}."),
-    "job": ("{who} works as a {what}.", "The job of {who} is {what}."),
-    "year": ("{who} was born in {what}.", "{what} is the year {who} was born."),
-    "acquaintance": ("The {tie} of {who} is {what}.", "{what} is the {tie} of {who}."),
+    "birthplace": ("{who} was born in {what}.", "{who} comes from {what}.", "{what} is where {who} was born."),
+    "home": ("{who} lives in {what}.", "The home of {who} is in {what}.", "{what} is where {who} lives."),
+    "job": ("{who} works as a {what}.", "{who} is a {what}.", "The job of {who} is {what}."),
+    "year": ("{who} was born in {what}.", "{who} dates from {what}.", "{what} is the year {who} was born."),
+    "acquaintance": (
+        "The {tie} of {who} is {what}.",
+        "{who} has {what} as {tie}.",
+        "{what} is the {tie} of {who}.",
+    ),
 }
 RESOLUTIONS = ("{who} is the one with {tag}.", "The one with {tag} is {who}.")
 
@@ -77,7 +85,7 @@ def direct_passage(
     sentences = [
         random_.choice(templates[fact.relation]).format(who=fact.who, what=fact.what, tie=tie) for fact in facts
     ]
-    return Passage(" ".join(sentences), people, facts, tie if "acquaintance" in relations else "")
+    return Passage(" ".join([OPENING, *sentences]), people, facts, tie if "acquaintance" in relations else "")
 
 
 def tagged_passage(
@@ -97,18 +105,8 @@ def tagged_passage(
         random_.choice(resolutions).format(who=person, tag=tags[person])
         for person in random_.sample(people, len(people))
     ]
-    text = " ".join(sentence[0].upper() + sentence[1:] for sentence in sentences)
+    text = " ".join([OPENING, *(sentence[0].upper() + sentence[1:] for sentence in sentences)])
     return Passage(text, people, facts)
-
-
-def completions(random_: random.Random, passage: Passage) -> list[tuple[str, str]]:
-    """Every fact said once more in any order, cut before its last blank: ("Marin was born in", "Belor")."""
-    cut: list[tuple[str, str]] = []
-    for fact in random_.sample(passage.facts, len(passage.facts)):
-        beginning, _, blank = random_.choice(TEMPLATES[fact.relation]).rpartition("{")
-        said = beginning.format(who=fact.who, what=fact.what, tie=passage.tie).rstrip()
-        cut.append((said, fact.who if blank.startswith("who") else fact.what))
-    return cut
 
 
 def _draw_facts(

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.world.names import draw_names
+from latentwire.tasks.world.passages import OPENING
 from latentwire.tasks.world.reading import example_id, indices
 
 STEPS = (2, 3, 4)
@@ -76,7 +77,7 @@ def draw_story(random_: random.Random, split: Split, problem: Problem) -> tuple[
     random_.shuffle(opening)
     told = {"+": GAINS, "-": LOSSES, "*": DOUBLINGS}
     events = [random_.choice(told[sign]).format(who=who, other=other, n=n) for sign, n in problem.steps]
-    return " ".join(opening + events), f"How many {things} does {who} have now?"
+    return " ".join([OPENING, *opening, *events]), f"How many {things} does {who} have now?"
 
 
 def _sums(split: Split) -> Iterator[Example]:

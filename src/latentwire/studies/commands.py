@@ -1,0 +1,58 @@
+"""What the commands `init` and `run` do and print; `cli.py` parses and calls."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+
+from latentwire.errors import UserError
+from latentwire.runs.log import Log
+from latentwire.studies import loading, report, runner, summary
+from latentwire.studies.spec import one_of
+
+
+def init(template: str, out: Path) -> None:
+    """Write a template to a file of the user's own.
+
+    Raises:
+        UserError: there is no such template, or the file is there already or cannot be written.
+    """
+    found = loading.templates()
+    if template not in found:
+        raise UserError(f"template: found {template!r}, expected {one_of(template, found)}.")
+    try:
+        with out.open("x", encoding="utf-8") as file:
+            file.write(found[template])
+    except FileExistsError as error:
+        raise UserError(f"out: {out} is there already, expected a new file.") from error
+    except OSError as error:
+        raise UserError(f"out: {out} cannot be written ({error.strerror}).") from error
+    print(f"{out}: {template}. Run it with: latentwire run {out}")
+
+
+def run(study: str, stages: Sequence[str], changes: Sequence[str], root: Path, *, fresh: bool) -> int:
+    """Carry out a study and print its tables; the exit status, 1 if a stage failed or a gate did not hold.
+
+    Raises:
+        UserError: bad input.
+    """
+    made = loading.load(study, changes)
+    try:
+        carried = runner.run(made, root, Log(), stages=stages, fresh=fresh)
+    except runner.StageFailed as error:
+        print(f"latentwire: {error}; run the same command to go on from there.", file=sys.stderr)
+        return 1
+    _console().print(report.screen(made, carried.summary))
+    print(f"\n{made.name}: all of it in {carried.folder / summary.MARKDOWN} and {summary.JSON} beside it")
+    failed = summary.failed_gates(carried.summary)
+    for name in failed:
+        print(f"latentwire: the gate {name!r} did not hold.", file=sys.stderr)
+    return 1 if failed else 0
+
+
+def _console() -> Console:
+    # A table that is piped to a file must not lose its columns to an assumed 80 characters.
+    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -1,0 +1,204 @@
+"""A wrong study gets one sentence that names the key, exit status 2, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from latentwire import cli
+from tests.studies.study import model_folder, small_study
+
+Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture
+def latentwire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run the command line in an empty folder: status, stdout, stderr."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(*words: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["latentwire", *words])
+        with pytest.raises(SystemExit) as exit_:
+            cli.main()
+        out, err = capsys.readouterr()
+        return int(exit_.value.code or 0), out, err
+
+    return run
+
+
+def at(study: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
+    """`study` with `value` put at a dotted path."""
+    copy: dict[str, Any] = yaml.safe_load(yaml.safe_dump(study))
+    *way, last = path.split(".")
+    place: Any = copy
+    for part in way:
+        place = place[int(part) if isinstance(place, list) else part]
+    place[int(last) if isinstance(place, list) else last] = value
+    return copy
+
+
+WRONG = {
+    "an unknown key": ("stages.prefix_ft.stepps", 5, r"stages\.prefix_ft\.stepps: .*unknown.*\(nearest: steps\)"),
+    "an unknown shared key": ("finetuning.row_toknes", 5, r"finetuning\.row_toknes: .*\(nearest: row_tokens\)"),
+    "an unknown key deep inside": (
+        "finetuning.stopping",
+        {"patienc": 3},
+        r"finetuning\.stopping\.patienc: .*\(nearest: patience\)",
+    ),
+    "an unknown key at the top": ("taskss", [], r"taskss: .*\(nearest: tasks\)"),
+    "a wrong type": ("finetuning.steps", "many", r"steps: found 'many', expected a valid integer"),
+    "a number out of range": ("limit", 0, r"limit: found 0, expected greater than or equal to 1"),
+    "a kind that is none": ("stages.baseline.kind", "evalute", r"stages\.baseline\.kind: .*\(nearest: evaluate\)"),
+    "no kind": ("stages.baseline", {"arms": {"text": "text"}}, r"stages\.baseline\.kind: found nothing"),
+    "training data of no kind": (
+        "finetuning.data",
+        {"kind": "fiel"},
+        r"data\.kind: found 'fiel', .*nearest: file",
+    ),
+    "a stage that starts from itself": (
+        "stages.prefix_ft.start_from",
+        "prefix_ft",
+        r"stages\.prefix_ft\.start_from: found the stage itself",
+    ),
+    "a stage that is not there": (
+        "stages.plain_after.start_from",
+        "prefixft",
+        r"stages\.plain_after\.start_from: found 'prefixft', .*\(nearest: prefix_ft\)",
+    ),
+    "weights from an evaluation": ("stages.plain_after.start_from", "ablated", r"'ablated', an evaluation"),
+    "an unknown task": ("tasks", ["one_hob"], r"tasks\.0: .*one_hob.*Did you mean 'one_hop'"),
+    "a task twice": ("tasks", ["one_hop", "one_hop"], r"tasks\.1: found 'one_hop' a second time"),
+    "an unknown wire": ("stages.baseline.arms.text", "txt", r"stages\.baseline\.arms: text: found 'txt'.*text"),
+    "an unknown wire to train on": ("stages.prefix_ft.wire", "txt", r"stages\.prefix_ft\.wire: found 'txt'"),
+    "a wire twice": ("stages.baseline.arms.again", "text", r"stages\.baseline\.arms: again: .*second time"),
+    "a leaking wire to train on": ("stages.prefix_ft.wire", "leaky", r"stages\.prefix_ft: wire: leaky lets"),
+    "a missing file": (
+        "tasks",
+        [{"name": "mine", "kind": "jsonl", "data": "nowhere.jsonl"}],
+        r"nowhere\.jsonl: expected a readable file",
+    ),
+    "a comparison with a stage that is not there": (
+        "comparisons.0.a",
+        "ablted/text",
+        r"comparisons\.0\.a: found 'ablted', .*\(nearest: ablated\)",
+    ),
+    "a comparison with an arm that is not there": (
+        "comparisons.0.b",
+        "baseline/txt",
+        r"comparisons\.0\.b: found 'txt', expected an arm of baseline: .*\(nearest: text\)",
+    ),
+    "a comparison on another task": ("comparisons.0.task", "later", r"comparisons\.0\.task: found 'later'"),
+    "a comparison by another metric": (
+        "comparisons.0.metric",
+        "accc",
+        r"comparisons\.0\.metric: .*nearest: acc\b",
+    ),
+    "two comparisons of one name": (
+        "comparisons.1.name",
+        "damage",
+        r"comparisons\.1\.name: found 'damage' a second",
+    ),
+    "a gate on nothing": ("gates.0.of", "baseline/text", r"gates\.0\.of: found 'baseline/text'"),
+    "a gate without a bound": (
+        "gates.0",
+        {"name": "g", "effect": "gain", "of": "x/y"},
+        r"gates\.0: found neither",
+    ),
+    "a name that no folder can have": ("name", "a/b", r"name: found 'a/b', expected letters, digits"),
+    "a model that is not there": ("model", "./nowhere", r"model: found nothing at .*nowhere"),
+    "prompts longer than the model": ("tasks", ["shifted/two_hop"], "expected at most"),
+}
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_a_wrong_study_is_told_in_one_sentence(case: str, latentwire: Run, tmp_path: Path) -> None:
+    path, value, message = WRONG[case]
+    study = small_study()
+    if case == "prompts longer than the model":
+        study = small_study(comparisons=[], gates=[], model=str(model_folder(positions=64)))
+    elif path == "tasks":
+        study = small_study(comparisons=[], gates=[])
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(at(study, path, value), sort_keys=False))
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2, err
+    assert err.count("\n") == 1
+    assert err.rstrip().endswith(".")
+    assert re.search(message, err), err
+    assert [file.name for file in tmp_path.iterdir()] == ["study.yaml"]
+
+
+def test_yaml_that_is_none_is_told_with_its_line(latentwire: Run, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: a\nstages: {baseline: [}\n")
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2
+    assert re.fullmatch(r"latentwire: study\.yaml, line 2: .*expected valid YAML\.\n", err), err
+
+
+def test_a_key_given_twice_is_not_silently_lost(latentwire: Run, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text("name: a\nlimit: 1\nlimit: 2\n")
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2
+    assert "line 3: found the key 'limit' twice" in err
+
+
+def test_stages_in_a_circle_are_told(latentwire: Run, tmp_path: Path) -> None:
+    study = at(small_study(), "stages.prefix_ft.start_from", "second_ft")
+    study = at(study, "stages.second_ft", {"kind": "finetune", "start_from": "prefix_ft"})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study))
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2
+    assert "a circle (prefix_ft from second_ft from prefix_ft)" in err
+
+
+def test_a_folder_that_cannot_be_written_is_told(latentwire: Run, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_study()))
+    (tmp_path / "taken").write_text("a file")
+    status, _, err = latentwire("run", "study.yaml", "--runs", "taken")
+    assert status == 2
+    assert re.fullmatch(r"latentwire: runs: the folder taken/small cannot be written \(.*\)\.\n", err), err
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("run", "quickstrat"), r"found no file 'quickstrat' .*\(nearest: quickstart\)"),
+        (("run", "quickstart", "--set", "limit"), r"--set: found 'limit', expected KEY=VALUE"),
+        (("run", "quickstart", "--set", "limt=5"), r"limt: found an unknown key, .*\(nearest: limit\)"),
+        (("run", "quickstart", "--set", "limit.a=5"), r"--set: limit\.a: found 500 at limit, expected a mapping"),
+        (("run", "quickstart", "--set", "comparisons.99.name=x"), r"found '99', expected a position from 0 to"),
+        (("run", "quickstart", "--set", "stages.causal_ft.steps=[1"), r"--set stages\.causal_ft\.steps"),
+        (("init", "quick"), r"template: found 'quick', .*\(nearest: quickstart\)"),
+        (("runs", "show", "nothing"), r"found no run 'nothing'"),
+    ],
+)
+def test_wrong_words_on_the_command_line(
+    words: tuple[str, ...], message: str, latentwire: Run, tmp_path: Path
+) -> None:
+    status, _, err = latentwire(*words)
+    assert status == 2
+    assert re.search(message, err), err
+    assert err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_stage_that_is_not_there_cannot_be_asked_for(latentwire: Run, tmp_path: Path) -> None:
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(small_study()))
+    status, _, err = latentwire("run", "study.yaml", "--stage", "basline")
+    assert status == 2
+    assert "(nearest: baseline)" in err
+
+
+def test_init_writes_a_template_once(latentwire: Run, tmp_path: Path) -> None:
+    assert latentwire("init", "quickstart", "-o", "mine.yaml")[0] == 0
+    text = (tmp_path / "mine.yaml").read_text()
+    assert text.startswith("#")
+    status, _, err = latentwire("init", "prefill-mask", "-o", "mine.yaml")
+    assert status == 2
+    assert "mine.yaml is there already" in err
+    assert (tmp_path / "mine.yaml").read_text() == text
