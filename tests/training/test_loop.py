@@ -101,11 +101,28 @@ def test_a_finished_finetuning_is_not_run_again(tmp_path):
 
 def test_the_model_ends_as_its_best_checkpoint_and_loads_from_it(tmp_path):
     lm = start()
-    found, _ = run(tmp_path / "run", lm, learning_rate=20.0, clip=1e6, steps=4)
-    assert found.best_step < 4, "such a learning rate must do harm for this test to mean anything"
+    found, _ = run(tmp_path / "run", lm)
+    losses = {
+        line["step"]: line["eval_loss"]
+        for line in map(json.loads, (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines())
+        if "eval_loss" in line
+    }
+    assert found.best_step == min(losses, key=losses.get)
+    assert found.best_loss == losses[found.best_step]
     loaded = LM.load(tmp_path / "run" / "checkpoints" / "best")
     for name, tensor in lm.model.state_dict().items():
         assert torch.equal(loaded.model.state_dict()[name], tensor)
+
+
+def test_a_run_that_diverges_ends_with_its_reason_and_its_best_checkpoint(tmp_path):
+    lm = start()
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    found, said = run(tmp_path / "run", lm, learning_rate=1e4, clip=1e9, eval_steps=50, steps=30)
+    assert "not a finite number" in found.stopped
+    assert any("no final checkpoint" in line for line in said)
+    assert not (tmp_path / "run" / "checkpoints" / "final").exists()
+    assert found.best_step == 0
+    assert all(torch.equal(tensor, before[name]) for name, tensor in lm.model.state_dict().items())
 
 
 def test_lora_on_the_first_layers_changes_only_them(tmp_path):

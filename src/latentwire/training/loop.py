@@ -316,7 +316,10 @@ class _Run:
         """Turn the snapshots into model folders; the model ends as the best one."""
         places = self.folder / "checkpoints"
         if self.accelerator.is_main_process:
-            self.trainable.export(places / "final")
+            if all(bool(torch.isfinite(weight).all()) for weight in checkpoints.trained(self.lm.model).values()):
+                self.trainable.export(places / "final")
+            else:
+                self.log("the last weights are not finite numbers: there is no final checkpoint, only the best")
             if checkpoints.find(places / BEST_SO_FAR) is not None:
                 checkpoints.load(places / BEST_SO_FAR, self.lm.model)
                 self.trainable.export(places / "best")
