@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,8 +146,29 @@ def grow(
     seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: ./NAME]")] = None,
 ) -> None:
-    """Regrow an embedded model from nothing."""
-    raise UserError("grow: not here yet.")
+    """Regrow an embedded model from nothing, and measure it."""
+    import torch
+
+    from latentwire.training import card
+    from latentwire.training.grow import grow as grow_model
+    from latentwire.training.growth_data import recipe_of
+
+    recipe = recipe_of(name)
+    folder = out or Path(name)
+    if folder.exists():
+        raise UserError(f"out: {folder} exists already, expected a folder to be made.")
+    if not folder.absolute().parent.is_dir():
+        raise UserError(f"out: found no folder {folder.parent} to put {folder.name} into.")
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    partial = folder.with_name(f".{folder.name}.partial")
+    grown = grow_model(name, seed, partial, device, _report_growth)
+    card.write(partial, name, seed, asdict(recipe), grown, device)
+    partial.rename(folder)
+    print(f"{folder}: grown in {grown['seconds']:.0f} s; what it can do stands in {folder / 'card.md'}")
+
+
+def _report_growth(found: dict[str, float]) -> None:
+    print(" ".join(f"{name} {value:.3f}".removesuffix(".000") for name, value in found.items()), flush=True)
 
 
 @app.command()

@@ -32,7 +32,7 @@ def small_study(**changes: Any) -> dict[str, Any]:
         "limit": 8,
         "finetuning": {
             "data": {"kind": "world", "tasks": ["one_hop"]},
-            "steps": 4,
+            "steps": 8,
             "rows": 2,
             "row_tokens": 512,
             "eval_samples": 4,

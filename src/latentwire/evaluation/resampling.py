@@ -90,9 +90,7 @@ def freedom(table: Table) -> int:
     return len(table.counts) - len(_strata(table.counts))
 
 
-def interval(
-    table: Table, freedom: int, floors: Array, ceilings: Array, draws: Callable[[], Array]
-) -> Interval:
+def interval(table: Table, freedom: int, floors: Array, ceilings: Array, draws: Callable[[], Array]) -> Interval:
     """`bootstrap`'s interval from given resamples of the table's value, `draws()` of shape (resamples,).
 
     `floors[t]` and `ceilings[t]` bound one example's metric in task t; the table's own are those of its value.

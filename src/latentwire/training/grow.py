@@ -6,15 +6,17 @@ always grown causally; what other masks do to it is what the project is there to
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig, PreTrainedTokenizerFast
 
 from latentwire.tasks.world import world_tasks
@@ -30,6 +32,7 @@ from latentwire.training.growth_data import (
 REPORT_EVERY = 500
 WATCHED = ("one_hop", "reverse", "two_hop", "later", "sums")
 WATCHED_EXAMPLES = 500
+COOL_DOWN = 0.3
 
 Report = Callable[[dict[str, float]], None]
 Checks = dict[str, tuple[Tensor, Tensor]]
@@ -61,7 +64,11 @@ def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Repor
         **recipe.architecture, **ends, pad_token_id=tokenizer.pad_token_id, vocab_size=len(tokenizer)
     )
     model = AutoModelForCausalLM.from_config(config, dtype=torch.float32).to(device)
-    optimizers = _optimizers(model, recipe, device)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if "q_proj.weight" in name or "k_proj.weight" in name:
+                weight *= recipe.query_key_scale
+    optimizers = _optimizers(model, recipe)
     loss_of = torch.compile(_loss) if device.startswith("cuda") else _loss
 
     order = batches(len(rows), recipe.batch_rows, seed)
@@ -72,10 +79,9 @@ def grow_recipe(recipe: Recipe, seed: int, out: Path, device: str, report: Repor
         model.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        for optimizer in optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = _learning_rate(recipe, step)
+        for optimizer, schedule in optimizers:
             optimizer.step()
+            schedule.step()
         if (step + 1) % REPORT_EVERY == 0:
             watched = {name: (ids[:WATCHED_EXAMPLES], at[:WATCHED_EXAMPLES]) for name, (ids, at) in checks.items()}
             report(_progress(step + 1, start, loss, model, watched, device))
@@ -94,25 +100,29 @@ def _loss(model: Any, ids: Tensor, is_answer: Tensor, is_real: Tensor, lm_weight
     return (each * answer).sum() / answer.sum() + lm_weight * (each * real).sum() / real.sum()
 
 
-def _optimizers(model: nn.Module, recipe: Recipe, device: str) -> list[torch.optim.Optimizer]:
-    """Muon for the matrices between the layers, AdamW for embeddings and norms, at one learning rate."""
+def _optimizers(model: Any, recipe: Recipe) -> list[tuple[Optimizer, LRScheduler]]:
+    """Muon for the matrices between the layers, AdamW for embedding and norms, each with its schedule.
+
+    Under AdamW alone the models stay for very long at naming any of the four values of the right
+    kind, before they learn to look at whom the question is about; under Muon they soon do.
+    """
     embedding = model.get_input_embeddings().weight
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight is not embedding]
     others = [weight for weight in model.parameters() if weight.ndim != 2 or weight is embedding]
-    if recipe.optimizer == "adamw":
-        matrices, others = [], [*matrices, *others]
-    adamw = torch.optim.AdamW(
-        others, lr=0.0, betas=(0.9, 0.95), weight_decay=0.1, fused=device.startswith("cuda")
+    # Muon (Keller Jordan, 2024), its steps scaled to those of AdamW (Moonshot AI, 2025).
+    muon = torch.optim.Muon(
+        matrices, lr=recipe.matrix_learning_rate, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"
     )
-    if not matrices:
-        return [adamw]
-    return [torch.optim.Muon(matrices, lr=0.0, weight_decay=0.1, adjust_lr_fn="match_rms_adamw"), adamw]
+    adamw = torch.optim.AdamW(others, lr=recipe.learning_rate, betas=(0.9, 0.95), weight_decay=0.1)
+    share = partial(_share_of_peak, recipe)
+    return [(optimizer, LambdaLR(optimizer, share)) for optimizer in (muon, adamw)]
 
 
-def _learning_rate(recipe: Recipe, step: int) -> float:
-    """Linear warm-up, then a cosine down to 5 % of the peak."""
-    cosine = 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
-    return recipe.peak_learning_rate * min(1.0, (step + 1) / recipe.warm_up_steps) * (0.05 + 0.95 * cosine)
+def _share_of_peak(recipe: Recipe, step: int) -> float:
+    """Linear warm-up, then the peak learning rate, then a linear way down to nothing."""
+    up = (step + 1) / recipe.warm_up_steps
+    down = (recipe.steps - step) / (recipe.steps * COOL_DOWN)
+    return min(1.0, up, down)
 
 
 def _checks(tokenizer: PreTrainedTokenizerFast, device: str) -> Checks:

@@ -50,11 +50,12 @@ class Recipe:
     tiers: dict[Tier, float]
     sums_steps: tuple[int, ...]
     lm_weight: float
-    optimizer: str
+    query_key_scale: float
     batch_rows: int
     steps: int
     warm_up_steps: int
-    peak_learning_rate: float
+    learning_rate: float
+    matrix_learning_rate: float
 
 
 def recipe_of(name: str) -> Recipe:

@@ -1,0 +1,116 @@
+"""The card of an embedded model: how it was grown and what it can do, measured on the test split.
+
+`card.json` is what programs read, `card.md` the same for people. Both stand in the model's folder.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from latentwire import __version__, wires
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.summary import Metrics, summarize
+from latentwire.files import write_atomically
+from latentwire.lm.model import LM
+from latentwire.tasks import resolve
+
+ARMS = ("text", "text,mask=prefix", "none")
+TASKS = ("tiers", "sums", "choices", "shifted")
+EXAMPLES = 2000
+BATCH_TOKENS = 65_536
+"""Large, because a card is measured on an accelerator as a rule."""
+
+
+def measure(folder: Path, device: str, examples: int = EXAMPLES) -> dict[str, Any]:
+    """Metrics (`{arm: {task: {metric: number}}}`) and floors of a model on the test split, in float32."""
+    lm = LM.load(folder, dtype=torch.float32, device=device)
+    arms = [wires.parse(arm) for arm in ARMS]
+    result = evaluate(lm, resolve(list(TASKS), None), arms, limit=examples, batch_tokens=BATCH_TOKENS)
+    return {"metrics": summarize(result.outcomes), "floors": result.floors}
+
+
+def write(
+    folder: Path, name: str, seed: int, recipe: Mapping[str, Any], grown: Mapping[str, Any], device: str
+) -> None:
+    """Measure a grown model and write its card.
+
+    Args:
+        grown: what `grow` returned: steps, tokens, seconds and the accuracies that it watched.
+    """
+    card = {
+        "name": name,
+        "seed": seed,
+        "grown": dict(grown),
+        "recipe": dict(recipe),
+        "machine": _machine(device),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "versions": {"latentwire": __version__, **{each: version(each) for each in ("torch", "transformers")}},
+        **measure(folder, device),
+        "other_seeds": {},
+    }
+    _save(folder, card)
+
+
+def add_seeds(folder: Path, others: Sequence[Path]) -> None:
+    """Report other seeds' numbers in a card, so that nobody can have picked the best one."""
+    card = json.loads((folder / "card.json").read_text())
+    for other in others:
+        found = json.loads((other / "card.json").read_text())
+        card["other_seeds"][str(found["seed"])] = {key: found[key] for key in ("grown", "metrics")}
+    _save(folder, card)
+
+
+def _save(folder: Path, card: dict[str, Any]) -> None:
+    write_atomically(folder / "card.json", json.dumps(card, indent=1) + "\n")
+    write_atomically(folder / "card.md", _markdown(card))
+
+
+def _machine(device: str) -> str:
+    if device.startswith("cuda"):
+        return torch.cuda.get_device_name()
+    return platform.processor() or platform.machine()
+
+
+def _markdown(card: Mapping[str, Any]) -> str:
+    grown = card["grown"]
+    seeds = {str(card["seed"]): card["metrics"], **{s: o["metrics"] for s, o in card["other_seeds"].items()}}
+    lines = [
+        f"# {card['name']}",
+        "",
+        f"Grown from nothing by `latentwire grow {card['name']} --seed {card['seed']}` on one {card['machine']} in "
+        f"{grown['seconds']:.0f} s: {grown['tokens']:,.0f} tokens in {grown['steps']:,.0f} steps, LatentWire "
+        f"{card['versions']['latentwire']}, torch {card['versions']['torch']}, {card['date']}. The recipe is in "
+        "`recipe.json`. The seed was fixed beforehand; the table gives the others too.",
+        "",
+        f"Test split, greedy, float32, n = {EXAMPLES:,} per task, 95 % intervals over passages; "
+        f"`latentwire eval --model embedded:{card['name']} --task tiers --task sums --task choices --task shifted`.",
+        "",
+        "| task | floor | "
+        + " | ".join(f"`{arm}`" for arm in ARMS)
+        + " | "
+        + " | ".join(f"`text`, seed {seed}" for seed in list(seeds)[1:])
+        + " |",
+        "| --- | ---: " + "| ---: " * (len(ARMS) + len(seeds) - 1) + "|",
+    ]
+    metrics: Metrics = card["metrics"]
+    for task in metrics["text"]:
+        cells = [_cell(metrics, arm, task) for arm in ARMS]
+        cells += [_cell(seeds[seed], "text", task, interval=False) for seed in list(seeds)[1:]]
+        floors = card["floors"].get(task, {})
+        floor = f"{max(floors.values()):.3f}" if floors else ""
+        lines.append(f"| {task} | {floor} | " + " | ".join(cells) + " |")
+    return "\n".join(lines) + "\n"
+
+
+def _cell(metrics: Metrics, arm: str, task: str, *, interval: bool = True) -> str:
+    number = next(iter(metrics[arm][task].values()))
+    shown = f"{number['value']:.3f}"
+    return f"{shown} [{number['low']:.3f}, {number['high']:.3f}]" if interval else shown
