@@ -37,7 +37,8 @@ class Recipe:
     """How one embedded model is grown; read from `models/NAME/recipe.json`.
 
     `passages` gives the share of rows about a direct passage, a tagged one, or sums; `tiers` the
-    share of each tier among the questions about a direct passage.
+    share of each tier among the questions about a direct passage. The first `normed_steps` steps
+    (possibly none) are taken with query and key norms, as `training.grow.fold_norms` explains.
     """
 
     architecture: dict[str, Any]
@@ -48,14 +49,13 @@ class Recipe:
     questions: int
     passages: dict[str, float]
     tiers: dict[Tier, float]
-    sums_steps: tuple[int, ...]
-    lm_weight: float
-    query_key_scale: float
+    people: list[int]
+    sums_steps: list[int]
     batch_rows: int
     steps: int
     warm_up_steps: int
     learning_rate: float
-    matrix_learning_rate: float
+    normed_steps: int
 
 
 def recipe_of(name: str) -> Recipe:
@@ -74,7 +74,9 @@ def row_turns(recipe: Recipe, index: int) -> list[Turn]:
         return [_sum(random_, recipe) for _ in range(4)]
     tiers: list[Tier] = ["later"] if kind == "tagged" else list(recipe.tiers)
     weights = [1.0] if kind == "tagged" else list(recipe.tiers.values())
-    passage = draw_passage(random_, "train", "later" if kind == "tagged" else "two_hop")
+    passage = draw_passage(
+        random_, "train", "later" if kind == "tagged" else "two_hop", people=random_.choice(recipe.people)
+    )
     asked = {tier: random_.sample(questions := ask(passage, tier), len(questions)) for tier in tiers}
     turns: list[Turn] = []
     opening = f"{passage.text}\n"
@@ -124,7 +126,9 @@ def grow_tokenizer(recipe: Recipe) -> PreTrainedTokenizerFast:
     )
 
 
-def encode_turns(tokenizer: PreTrainedTokenizerFast, turns: list[Turn], length: int) -> tuple[list[int], list[bool]]:
+def encode_turns(
+    tokenizer: PreTrainedTokenizerFast, turns: list[Turn], length: int
+) -> tuple[list[int], list[bool]]:
     """Token ids of a row, at most `length`, and which of them are answers (with their `<eos>`).
 
     A turn that does not fit is left out whole: a cut answer would teach the wrong ending.

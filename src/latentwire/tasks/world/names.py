@@ -11,14 +11,28 @@ from latentwire.tasks.base import Split
 SYLLABLES = tuple(
     onset + rhyme
     for onset in (
-        "b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "h", "j", "w", "st", "br", "dr", "tr", "kl",
+        "b", "d", "f", "g", "k", "l", "m", "n", "p", "r", "s", "t", "v", "z", "h", "j", "w", "st",
+        "br", "dr", "tr", "kl",
     )
     for rhyme in ("a", "e", "i", "o", "u", "ar", "en", "il", "on")
 )  # fmt: skip
 
 THREE_SYLLABLES = 0.3
 
-COLOURS = ("red", "blue", "green", "white", "black", "brown", "grey", "pink", "golden", "purple", "silver", "orange")
+COLOURS = (
+    "red",
+    "blue",
+    "green",
+    "white",
+    "black",
+    "brown",
+    "grey",
+    "pink",
+    "golden",
+    "purple",
+    "silver",
+    "orange",
+)
 GARMENTS = ("hat", "coat", "scarf", "shirt", "belt", "cloak", "bag", "ring")
 JOBS = (
     "actor", "baker", "barber", "butcher", "captain", "clerk", "cook", "dancer", "dentist", "driver", "editor",

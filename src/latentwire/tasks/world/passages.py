@@ -94,9 +94,7 @@ def tagged_passage(
     """A passage that states its facts about tags, and says last to whom each tag belongs."""
     people, facts = _draw_facts(random_, split, relations, count)
     tags = dict(zip(people, draw_tags(random_, len(people)), strict=True))
-    templates, resolutions = (
-        (SHIFTED_TEMPLATES, SHIFTED_RESOLUTIONS) if shifted else (TEMPLATES, RESOLUTIONS)
-    )
+    templates, resolutions = (SHIFTED_TEMPLATES, SHIFTED_RESOLUTIONS) if shifted else (TEMPLATES, RESOLUTIONS)
     sentences = [
         random_.choice(templates[fact.relation]).format(who=f"the one with {tags[fact.who]}", what=fact.what)
         for fact in facts

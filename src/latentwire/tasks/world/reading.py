@@ -140,7 +140,9 @@ def indices(task: str, split: Split) -> Iterator[int]:
     if split != "train":
         return iter(range(HELD_OUT_EXAMPLES))
     if task.startswith("shifted/"):
-        raise UserError(f"{task}: split 'train' was asked for, but a shifted task has 'validation' and 'test' only")
+        raise UserError(
+            f"{task}: split 'train' was asked for, but a shifted task has 'validation' and 'test' only"
+        )
     return count()
 
 
