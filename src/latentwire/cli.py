@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -111,12 +112,14 @@ def audit(
     """Does this model, with this attention, leak or see ahead? Status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
+    from latentwire.tasks import resolve
 
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
     lm = _load(model)
+    examples = [example for task in resolve(["world"], None) for example in task.examples("validation", 4)]
     problems = 0
     for each in chosen:
-        found = run_audit(lm, each)
+        found = run_audit(lm, each, examples)
         _print_audit(found)
         problems += len(found.problems)
     if problems:
@@ -161,6 +164,7 @@ def grow(
         raise UserError(f"out: found no folder {folder.parent} to put {folder.name} into.")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     partial = folder.with_name(f".{folder.name}.partial")
+    shutil.rmtree(partial, ignore_errors=True)
     grown = grow_model(name, seed, partial, device, _report_growth)
     card.write(partial, name, seed, asdict(recipe), grown, device)
     partial.rename(folder)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +11,8 @@ from torch import Tensor, nn
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import CAUSAL
+from latentwire.lm.reader import Reader
 from latentwire.lm.reading import Reading
-
-if TYPE_CHECKING:
-    from latentwire.lm.model import LM
 
 PROMPT, WIDTH = 4, 6
 
@@ -37,7 +34,7 @@ def evaluating(model: nn.Module) -> Iterator[None]:
 
 
 @torch.no_grad()
-def check(lm: LM) -> None:
+def check(lm: Reader) -> None:
     """Read six tokens under both masks, with one of them exchanged, and compare.
 
     Raises:
@@ -67,7 +64,7 @@ def check(lm: LM) -> None:
         raise UserError(f"model: {kind} turns hidden states into logits in a way not known here.")
 
 
-def _hidden(lm: LM, rows: list[list[int]], blocks: list[int]) -> Tensor:
+def _hidden(lm: Reader, rows: list[list[int]], blocks: list[int]) -> Tensor:
     prefix = Prefix.of_tokens(rows, [blocks] * len(rows), device=lm.device)
     return lm.run(pad_rows(rows, 0).to(lm.device), prefix.columns, Reading(prefix.columns))
 

@@ -4,15 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from latentwire.lm.prefix import Prefilled
-
-if TYPE_CHECKING:
-    from latentwire.lm.model import LM
+from latentwire.lm.reader import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +61,7 @@ class Generated:
 class _Row:
     """One row's tokens so far, and whether it has ended."""
 
-    def __init__(self, lm: LM, decoding: Decoding) -> None:
+    def __init__(self, lm: Reader, decoding: Decoding) -> None:
         self._lm, self._decoding = lm, decoding
         self.ids: list[int] = []
         self.text = ""
@@ -86,7 +84,7 @@ class _Row:
 
 @torch.no_grad()
 def generate(
-    lm: LM, prefilled: Prefilled, decoding: Decoding, seeds: Sequence[int] | None = None
+    lm: Reader, prefilled: Prefilled, decoding: Decoding, seeds: Sequence[int] | None = None
 ) -> list[Generated]:
     """Continue every row until it ends.
 
@@ -117,7 +115,7 @@ def generate(
     return [Generated(row.text, tuple(row.ids), row.ended or "length") for row in rows]
 
 
-def _choose(lm: LM, logits: Tensor, step: int, decoding: Decoding, draws: Sequence[torch.Generator]) -> Tensor:
+def _choose(lm: Reader, logits: Tensor, step: int, decoding: Decoding, draws: Sequence[torch.Generator]) -> Tensor:
     logits = logits.float()
     if step < decoding.min_new_tokens and lm.eos_ids:
         logits = logits.index_fill(1, torch.tensor(sorted(lm.eos_ids), device=logits.device), -torch.inf)

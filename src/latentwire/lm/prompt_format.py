@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 from pydantic import BaseModel, ConfigDict
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example, Prompt, Tokens
-
-if TYPE_CHECKING:
-    from latentwire.lm.model import LM
+from latentwire.lm.reader import Reader
 
 
 class PromptFormat(BaseModel):
@@ -29,7 +27,7 @@ class PromptFormat(BaseModel):
     anchor: str = "Answer:"
     anchor_block: Literal["inside", "causal"] = "inside"
 
-    def encode(self, example: Example, lm: LM) -> tuple[Prompt, tuple[list[int], ...]]:
+    def encode(self, example: Example, lm: Reader) -> tuple[Prompt, tuple[list[int], ...]]:
         """The prompt, and the answer's token ids: one list a choice, or one for the first answer.
 
         Prompt and answer are tokenized together and split behind as many tokens as the prompt alone
@@ -56,12 +54,12 @@ class PromptFormat(BaseModel):
         )
         return prompt, tuple(answers)
 
-    def whole(self, context: str, question: str, answer: str, lm: LM) -> list[int]:
+    def whole(self, context: str, question: str, answer: str, lm: Reader) -> list[int]:
         """Tokens of a prompt with an answer behind it, tokenized as one text."""
         follows = answer if self.template == "raw" else f" {answer}"
         return self._ids(self.render(context, question, lm)[0] + follows, lm)
 
-    def tokens(self, context: str, question: str, lm: LM) -> Tokens:
+    def tokens(self, context: str, question: str, lm: Reader) -> Tokens:
         """Tokens of a prompt; the context may be empty.
 
         Raises:
@@ -84,7 +82,7 @@ class PromptFormat(BaseModel):
         """How many tokens at the end stay out of a bidirectional block."""
         return tokens.anchor if self.anchor_block == "causal" else 0
 
-    def render(self, context: str, question: str, lm: LM) -> tuple[str, int]:
+    def render(self, context: str, question: str, lm: Reader) -> tuple[str, int]:
         """The prompt's text, and where in it the context ends.
 
         Raises:
@@ -114,7 +112,7 @@ class PromptFormat(BaseModel):
         worded = f"Question: {question}" if self.template == "question" else question
         return f"{context}\n{worded}" if context else worded
 
-    def conversation(self, turns: Sequence[tuple[str, str]], lm: LM, *, answering: bool) -> list[int]:
+    def conversation(self, turns: Sequence[tuple[str, str]], lm: Reader, *, answering: bool) -> list[int]:
         """Tokens of (role, text) turns; with `answering` up to where the model's next turn begins.
 
         Without a chat template, turns are lines of `Role: text`.
@@ -130,14 +128,14 @@ class PromptFormat(BaseModel):
             ids += sorted(lm.eos_ids)[:1] if role == "assistant" else []
         return ids + (self._piece("Assistant:", lm, first=not ids) if answering else [])
 
-    def _piece(self, text: str, lm: LM, *, first: bool = False) -> list[int]:
+    def _piece(self, text: str, lm: Reader, *, first: bool = False) -> list[int]:
         return self._ids(text, lm) if first else list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _kept(self, text: str) -> str:
         """The prompt without the blanks that belong to the answer."""
         return text.rstrip() if self.template == "raw" else text.rstrip(" ")
 
-    def _ids(self, text: str, lm: LM) -> list[int]:
+    def _ids(self, text: str, lm: Reader) -> list[int]:
         # A chat template writes its own special tokens.
         ids: list[int] = lm.tokenizer(text, add_special_tokens=self.template != "chat")["input_ids"]
         # Some tokenizers also append an end-of-sequence token; nothing could follow it.

@@ -10,16 +10,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from latentwire.lm.prefix import Prefilled, Prefix, pad_rows
+from latentwire.lm.reader import Reader
 from latentwire.lm.reading import Columns
-
-if TYPE_CHECKING:
-    from latentwire.lm.model import LM
 
 
 @dataclass(frozen=True)
@@ -37,7 +34,7 @@ Continuations = Sequence[Sequence[Sequence[int]]]
 
 
 @torch.no_grad()
-def score(lm: LM, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
+def score(lm: Reader, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
     """Score every continuation of every row.
 
     Args:
@@ -67,7 +64,7 @@ def score(lm: LM, prefilled: Prefilled, continuations: Continuations) -> list[li
 
 
 @torch.no_grad()
-def score_whole(lm: LM, prefix: Prefix, continuations: Continuations) -> list[list[Score]]:
+def score_whole(lm: Reader, prefix: Prefix, continuations: Continuations) -> list[list[Score]]:
     """Score by one whole pass a continuation, for prefixes that read their answer (`leaky`)."""
     owner = [n for n, row in enumerate(continuations) for _ in row]
     flat = [answer for row in continuations for answer in row]

@@ -93,6 +93,8 @@ def make(study: Study) -> Plan:
         configuration: dict[str, Any] = {"model": study.model, **stage.model_dump(mode="json")}
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
+            # An option that is not given leaves the identity of what was done without it.
+            configuration |= {"dtype": study.dtype} if study.dtype else {}
             read, content = inputs, data
         else:
             read, content = _training_data(stage)

@@ -24,22 +24,24 @@ class Readers:
 
     def __init__(self, plan: Plan, runs: Mapping[str, Run]) -> None:
         self._plan, self._runs = plan, runs
-        self._held: tuple[str | None, LM] | None = None
+        self._held: tuple[tuple[str | None, torch.dtype | None], LM] | None = None
 
     def holds(self, start: str | None) -> bool:
-        return self._held is not None and self._held[0] == start
+        return self._held is not None and self._held[0][0] == start
 
-    def load(self, start: str | None) -> LM:
-        """The reader that a finetuning left, or the study's model for None.
+    def load(self, start: str | None, *, to_train: bool = False) -> LM:
+        """The reader that a finetuning left, or the study's model for None; in float32 if it is to be trained.
 
         Raises:
             UserError: the checkpoint is gone or is not what the finetuning wrote.
         """
-        if self._held is None or self._held[0] != start:
+        named = self._plan.study.dtype
+        dtype: torch.dtype | None = torch.float32 if to_train else getattr(torch, named) if named else None
+        if self._held is None or self._held[0] != (start, dtype):
             self.drop()
-            lm = LM.load(self._folder(start))
+            lm = LM.load(self._folder(start), dtype=dtype)
             lm.name = self._plan.study.model if start is None else f"{self._plan.study.model} after {start}"
-            self._held = (start, lm)
+            self._held = ((start, dtype), lm)
         return self._held[1]
 
     def drop(self) -> None:

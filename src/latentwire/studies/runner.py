@@ -159,7 +159,7 @@ def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) 
         verb = "resuming" if resumed else "starting"
         log(f"\n{verb} {name} ({stage.kind} from {stage.start_from or planned.study.model}) in {made.folder}")
         try:
-            lm = readers.load(stage.start_from)
+            lm = readers.load(stage.start_from, to_train=not isinstance(stage, Evaluate))
             if isinstance(stage, Evaluate):
                 results = carry_out.evaluate(lm, stage, planned, made.folder, log)
             else:

@@ -158,7 +158,11 @@ class Gate(Settings):
 
 
 class Study(Settings):
-    """A whole study. limit: the first so many examples of each task."""
+    """A whole study.
+
+    limit: the first so many examples of each task. dtype: what evaluations read in (without it float32 on a
+    CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case.
+    """
 
     name: Name
     model: str
@@ -166,6 +170,7 @@ class Study(Settings):
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     split: Split = "test"
+    dtype: Literal["float32", "bfloat16"] | None = None
     stages: dict[Name, Stage] = Field(min_length=1)
     effects: Effects | None = None
     comparisons: tuple[Comparison, ...] = ()

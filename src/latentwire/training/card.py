@@ -34,26 +34,35 @@ def measure(folder: Path, device: str, examples: int = EXAMPLES) -> dict[str, An
     lm = LM.load(folder, dtype=torch.float32, device=device)
     arms = [wires.parse(arm) for arm in ARMS]
     result = evaluate(lm, resolve(list(TASKS), None), arms, limit=examples, batch_tokens=BATCH_TOKENS)
-    return {"metrics": summarize(result.outcomes), "floors": result.floors}
+    return {"examples": examples, "metrics": summarize(result.outcomes), "floors": result.floors}
 
 
 def write(
-    folder: Path, name: str, seed: int, recipe: Mapping[str, Any], grown: Mapping[str, Any], device: str
+    folder: Path,
+    name: str,
+    seed: int,
+    recipe: Mapping[str, Any],
+    grown: Mapping[str, Any],
+    device: str,
+    *,
+    machine: str | None = None,
+    examples: int = EXAMPLES,
 ) -> None:
     """Measure a grown model and write its card.
 
     Args:
         grown: what `grow` returned: steps, tokens, seconds and the accuracies that it watched.
+        device: to measure on. machine: what it was grown on, if that was another one.
     """
     card = {
         "name": name,
         "seed": seed,
         "grown": dict(grown),
         "recipe": dict(recipe),
-        "machine": _machine(device),
+        "machine": machine or _machine(device),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
         "versions": {"latentwire": __version__, **{each: version(each) for each in ("torch", "transformers")}},
-        **measure(folder, device),
+        **measure(folder, device, examples),
         "other_seeds": {},
     }
     _save(folder, card)
@@ -82,28 +91,30 @@ def _machine(device: str) -> str:
 def _markdown(card: Mapping[str, Any]) -> str:
     grown = card["grown"]
     seeds = {str(card["seed"]): card["metrics"], **{s: o["metrics"] for s, o in card["other_seeds"].items()}}
+    grown_by = f"latentwire grow {card['name']} --seed {card['seed']}"
+    tasks = " ".join(f"--task {task}" for task in TASKS)
+    others = list(seeds)[1:]
+    header = ["task", "floor", *(f"`{arm}`" for arm in ARMS), *(f"`text`, seed {seed}" for seed in others)]
     lines = [
         f"# {card['name']}",
         "",
-        f"Grown from nothing by `latentwire grow {card['name']} --seed {card['seed']}` on one {card['machine']} in "
-        f"{grown['seconds']:.0f} s: {grown['tokens']:,.0f} tokens in {grown['steps']:,.0f} steps, LatentWire "
+        f"Grown from nothing by `{grown_by}` on one {card['machine']} in {grown['seconds']:.0f} s: "
+        f"{grown['tokens_seen']:,.0f} tokens in {grown['step']:,.0f} steps; LatentWire "
         f"{card['versions']['latentwire']}, torch {card['versions']['torch']}, {card['date']}. The recipe is in "
-        "`recipe.json`. The seed was fixed beforehand; the table gives the others too.",
+        "`recipe.json`. The seed was fixed beforehand."
+        + ("" if others else " **Other seeds have not been grown yet: single-seed.**"),
         "",
-        f"Test split, greedy, float32, n = {EXAMPLES:,} per task, 95 % intervals over passages; "
-        f"`latentwire eval --model embedded:{card['name']} --task tiers --task sums --task choices --task shifted`.",
+        f"Test split, greedy, float32, n = {card['examples']:,} per task, 95 % intervals over passages: "
+        f"`latentwire eval --model embedded:{card['name']} {tasks}`. The floor is the higher of chance and of the "
+        "best reader who ignores whom the question is about.",
         "",
-        "| task | floor | "
-        + " | ".join(f"`{arm}`" for arm in ARMS)
-        + " | "
-        + " | ".join(f"`text`, seed {seed}" for seed in list(seeds)[1:])
-        + " |",
-        "| --- | ---: " + "| ---: " * (len(ARMS) + len(seeds) - 1) + "|",
+        f"| {' | '.join(header)} |",
+        f"| --- {'| ---: ' * (len(header) - 1)}|",
     ]
     metrics: Metrics = card["metrics"]
     for task in metrics["text"]:
         cells = [_cell(metrics, arm, task) for arm in ARMS]
-        cells += [_cell(seeds[seed], "text", task, interval=False) for seed in list(seeds)[1:]]
+        cells += [_cell(seeds[seed], "text", task, interval=False) for seed in others]
         floors = card["floors"].get(task, {})
         floor = f"{max(floors.values()):.3f}" if floors else ""
         lines.append(f"| {task} | {floor} | " + " | ".join(cells) + " |")

@@ -1,0 +1,41 @@
+"""What scoring, decoding, prompts and checks need of a model; `LM` is it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
+
+from latentwire.lm.prefix import Forced, Prefilled, Prefix
+from latentwire.lm.reading import Columns, Reading
+
+
+class Reader(Protocol):
+    """A decoder model with its tokenizer. See `latentwire.lm.model.LM` for what each part does."""
+
+    model: PreTrainedModel
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
+    def decode(self, ids: Sequence[int]) -> str: ...
+
+    def head(self, hidden: Tensor) -> Tensor: ...
+
+    def run(
+        self, content: Tensor, columns: Columns, reading: Reading, cache: DynamicCache | None = None
+    ) -> Tensor: ...
+
+    def append(self, prefilled: Prefilled, ids: Tensor, live: Tensor | None = None) -> Prefilled: ...
+
+    def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor: ...
+
+    def forced(self, prefix: Prefix, answer_ids: Tensor) -> Forced: ...

@@ -1,0 +1,71 @@
+"""The embedded models are what their cards say."""
+
+import json
+import math
+
+import pytest
+
+from latentwire import LM, models, wires
+from latentwire.evaluation.audit import audit
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.statistics import estimate
+from latentwire.tasks import resolve
+from latentwire.tasks.floors import type_floor
+
+SAMPLE = 60
+REMEASURED = ("one_hop", "two_hop", "sums", "choices/person")
+
+
+@pytest.fixture(scope="module", params=models.NAMES)
+def lm(request):
+    return LM.load(f"embedded:{request.param}", device="cpu")
+
+
+def card_of(lm):
+    return json.loads((models.folder(lm.name.removeprefix("embedded:")) / "card.json").read_text())
+
+
+def test_a_sample_of_the_card_is_remeasured(lm):
+    card = card_of(lm)
+    result = evaluate(lm, resolve(list(REMEASURED), None), [wires.parse("text")], limit=SAMPLE)
+    for task in REMEASURED:
+        found = estimate([outcome for outcome in result.outcomes if outcome.task == task])
+        claimed = next(iter(card["metrics"]["text"][task].values()))["value"]
+        # Four standard errors of the sample at the claimed value, and one example's worth.
+        tolerance = 4 * math.sqrt(claimed * (1 - claimed) / SAMPLE) + 1 / SAMPLE
+        assert abs(found.value - claimed) <= tolerance, task
+
+
+def test_a_card_names_its_recipe_seed_and_tokens(lm):
+    card = card_of(lm)
+    recipe = json.loads((models.folder(lm.name.removeprefix("embedded:")) / "recipe.json").read_text())
+    assert card["seed"] == 0
+    assert card["grown"]["tokens_seen"] > 1e7
+    assert {name: card["recipe"][name] for name in ("architecture", "steps")} == {
+        name: recipe[name] for name in ("architecture", "steps")
+    }
+    for arm in ("text", "text,mask=prefix", "none"):
+        assert set(card["metrics"][arm]["macro"]["primary"]) == {"value", "low", "high", "n"}
+
+
+def test_the_weights_are_small(lm):
+    size = (models.folder(lm.name.removeprefix("embedded:")) / "model.safetensors").stat().st_size
+    assert size <= 12 * 2**20
+
+
+def test_the_models_differ_in_family_size_and_tokenizer():
+    heron, wren = (LM.load(f"embedded:{name}", device="cpu") for name in ("heron", "wren"))
+    assert heron.model.config.model_type != wren.model.config.model_type
+    assert heron.model.config.hidden_size != wren.model.config.hidden_size
+    text = "Listen: Ada was born in 1957."
+    assert heron.tokenizer(text)["input_ids"] != wren.tokenizer(text)["input_ids"]
+
+
+def test_nothing_leaks(lm):
+    for spec in ("text", "text,mask=prefix"):
+        assert audit(lm, wires.parse(spec), kernels=["sdpa"]).problems == []
+
+
+def test_ignoring_whom_the_question_is_about_earns_little():
+    for task in resolve(["tiers"], None):
+        assert type_floor(task.examples("test")) <= 0.30
