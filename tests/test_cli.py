@@ -119,6 +119,7 @@ WRONG = {
         ["eval", "--model", "{folder}", "--task", "one_hop", "--json", "{tmp}/no/x.json"],
         "x.json",
     ),
+    "a folder for the numbers": (["eval", "--model", "{folder}", "--task", "one_hop", "--json", "{tmp}"], "file"),
     "layers the model has not": (
         [
             "eval",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 import time
@@ -27,7 +28,6 @@ if TYPE_CHECKING:
 app = typer.Typer(
     name="latentwire",
     help="How a decoder language model reads its context, and what happens when we change that.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
@@ -43,12 +43,15 @@ DEFAULT_WIRES = ["text", "text,mask=prefix", "none"]
 
 @app.callback(invoke_without_command=True)
 def _global(
+    context: typer.Context,
     version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
     debug: Annotated[bool, typer.Option("--debug", help="Show a traceback when something fails.")] = False,
 ) -> None:
     if version:
         print(f"latentwire {__version__}")
         raise typer.Exit
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @app.command("eval")
@@ -77,8 +80,8 @@ def eval_(
         raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
     arms = list({parsed.label: parsed for parsed in map(wires.parse, wire or DEFAULT_WIRES)}.values())
     tasks = resolve(task, data)
-    if json_file is not None and not json_file.absolute().parent.is_dir():
-        raise UserError(f"json: found no folder {json_file.parent} to write {json_file.name} into.")
+    if json_file is not None:
+        _check_writable(json_file)
     lm = _load(model)
     console = _console()
     started = time.monotonic()
@@ -86,9 +89,6 @@ def eval_(
         result = evaluate(lm, tasks, arms, limit=limit, progress=progress)
     seconds = time.monotonic() - started
     leaking = [arm.label for arm in arms if arm.leaks]
-    if json_file is not None:
-        numbers = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
-        write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")
     console.print(tables.scores(result, leaking))
     if (wrong := tables.errors(result)) is not None:
         console.print(wrong)
@@ -97,6 +97,9 @@ def eval_(
             print(f"{name}: {count} prompts end in tokens that the answer would change; these stay causal.")
     if leaking:
         print(f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading.")
+    if json_file is not None:
+        numbers = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
+        write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")
     columns = sum(outcome.tokens for outcome in result.outcomes)
     print(f"{model}: {len(result.outcomes):,} answers, {columns:,} prompt tokens in {seconds:.0f} s", end="")
     print(f"; numbers in {json_file}" if json_file else "")
@@ -165,6 +168,10 @@ def grow(
     device = "cuda" if torch.cuda.is_available() else "cpu"
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+    except OSError as error:
+        raise UserError(f"out: {folder.parent} cannot be written into: {error.strerror}.") from error
     grown = grow_model(name, seed, partial, device, _report_growth)
     card.write(partial, name, seed, asdict(recipe), grown, device)
     partial.rename(folder)
@@ -250,6 +257,15 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
+def _check_writable(file: Path) -> None:
+    """Before work starts: a file that cannot be written must not be found out at its end."""
+    folder = file.absolute().parent
+    if not folder.is_dir():
+        raise UserError(f"json: found no folder {file.parent} to write {file.name} into.")
+    if file.is_dir() or not os.access(folder, os.W_OK):
+        raise UserError(f"json: {file} cannot be written, expected a file in a folder that can.")
+
+
 def _load(model: str) -> LM:
     from transformers.utils import logging
 
@@ -305,7 +321,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        sys.exit(_say(f"{str(error.format_message()).rstrip('.')}. See {_command()} --help.", 2))
+        sys.exit(_say(f"{str(error.format_message()).rstrip('.?')}; {_command()} --help tells more.", 2))
     except UserError as error:
         if debug:
             raise

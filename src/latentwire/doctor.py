@@ -55,14 +55,13 @@ def _machine() -> Iterator[Finding]:
 
 def _embedded() -> Iterator[Finding]:
     from latentwire import models
-    from latentwire.errors import UserError
     from latentwire.lm.model import LM
 
     for name in models.NAMES:
         try:
             lm = LM.load(f"embedded:{name}", device="cpu")
-        except UserError as error:
-            yield Finding(f"embedded:{name}", False, str(error))
+        except Exception as error:  # whatever is wrong with it, it is a finding
+            yield Finding(f"embedded:{name}", False, str(error).splitlines()[0])
             continue
         count = sum(p.numel() for p in lm.model.parameters())
         yield Finding(

@@ -70,6 +70,19 @@ def test_the_three_kinds_of_lines_are_read(tmp_path, line):
     assert learned(tiny_lm(), document(found[0], wires.parse("text"), tiny_lm())).endswith("</s>")
 
 
+def test_a_line_separator_of_unicode_ends_no_line(tmp_path):
+    path = tmp_path / "data.jsonl"
+    line = json.dumps({"prompt": "a\u2028b", "response": "c\u0085d"}, ensure_ascii=False)
+    path.write_text(f"\ufeff{line}\n{line}\n", encoding="utf-8")
+    (found,) = sources(FileData(kind="file", path=path), "train", None, 1)
+    assert found.question == "a\u2028b"
+
+
+def test_a_conversation_over_another_wire_than_text_is_refused():
+    with pytest.raises(UserError, match="expected text"):
+        document(TURNS, wires.parse("none"), tiny_lm())
+
+
 def test_held_out_lines_are_never_trained_on(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"p{n}", "response": "r"}) + "\n" for n in range(50)))
@@ -88,6 +101,10 @@ def test_held_out_lines_are_never_trained_on(tmp_path):
         ('{"question": "q"}\n', "found question"),
         ('["list"]\n', "found list"),
         ('{"prompt": "p", "response": "r"}\n', "1 examples"),
+        ('{"prompt": "p", "response": null}\n', "response: found None"),
+        ('{"prompt": "  ", "response": "r"}\n', "prompt: found"),
+        ('{"messages": [{"role": "user", "content": "q"}]}\n', "no turn of the assistant"),
+        ('{"messages": [{"role": "user"}]}\n', "role and content"),
         (b"\xff\xfe", "UTF-8"),
     ],
 )

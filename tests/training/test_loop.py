@@ -88,6 +88,33 @@ def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, mo
     assert lines[0] == lines[1]
 
 
+@pytest.mark.parametrize("step", [0, 4])
+@pytest.mark.parametrize("name", [".best", "last"])
+def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, step, name):
+    """The best weights and the state that speaks of them are two files: whichever is first, they must agree."""
+    whole, _ = run(tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, which, honest=loop._Run._save, **options):
+        honest(self, which, **options)
+        if (self.done, which) == (step, name):
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Run, "_save", die)
+        with pytest.raises(Killed):
+            run(tmp_path / "parts")
+    parts, _ = run(tmp_path / "parts")
+    assert (parts.best_step, parts.best_loss) == (whole.best_step, whole.best_loss)
+    one, two = weights_of(tmp_path / "whole", "best"), weights_of(tmp_path / "parts", "best")
+    assert all(torch.equal(one[key], two[key]) for key in one)
+    steps = [json.loads(line) for line in (tmp_path / "parts" / "diagnostics.jsonl").read_text().splitlines()]
+    evaluated = [line["step"] for line in steps if "eval_loss" in line]
+    assert sorted(set(evaluated)) == [0, 2, 4, 6]
+
+
 def test_a_finished_finetuning_is_not_run_again(tmp_path):
     first, _ = run(tmp_path / "run")
     before = (tmp_path / "run" / "diagnostics.jsonl").read_text()

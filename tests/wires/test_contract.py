@@ -173,6 +173,7 @@ def test_the_tail_that_an_answer_would_change_stays_causal(lm):
         ("budget,tokens=many", "valid integer"),
         ("text,layers=5-2", "range"),
         ("", "expected one of"),
+        ("text,layers=0-1", "without a mask"),
     ],
 )
 def test_a_wrong_wire_is_told_in_one_sentence(text, part):

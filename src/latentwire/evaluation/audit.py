@@ -117,7 +117,7 @@ def _first_tokens(lm: LM, examples: Sequence[Example], found: Audit) -> None:
             whole = lm.format.whole(example.context, example.question, text, lm)
             if lm.decode(read) != lm.decode(whole):
                 found.problems.append(
-                    f"the first supervised token of {example.id}, {first!r}, is not the first of its answer {text!r}"
+                    f"the first supervised token of {example.id} is {first!r}, not the first of {text!r}"
                 )
 
 
@@ -127,13 +127,14 @@ def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
     if prefix.ids is None or prefix.memory is not None:
         raise UserError(f"wire: {wire.label} delivers no plain tokens, so exchanging one cannot be watched.")
     before = attention.install(lm.model)
+    own = attention.kernel(lm.model)
     try:
         for kernel in kernels:
             try:
                 attention.install(lm.model, kernel)
                 sights = look(lm, prefix, answer, kernel, PADDINGS)
             except (UserError, ImportError, RuntimeError) as error:
-                found.skipped[kernel] = str(error).strip().splitlines()[0]
+                found.skipped[kernel] = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 continue
             found.sights += sights
     finally:
@@ -146,6 +147,8 @@ def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
             found.problems.append(f"LEAK ({where}): {sight.forbidden} states see tokens that the mask hides")
         if sight.unpadded > _tolerance(lm):
             found.problems.append(f"padding changes states by {sight.unpadded:.1e} ({where})")
+    if own in found.skipped:
+        found.problems.append(f"the model's own attention, {own}, could not be watched: {found.skipped[own]}")
     if not found.sights:
         found.problems.append(f"no attention kernel could be watched: {found.skipped}")
 

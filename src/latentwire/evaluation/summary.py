@@ -48,7 +48,7 @@ def summarize(outcomes: Sequence[Outcome]) -> Metrics:
     """Every metric of every arm and task, families and `macro` included.
 
     `macro` mixes tasks of different kinds and therefore has one metric only, `primary`: the mean of the
-    tasks' primary metrics. So has a family whose members share no metric.
+    tasks' primary metrics. A family has the metrics that its members share.
     """
     summary: Metrics = {}
     for arm, found in by_arm(outcomes).items():

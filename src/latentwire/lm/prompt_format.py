@@ -44,7 +44,9 @@ class PromptFormat(BaseModel):
             whole = self.whole(example.context, example.question, answer, lm)
             if len(whole) <= len(alone):
                 raise UserError(f"{example.id}: the answer {answer!r} adds no token to its prompt.")
-            shared = min(shared, _common(alone, whole))
+            # What is generated cannot know what it will be: only scored choices shape the prompt's block.
+            if example.choices:
+                shared = min(shared, _common(alone, whole))
             answers.append(whole[len(alone) :])
         prompt = Prompt(
             context=example.context,

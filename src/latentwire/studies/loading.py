@@ -17,11 +17,21 @@ from latentwire.studies.spec import Study, one_of
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its silent trap: of two equal keys, one would be lost."""
+    """YAML without its silent trap, that of two equal keys one would be lost, and with every mistake marked."""
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        try:
+            return super().construct_object(node, deep)
+        except (ValueError, TypeError, AttributeError, LookupError) as error:
+            # A scalar that looks like a date or is tagged as something that it is not.
+            found = f"found {shown(node.value)}, which is no {node.tag.split(':')[-1]}"
+            raise yaml.MarkedYAMLError(problem=found, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="found a key that is no text", problem_mark=key.start_mark)
             name = key.value
             if name in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(problem=f"found the key {name!r} twice", problem_mark=key.start_mark)
@@ -83,6 +93,8 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}{line}: {error.problem}, expected valid YAML.") from error
     except yaml.YAMLError as error:
         raise UserError(f"{where}: {' '.join(str(error).split())}, expected valid YAML.") from error
+    except RecursionError as error:
+        raise UserError(f"{where}: found values nested too deeply, expected valid YAML.") from error
 
 
 def _set(raw: dict[str, Any], change: str) -> None:

@@ -77,11 +77,12 @@ def make(study: Study) -> Plan:
     """Read the tasks, hash the inputs.
 
     Raises:
-        UserError: a task is unknown or its file wrong, the model is not there, or a comparison speaks of
-            a task that the study has not.
+        UserError: a task is unknown or its file wrong, the model is not there, a comparison speaks of a task
+            that the study has not, or the split has no end or chooses a checkpoint.
     """
     tasks = _tasks(study)
     references.check_tasks(study, tasks)
+    _check_split(study, tasks)
     folder = model_folder(study.model)
     weights = Input(path=study.model, sha256=identity(model_files(folder)))
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
@@ -93,8 +94,7 @@ def make(study: Study) -> Plan:
         configuration: dict[str, Any] = {"model": study.model, **stage.model_dump(mode="json")}
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
-            # An option that is not given leaves the identity of what was done without it.
-            configuration |= {"dtype": study.dtype} if study.dtype else {}
+            configuration |= {"dtype": study.dtype or _default_dtype()}
             read, content = inputs, data
         else:
             read, content = _training_data(stage)
@@ -124,6 +124,29 @@ def _tasks(study: Study) -> list[Task]:
                 raise UserError(f"tasks.{at}: found {task.name!r} a second time, expected every task once.")
             found[task.name] = task
     return list(found.values())
+
+
+def _check_split(study: Study, tasks: Sequence[Task]) -> None:
+    """Refuse a split that never ends, and one by which a checkpoint was chosen that it is to judge."""
+    files = {entry.name for entry in study.tasks if isinstance(entry, FileTask)}
+    world = [task.name for task in tasks if task.name not in files]
+    if study.split == "train" and study.limit is None and world:
+        raise UserError(f"limit: found none, expected a number: the train split of {world[0]} has no end.")
+    for name, stage in study.stages.items():
+        if study.split == "validation" and isinstance(stage, Finetune) and isinstance(stage.data, WorldData):
+            seen = {task.name for task in resolve(stage.data.tasks, None)}
+            if shared := [task for task in world if task in seen]:
+                raise UserError(
+                    f"split: found 'validation', expected 'test': stages.{name} chooses its checkpoint by the "
+                    f"same examples of {shared[0]}."
+                )
+
+
+def _default_dtype() -> str:
+    """What a model is read in that is given no dtype, as `lm.weights.load` has it."""
+    import torch
+
+    return "bfloat16" if torch.cuda.is_available() else "float32"
 
 
 def _ordered(study: Study) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -41,7 +41,8 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
 
     Args:
         root: the folder of all runs.
-        fresh: carry the stages out again although they are done; what they start from is not.
+        fresh: carry the stages out again although they are done; what they start from is not, and what
+            starts from them no longer counts as done.
 
     Raises:
         UserError: the study cannot be carried out.
@@ -51,6 +52,8 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
     wanted = planned.needed(stages)
     again = set(stages or wanted) if fresh else set()
     found = current(planned, root)
+    for name in _descendants(planned, again):
+        found.pop(name, None)  # its weights are about to be others
     pending = [name for name in wanted if name in again or name not in found or found[name].status != "done"]
     folder = root / study.name
     readers = Readers(planned, found)
@@ -73,13 +76,35 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
 
 
 def current(planned: Plan, root: Path) -> dict[str, Run]:
-    """By stage the run with the planned identity: the newest that is done, else the newest."""
+    """By stage the run with the planned identity: the newest that is done, else the newest.
+
+    A run counts only if the weights that it started from are those of the run that counts for its parent:
+    two runs of one finetuning have the same identity and may still differ in their weights.
+    """
     found: dict[str, Run] = {}
-    for name, stage in planned.stages.items():
+    for name, stage in planned.stages.items():  # parents first
         for each in runs(root, planned.study.name, name):
             better = name not in found or each.status == "done" or found[name].status != "done"
-            if each.record.identity == stage.identity and better:
+            if each.record.identity == stage.identity and better and _starts_from(each, stage, found):
                 found[name] = each
+    return found
+
+
+def _starts_from(run: Run, stage: Planned, found: dict[str, Run]) -> bool:
+    if stage.start_from is None:
+        return True
+    parent, accepted = run.record.parents.get(stage.start_from), found.get(stage.start_from)
+    return parent is not None and accepted is not None and parent.run == accepted.record.run
+
+
+def _descendants(planned: Plan, names: Iterable[str]) -> list[str]:
+    """The stages that start from `names`, directly or not; parents are planned before their children."""
+    changed = set(names)
+    found = []
+    for name, stage in planned.stages.items():
+        if stage.start_from in changed:
+            changed.add(name)
+            found.append(name)
     return found
 
 

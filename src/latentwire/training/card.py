@@ -101,7 +101,7 @@ def _markdown(card: Mapping[str, Any]) -> str:
         f"Grown from nothing by `{grown_by}` on one {card['machine']} in {grown['seconds']:.0f} s: "
         f"{grown['tokens_seen']:,.0f} tokens in {grown['step']:,.0f} steps; LatentWire "
         f"{card['versions']['latentwire']}, torch {card['versions']['torch']}, {card['date']}. The recipe is in "
-        "`recipe.json`. The seed was fixed beforehand."
+        "`recipe.json`. The seed of the shipped model, 0, was fixed beforehand."
         + ("" if others else " **Other seeds have not been grown yet: single-seed.**"),
         "",
         f"Test split, greedy, float32, n = {card['examples']:,} per task, 95 % intervals over passages: "

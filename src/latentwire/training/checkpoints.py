@@ -51,7 +51,13 @@ def find(folder: Path) -> Path | None:
     old = folder.with_name(f".{folder.name}.old")
     if not folder.exists() and old.exists():
         old.rename(folder)
-    return folder if (folder / STATE).exists() else None
+    return folder if (folder / STATE).exists() and (folder / TRAINED).exists() else None
+
+
+def remove(folder: Path) -> None:
+    """Remove a snapshot; killed in between, what is left is not taken for one."""
+    (folder / STATE).unlink()
+    shutil.rmtree(folder)
 
 
 def load(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Any]:

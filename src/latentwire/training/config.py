@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from latentwire import wires
 
@@ -60,7 +60,7 @@ class Stopping(Settings):
     """When to end before the last step.
 
     patience: plateau, so many evaluations without an improvement of `min_delta` nats, never before `min_steps`.
-    no_signal_steps: no learning signal, the train loss has not fallen by `min_delta` below its start by then.
+    no_signal_steps: no learning signal, the smoothed train loss is not `min_delta` below its start by then.
     worse_evaluations: the evaluation loss has risen so many times running.
     collapse_ratio, collapse_steps: a train loss below this share of its start within so many steps is
         implausible, and reported as a suspected leak.
@@ -107,6 +107,12 @@ class Finetuning(Settings):
     samples: int = Field(default=4, ge=0)
     stopping: Stopping = Stopping()
     seed: int = 0
+
+    @model_validator(mode="after")
+    def _passes_have_rows(self) -> Self:
+        if self.accumulation > self.rows:
+            raise ValueError(f"accumulation: found {self.accumulation}, expected at most the {self.rows} rows")
+        return self
 
     @field_validator("wire")
     @classmethod

@@ -62,6 +62,10 @@ def document(source: Source, wire: Wire, lm: LM) -> Document:
 
 def _conversation(turns: Sequence[Turn], wire: Wire, lm: LM) -> Document:
     """Every user turn is a block of its own under `prefix` and `segments`; what the model says is causal."""
+    if wire.kind != "text":
+        raise UserError(
+            f"wire: found {wire.label} for conversations, expected text: no context is delivered there."
+        )
     ids: list[int] = []
     labels: list[int] = []
     blocks: list[int] = []
@@ -115,7 +119,8 @@ def _world(data: WorldData, split: Split, limit: int | None) -> Iterator[Example
 
 
 def _file(data: FileData) -> Iterator[dict[str, Any]]:
-    for number, line in enumerate(_text(data.path).splitlines(), start=1):
+    # Not splitlines: a text may hold a line separator of Unicode, which ends no line here.
+    for number, line in enumerate(_text(data.path).split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -128,7 +133,7 @@ def _file(data: FileData) -> Iterator[dict[str, Any]]:
 
 def _text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"data: {path} cannot be read as UTF-8 text: {error}.") from error
 
@@ -151,12 +156,30 @@ def _hub(data: HubData) -> Iterable[dict[str, Any]]:
 
 def _check_fields(line: Any, where: str) -> None:
     if isinstance(line, dict):
-        if {"prompt", "response"} <= line.keys() or {"instruction", "output"} <= line.keys():
-            return
+        for names in (("prompt", "response"), ("instruction", "output")):
+            if line.keys() >= set(names):
+                _check_texts({name: line[name] for name in names}, where)
+                return
         if isinstance(line.get("messages"), list) and line["messages"]:
+            _check_turns(line["messages"], where)
             return
     found = ", ".join(map(str, line)) if isinstance(line, dict) else type(line).__name__
     raise UserError(f"{where}: found {found}, expected prompt and response, instruction and output, or messages.")
+
+
+def _check_texts(fields: dict[str, Any], where: str) -> None:
+    for name, value in fields.items():
+        if not isinstance(value, str) or not value.strip():
+            raise UserError(f"{where}, {name}: found {value!r}, expected a text that is not empty.")
+
+
+def _check_turns(turns: list[Any], where: str) -> None:
+    for turn in turns:
+        if not isinstance(turn, dict) or not {"role", "content"} <= turn.keys():
+            raise UserError(f"{where}, messages: found {str(turn)[:60]}, expected objects with role and content.")
+        _check_texts({"role": turn["role"], "content": turn["content"]}, where)
+    if not any(turn["role"] == "assistant" for turn in turns):
+        raise UserError(f"{where}, messages: found no turn of the assistant, expected one to learn from.")
 
 
 def _source(line: dict[str, Any], name: str) -> Source:

@@ -1,4 +1,4 @@
-"""Objectives: named, weighted terms of the loss. A new one is a class and a line in `Step`'s list."""
+"""Objectives: named, weighted terms of the loss. A new one is a class and a line where `loop` lists them."""
 
 from __future__ import annotations
 

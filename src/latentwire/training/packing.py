@@ -7,6 +7,7 @@ import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -110,9 +111,10 @@ class Plan:
                 wanted += 1
             yield batch
 
+    @cache  # noqa: B019 - one plan a finetuning, asked at every checkpoint
     def sha256(self) -> str:
-        """Of every token, label and the order of the first epoch; the mask is not in it."""
-        digest = hashlib.sha256()
+        """Of every token, label, row, step and the order of the first epoch; the mask is not in it."""
+        digest = hashlib.sha256(repr((self._width, self._rows_per_step)).encode())
         for row in self._epoch(0):
             for index in row:
                 document = self._documents[index]

@@ -23,7 +23,7 @@ def audit_rows(lm: LM, rows: Rows, seed: int = 0) -> list[str]:
     """
     problems = []
     if bool(((rows.labels != IGNORE) & (rows.labels != rows.ids)).any()):
-        problems.append("LEAK or loss: a label is not the token of its column")
+        problems.append("a label is not the token of its column")
     vocabulary = lm.head(lm.embed(rows.ids[:1, :1])).shape[-1]
     labelled = [tuple(at) for at in (rows.labels != IGNORE).nonzero().tolist()]
     clean = lm.run(rows.ids, rows.columns, Reading(rows.columns, rows.layers))
@@ -45,5 +45,5 @@ def audit_rows(lm: LM, rows: Rows, seed: int = 0) -> list[str]:
 
 
 def without_leaks(problems: list[str]) -> list[str]:
-    """The problems that remain where leaking was asked for."""
+    """The problems that remain where a leak was asked for."""
     return [problem for problem in problems if not problem.startswith("LEAK")]

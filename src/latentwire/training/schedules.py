@@ -11,7 +11,8 @@ def learning_rate_share(
 ) -> float:
     """The share of the peak learning rate at `step` (from 0): linear warm-up, then the named decay.
 
-    `cosine` and `linear` end at `final_share` of the peak; `constant` stays.
+    `cosine` and `linear` approach `final_share` of the peak, which the step after the last one would have;
+    `constant` stays.
     """
     if step < warmup:
         return (step + 1) / warmup

@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 
 from latentwire.training.config import Stopping
 
+SMOOTHED = 20
+"""Steps whose mean train loss is compared with the first one's."""
+
 
 class Leak(RuntimeError):
     """Training would read, or seems to read, its own labels."""
@@ -16,7 +19,8 @@ class Judge:
     """Keeps what the criteria need; its fields are saved with every checkpoint, so a resumed run judges alike.
 
     best_loss, best_step: of the evaluation loss. stale: evaluations since it improved by `min_delta`.
-    rising: evaluations running at which it rose. first_loss: the train loss at step 0.
+    rising: evaluations running at which it rose. first_loss: the train loss at step 0; recent: of the last
+    `SMOOTHED` steps.
     """
 
     settings: Stopping
@@ -27,7 +31,7 @@ class Judge:
     rising: int = 0
     last_loss: float = float("inf")
     first_loss: float | None = None
-    lowest_train: float = field(default=float("inf"))
+    recent: list[float] = field(default_factory=list)
 
     def trained(self, step: int, loss: float) -> str | None:
         """Tell a step's train loss (nats a token); returns why to stop, or None.
@@ -37,7 +41,7 @@ class Judge:
         """
         if self.first_loss is None:
             self.first_loss = loss
-        self.lowest_train = min(self.lowest_train, loss)
+        self.recent = [*self.recent, loss][-SMOOTHED:]
         limits = self.settings
         if not loss < float("inf"):
             return "the train loss is not a finite number"
@@ -48,7 +52,9 @@ class Judge:
                 f"the train loss fell from {self.first_loss:.2f} to {loss:.4f} nats within {step + 1} steps, "
                 "which is implausible: suspected leak of the labels (stopping.collapse_ratio)"
             )
-        if step + 1 == limits.no_signal_steps and self.lowest_train > self.first_loss - limits.min_delta:
+        # Single batches are noisy: without smoothing the luckiest of them would always look like a signal.
+        smooth = sum(self.recent) / len(self.recent)
+        if step + 1 == limits.no_signal_steps and smooth > self.first_loss - limits.min_delta:
             return f"no learning signal after {step + 1} steps"
         return None
 

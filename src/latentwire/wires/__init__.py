@@ -45,8 +45,10 @@ def parse(text: str) -> Wire:
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
-        found = options.get(field, "nothing")
-        raise UserError(f"wire: {kind} {field}: found {found!r}; {_lower(first['msg'])}.") from error
+        told = _lower(first["msg"].removeprefix("Value error, "))
+        if not field:
+            raise UserError(f"wire: {text}: {told}.") from error
+        raise UserError(f"wire: {kind} {field}: found {options.get(field, 'nothing')!r}; {told}.") from error
 
 
 def _one_of(found: str, valid: list[str]) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer
+from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix
@@ -36,6 +36,12 @@ class TextWire(Wire):
 
     mask: Literal["causal", "prefix", "segments"] = "causal"
     layers: Layers | None = None
+
+    @model_validator(mode="after")
+    def _layers_need_a_mask(self) -> Self:
+        if self.layers is not None and self.mask == "causal":
+            raise ValueError("layers change nothing without a mask, expected mask=prefix or mask=segments")
+        return self
 
     def bind(self, lm: LM) -> Self:
         count = lm.model.config.get_text_config().num_hidden_layers
