@@ -194,3 +194,15 @@ def test_a_traceback_is_shown_only_with_debug(capsys, monkeypatch):
 def test_help_imports_no_torch():
     code = "import sys; from latentwire.cli import app; assert 'torch' not in sys.modules, 'slow help'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_grow_refuses_what_it_could_not_put_anywhere(capsys, monkeypatch, tmp_path):
+    (tmp_path / "there").mkdir()
+    for words, part in (
+        (["finch"], "nearest is"),
+        (["heron", "-o", tmp_path / "there"], "exists already"),
+        (["heron", "-o", tmp_path / "no" / "place"], "cannot be written"),
+    ):
+        status, _, err = run(capsys, monkeypatch, "grow", *words)
+        assert (status, err.count("\n")) == (2, 1)
+        assert part in err

@@ -149,7 +149,10 @@ def _print_audit(found: Audit) -> None:
 @app.command()
 def grow(
     name: Annotated[str, typer.Argument(help="heron or wren.")],
-    seed: Annotated[int, typer.Option(help="Seed of the weights and of the order of the data.")] = 0,
+    seed: Annotated[
+        list[int] | None,
+        typer.Option(help="The first is the model's, further ones are grown for its card. [default: 0]"),
+    ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: ./NAME]")] = None,
 ) -> None:
     """Regrow an embedded model from nothing, and measure it."""
@@ -159,23 +162,28 @@ def grow(
     from latentwire.training.grow import grow as grow_model
     from latentwire.training.growth_data import recipe_of
 
-    recipe = recipe_of(name)
+    recipe = asdict(recipe_of(name))
     folder = out or Path(name)
     if folder.exists():
         raise UserError(f"out: {folder} exists already, expected a folder to be made.")
-    if not folder.absolute().parent.is_dir():
-        raise UserError(f"out: found no folder {folder.parent} to put {folder.name} into.")
+    seeds = seed or [0]
+    partial = [folder.with_name(f".{folder.name}.partial-{each}") for each in seeds]
+    for place in partial:
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            place.mkdir()
+        except OSError as error:
+            raise UserError(f"out: {folder.parent} cannot be written into: {error.strerror}.") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    partial = folder.with_name(f".{folder.name}.partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        partial.mkdir()
-    except OSError as error:
-        raise UserError(f"out: {folder.parent} cannot be written into: {error.strerror}.") from error
-    grown = grow_model(name, seed, partial, device, _report_growth)
-    card.write(partial, name, seed, asdict(recipe), grown, device)
-    partial.rename(folder)
-    print(f"{folder}: grown in {grown['seconds']:.0f} s; what it can do stands in {folder / 'card.md'}")
+    for each, place in zip(seeds, partial, strict=True):
+        grown = grow_model(name, each, place, device, _report_growth)
+        card.write(place, name, each, recipe, grown, device)
+        print(f"seed {each}: grown in {grown['seconds']:.0f} s")
+    card.add_seeds(partial[0], partial[1:])
+    partial[0].rename(folder)
+    for place in partial[1:]:
+        shutil.rmtree(place)
+    print(f"what it can do stands in {folder / 'card.md'}")
 
 
 def _report_growth(found: dict[str, float]) -> None:
