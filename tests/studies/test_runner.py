@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import signal
@@ -13,22 +14,24 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import Run, runs
-from latentwire.studies import carry_out, loading, runner
+from latentwire.studies import carry_out, loading, plan, report, runner
 from latentwire.studies.runner import Carried, StageFailed
+from latentwire.studies.spec import Study
 from latentwire.training import loop
 from tests.studies.study import model_folder, small_study, written
 
-Study = Callable[..., Carried]
+Carry = Callable[..., Carried]
 
 
 @pytest.fixture
-def carry(tmp_path: Path) -> Study:
+def carry(tmp_path: Path) -> Carry:
     """Carry out `small_study`, with `--set` changes, into `tmp_path/runs`."""
 
     def call(*changes: str, **options: Any) -> Carried:
@@ -102,7 +105,7 @@ def test_the_written_summary_names_its_limits(finished: Carried) -> None:
         assert words in text
 
 
-def test_a_finished_study_loads_no_model_and_writes_nothing(carry: Study, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_finished_study_loads_no_model_and_writes_nothing(carry: Carry, monkeypatch: pytest.MonkeyPatch) -> None:
     first = carry(stages=["baseline", "ablated"])
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
     monkeypatch.setattr(LM, "load", None)
@@ -111,7 +114,7 @@ def test_a_finished_study_loads_no_model_and_writes_nothing(carry: Study, monkey
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
 
 
-def test_what_changes_a_stage_runs_it_again_and_nothing_else(carry: Study) -> None:
+def test_what_changes_a_stage_runs_it_again_and_nothing_else(carry: Carry) -> None:
     first = carry(stages=["baseline", "ablated"])
     other = carry("stages.ablated.arms.none=none", stages=["baseline", "ablated"])
     assert folders(other)["baseline"] == folders(first)["baseline"]
@@ -133,7 +136,7 @@ def test_identity_follows_data_weights_and_parents_and_not_places(tmp_path: Path
         tasks = [{"name": "mine", "kind": "jsonl", "data": str(data)}]
         raw = small_study(tasks=tasks, comparisons=[], **changes)
         study = loading.load(str(written(tmp_path / folder, raw)))
-        return {name: stage.identity for name, stage in runner.plan.make(study).stages.items()}
+        return {name: stage.identity for name, stage in plan.make(study).stages.items()}
 
     here = stages("a")
     assert stages("b") == here
@@ -149,19 +152,74 @@ def test_identity_follows_data_weights_and_parents_and_not_places(tmp_path: Path
     assert trained["plain_after"] != here["plain_after"]
 
 
-def test_one_stage_brings_what_it_needs(carry: Study) -> None:
+def test_one_stage_brings_what_it_needs(carry: Carry) -> None:
     assert list(carry(stages=["plain_after"]).runs) == ["prefix_ft", "plain_after"]
 
 
-def test_fresh_runs_again_what_is_done(carry: Study) -> None:
+def test_fresh_runs_again_what_is_done(carry: Carry) -> None:
     first = carry(stages=["baseline"])
     second = carry(stages=["baseline"], fresh=True)
     assert folders(first)["baseline"] != folders(second)["baseline"]
     assert len(runs(first.folder.parent)) == 2
 
 
+def test_a_finetuning_made_again_takes_its_evaluations_with_it(carry: Carry) -> None:
+    first = carry(stages=["plain_after"])
+    alone = carry(stages=["prefix_ft"], fresh=True)
+    assert alone.summary["stages"]["plain_after"] == {"run": None, "status": "not run", "metrics": {}}
+    second = carry(stages=["plain_after"])
+    assert folders(second)["prefix_ft"] == folders(alone)["prefix_ft"] != folders(first)["prefix_ft"]
+    assert folders(second)["plain_after"] != folders(first)["plain_after"]
+    parents = second.runs["plain_after"].record.parents
+    assert parents["prefix_ft"].run == second.runs["prefix_ft"].record.run
+    assert folders(carry(stages=["plain_after"])) == folders(second)
+
+
+def test_identity_holds_what_evaluations_read_in() -> None:
+    study = Study.model_validate(loading._with_shared(small_study()))
+    made = plan.make(study).stages["baseline"]
+    assert made.configuration["dtype"] == ("bfloat16" if torch.cuda.is_available() else "float32")
+    named = study.model_copy(update={"dtype": made.configuration["dtype"]})
+    assert plan.make(named).stages["baseline"].identity == made.identity
+
+
+def test_tables_mark_leaks_floors_unstable_prompts_and_untrained_checkpoints(finished: Carried) -> None:
+    summary = copy.deepcopy(finished.summary)
+    text = report.markdown(finished.plan.study, finished.runs, summary)
+    assert "LEAKS" not in text
+    assert "|  | type_floor |  | 0.250 | 0.250 | 0.375 | 0.312 | 0.281 |" in text  # families count once in `macro`
+    assert "|  | chance |  |  | 0.250 | 0.250 | 0.250 |  |" in text
+    told = summary["derived"]["evaluations"]["ablated"]
+    told["leaks"], told["unstable"] = ["text"], {"one_hop": 3, "choices/home": 0}
+    summary["derived"]["finetunings"]["prefix_ft"]["best_step"] = 0
+    text = report.markdown(finished.plan.study, finished.runs, summary)
+    for words in (
+        "| ablated | text (LEAKS) |",
+        "ablated/text (LEAKS) minus baseline/text",
+        "LEAKS: in ablated/text scored tokens",
+        "the answer would change: 3 of one_hop.",
+        "WARNING: prefix_ft was best at step 0",
+    ):
+        assert words in text
+
+
+def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried) -> None:
+    raw = small_study()
+    raw["stages"]["other_ft"] = {"kind": "finetune", "wire": "text"}
+    raw["effects"]["after"]["other_ft"] = raw["effects"]["after"]["prefix_ft"]
+    summary = copy.deepcopy(finished.summary)
+    trained = summary["derived"]["finetunings"]
+    trained["other_ft"] = trained["prefix_ft"]
+    for changes, alike in ({}, True), ({"rows": 1, "row_tokens": 1024}, False), ({"seed": 5}, False):
+        raw["stages"]["other_ft"] |= changes
+        study = Study.model_validate(loading._with_shared(raw))
+        text = report.markdown(study, finished.runs, summary)
+        assert ("prefix_ft, other_ft saw the same rows" in text) == alike
+        assert ("Other rows, steps or seed: other_ft." in text) == (not alike)
+
+
 def test_a_failed_stage_keeps_what_was_done_and_the_next_call_goes_on(
-    carry: Study, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    carry: Carry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     finetune = loop.finetune
 
@@ -193,7 +251,7 @@ def test_a_failed_stage_keeps_what_was_done_and_the_next_call_goes_on(
 
 
 def test_an_interrupted_evaluation_keeps_its_finished_tasks(
-    carry: Study, monkeypatch: pytest.MonkeyPatch, finished: Carried, tmp_path: Path
+    carry: Carry, monkeypatch: pytest.MonkeyPatch, finished: Carried, tmp_path: Path
 ) -> None:
     evaluate, asked = carry_out.evaluate_tasks, []
 
@@ -222,7 +280,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_tasks(
     assert again.record.results["floors"] == whole.record.results["floors"]
 
 
-def test_a_changed_checkpoint_is_not_read(carry: Study) -> None:
+def test_a_changed_checkpoint_is_not_read(carry: Carry) -> None:
     weights = carry(stages=["prefix_ft"]).runs["prefix_ft"].folder / "checkpoints" / "best" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-4] + b"\0\0\0\1")
     with pytest.raises(UserError, match=r"model\.safetensors is gone or not as prefix_ft wrote it"):

@@ -112,6 +112,11 @@ WRONG = {
     ),
     "a name that no folder can have": ("name", "a/b", r"name: found 'a/b', expected letters, digits"),
     "a model that is not there": ("model", "./nowhere", r"model: found nothing at .*nowhere"),
+    "a split that chooses a checkpoint": (
+        "split",
+        "validation",
+        r"split: found 'validation', expected 'test': stages\.prefix_ft .* same examples of one_hop",
+    ),
     "prompts longer than the model": ("tasks", ["shifted/two_hop"], "expected at most"),
 }
 
@@ -138,6 +143,26 @@ def test_yaml_that_is_none_is_told_with_its_line(latentwire: Run, tmp_path: Path
     status, _, err = latentwire("run", "study.yaml")
     assert status == 2
     assert re.fullmatch(r"latentwire: study\.yaml, line 2: .*expected valid YAML\.\n", err), err
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("name: {{ x }}\n", r"study\.yaml, line 1: found a key that is no text"),
+        ("name: {[a]: 1}\n", r"study\.yaml, line 1: found a key that is no text"),
+        ("a: 1\nname: 2024-99-99\n", r"study\.yaml, line 2: found '2024-99-99', which is no timestamp"),
+        ("name: !!int ''\n", r"study\.yaml, line 1: found '', which is no int"),
+        ("name: !!timestamp x\n", r"study\.yaml, line 1: found 'x', which is no timestamp"),
+        ("name: " + "[" * 5000 + "]" * 5000, r"study\.yaml: found values nested too deeply"),
+    ],
+)
+def test_yaml_that_cannot_be_made_is_told_in_one_sentence(
+    text: str, message: str, latentwire: Run, tmp_path: Path
+) -> None:
+    (tmp_path / "study.yaml").write_text(text)
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2, err
+    assert re.fullmatch(rf"latentwire: {message}.*, expected valid YAML\.\n", err), err
 
 
 def test_a_key_given_twice_is_not_silently_lost(latentwire: Run, tmp_path: Path) -> None:
@@ -202,3 +227,11 @@ def test_init_writes_a_template_once(latentwire: Run, tmp_path: Path) -> None:
     assert status == 2
     assert "mine.yaml is there already" in err
     assert (tmp_path / "mine.yaml").read_text() == text
+
+
+def test_a_train_split_without_end_needs_a_limit(latentwire: Run, tmp_path: Path) -> None:
+    study = {key: value for key, value in small_study(split="train").items() if key != "limit"}
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2
+    assert err == "latentwire: limit: found none, expected a number: the train split of one_hop has no end.\n"

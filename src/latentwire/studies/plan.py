@@ -130,8 +130,9 @@ def _check_split(study: Study, tasks: Sequence[Task]) -> None:
     """Refuse a split that never ends, and one by which a checkpoint was chosen that it is to judge."""
     files = {entry.name for entry in study.tasks if isinstance(entry, FileTask)}
     world = [task.name for task in tasks if task.name not in files]
-    if study.split == "train" and study.limit is None and world:
-        raise UserError(f"limit: found none, expected a number: the train split of {world[0]} has no end.")
+    endless = [name for name in world if not name.startswith("shifted/")]  # these have no train split at all
+    if study.split == "train" and study.limit is None and endless:
+        raise UserError(f"limit: found none, expected a number: the train split of {endless[0]} has no end.")
     for name, stage in study.stages.items():
         if study.split == "validation" and isinstance(stage, Finetune) and isinstance(stage.data, WorldData):
             seen = {task.name for task in resolve(stage.data.tasks, None)}

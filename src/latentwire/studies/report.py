@@ -12,7 +12,7 @@ from rich.text import Text
 
 from latentwire.runs.store import Run
 from latentwire.studies.shape import Summary
-from latentwire.studies.spec import Evaluate, Study
+from latentwire.studies.spec import Evaluate, Finetune, Study
 
 
 @dataclass(frozen=True)
@@ -65,21 +65,33 @@ def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
         results = (record.results if record else None) or {}
         told = (record.error if record else None) or results.get("stopped", "")
         if "steps" in results:
-            told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {results['best_loss']:.4f}"
+            best = f"{results['best_loss']:.4f} at step {results['best_step']}"
+            told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {best}"
         rows.append([name, study.stages[name].kind, stage["status"], stage["run"] or "", told])
-    return Section("Stages", ["stage", "kind", "status", "run", ""], rows, list(_same_rows(study, found)))
+    notes = [*_same_rows(study, found), *_untrained(found)]
+    return Section("Stages", ["stage", "kind", "status", "run", ""], rows, notes)
+
+
+def _untrained(found: Summary) -> Iterator[str]:
+    """Finetunings that made nothing better: what is read after them is what they started from."""
+    for name, results in found["derived"]["finetunings"].items():
+        if results["best_step"] == 0:
+            yield f"WARNING: {name} was best at step 0: the checkpoint read after it is untrained."
 
 
 def _same_rows(study: Study, found: Summary) -> Iterator[str]:
     """Which of the finetunings that are compared saw the same data."""
-    alike: dict[tuple[str, int], list[str]] = {}
+    alike: dict[tuple[Any, ...], list[str]] = {}
     for name in study.effects.after if study.effects else ():
-        if name in found["derived"]["finetunings"]:
+        stage = study.stages[name]
+        if name in found["derived"]["finetunings"] and isinstance(stage, Finetune):
             results = found["derived"]["finetunings"][name]
-            alike.setdefault((results["train_rows_sha256"], results["steps"]), []).append(name)
+            saw = (results["train_rows_sha256"], results["steps"])
+            asked = (stage.rows, stage.row_tokens, stage.steps, stage.seed)
+            alike.setdefault((*saw, *asked), []).append(name)
     for at, names in enumerate(alike.values()):
         same = " saw the same rows, labels, order and number of steps" if len(names) > 1 else ""
-        yield f"{'Other rows or steps: ' if at else ''}{', '.join(names)}{same}."
+        yield f"{'Other rows, steps or seed: ' if at else ''}{', '.join(names)}{same}."
 
 
 def _scores(study: Study, found: Summary, brief: bool) -> Section:
@@ -93,10 +105,59 @@ def _scores(study: Study, found: Summary, brief: bool) -> Section:
             counts |= {number["n"] for task, number in zip(tasks, numbers, strict=True) if task != "macro"}
             wire = study.stages[name]
             read = wire.arms[arm] if isinstance(wire, Evaluate) else ""
-            rows.append([name, arm, read, *(_number({**number}) for number in numbers)])
+            shown = _marked(found, f"{name}/{arm}").partition("/")[2]
+            rows.append([name, shown, read, *(_number({**number}) for number in numbers)])
+    rows += _floors(found, tasks)
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "") if counts else "no"
     notes = [f"Primary metric with its 95 % interval; {n} examples a task, the same ones in every stage."]
-    return Section("Scores", ["stage", "arm", "wire", *tasks], rows, notes)
+    return Section("Scores", ["stage", "arm", "wire", *tasks], rows, [*notes, *_cautions(found)])
+
+
+def _floors(found: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each floor: what a reader earns by guessing. That of a family is the mean of its tasks, that of
+    `macro` the mean of tasks and families, as their scores are."""
+    floors: dict[str, dict[str, float]] = {}
+    for each in found["derived"]["evaluations"].values():
+        floors |= each["floors"]  # of the examples, which are the same in every stage
+    families: dict[str, list[str]] = {}
+    for task in floors:
+        families.setdefault(task.split("/")[0], []).append(task)
+    for kind in ("chance", "type_floor"):
+        known = {task: each.get(kind) for task, each in floors.items()}
+        known |= {name: _mean([known[task] for task in within]) for name, within in families.items()}
+        known["macro"] = _mean([known[name] for name in families])
+        shown = [known.get(task) for task in tasks]
+        if any(value is not None for value in shown):
+            yield ["", kind, "", *("" if value is None else f"{value:.3f}" for value in shown)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    """None where one of them is not known."""
+    known = [value for value in values if value is not None]
+    return sum(known) / len(known) if known and len(known) == len(values) else None
+
+
+def _cautions(found: Summary) -> Iterator[str]:
+    """What a reader of the scores must know: arms that leak, prompts whose end the answer would change."""
+    told = found["derived"]["evaluations"]
+    if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
+        yield (
+            f"LEAKS: in {', '.join(leaking)} scored tokens see themselves; "
+            "these numbers measure no reading and are to be compared with nothing."
+        )
+    unstable: dict[str, int] = {}
+    for each in told.values():
+        for task, count in each["unstable"].items():
+            unstable[task] = max(count, unstable.get(task, 0))
+    if counts := [f"{count:,} of {task}" for task, count in unstable.items() if count]:
+        yield f"Unstable prompts, which end in tokens that the answer would change: {', '.join(counts)}."
+
+
+def _marked(found: Summary, reading: str) -> str:
+    """STAGE/ARM, with what is wrong with the arm."""
+    stage, _, arm = reading.partition("/")
+    leaks = found["derived"]["evaluations"].get(stage, {}).get("leaks", ())
+    return f"{reading} (LEAKS)" if arm in leaks else reading
 
 
 def _comparisons(found: Summary) -> Section:
@@ -108,7 +169,7 @@ def _comparisons(found: Summary) -> Section:
             [
                 each["name"],
                 f"{each['task']} {each['metric']}",
-                f"{each['a']} minus {each['b']}",
+                f"{_marked(found, each['a'])} minus {_marked(found, each['b'])}",
                 f"{each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]",
                 f"{each['p']:.2g}" if more["p_holm"] is None else f"{more['p_holm']:.2g} (Holm)",
                 "resolved" if each["resolved"] else f"not resolved (needs {more['resolvable']:.3f})",
@@ -128,7 +189,7 @@ def _effects(found: Summary, brief: bool) -> Section:
         rows.append(
             [
                 each["effect"].replace("_", " "),
-                each["of"],
+                _marked(found, each["of"]),
                 each["task"],
                 _number(each["raw"]),
                 "at floor" if each["at_floor"] and each["effect"] == "retention" else above,
@@ -151,7 +212,7 @@ def _gates(found: Summary) -> Section:
         verdict = {None: "not judged yet", True: "held", False: "NOT HELD"}[gate["held"]]
         if gate["resolved"] is False:
             verdict += " (the interval holds the bound)"
-        what = f"{gate['effect'].replace('_', ' ')} of {gate['of']} on {gate['task']}"
+        what = f"{gate['effect'].replace('_', ' ')} of {_marked(found, gate['of'])} on {gate['task']}"
         floor = " above floor" if gate["above_floor"] else ""
         rows.append([gate["name"], what + floor, bound, _number(gate), verdict])
     return Section("Gates", ["gate", "what", "bound", "value", ""], rows)

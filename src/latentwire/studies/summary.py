@@ -25,6 +25,9 @@ from latentwire.studies.spec import Comparison as Asked
 from latentwire.studies.spec import Evaluate, Finetune, Gate, Study
 
 JSON, MARKDOWN = "summary.json", "summary.md"
+_FORM = 2
+"""Counted up when a summary of the same runs comes to hold something else."""
+_TOLD = ("leaks", "unstable", "floors")
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
@@ -50,6 +53,11 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
                 name: run.record.results
                 for name, run in runs.items()
                 if isinstance(plan.study.stages[name], Finetune) and stages[name]["status"] == "done"
+            },
+            "evaluations": {
+                name: {key: (runs[name].record.results or {}).get(key, {}) for key in _TOLD}
+                for name, stage in plan.study.stages.items()
+                if isinstance(stage, Evaluate) and stages[name]["status"] == "done"
             },
         },
     }
@@ -77,7 +85,7 @@ def _basis(plan: Plan, runs: Mapping[str, Run]) -> str:
     """Hash of all that a summary is computed from: resampling thousands of groups takes seconds."""
     there = {name: [run.record.run, run.status, run.record.error] for name, run in runs.items()}
     asked = plan.study.model_dump(mode="json")
-    return identity({"study": asked, "runs": there, "version": __version__})
+    return identity({"study": asked, "runs": there, "version": __version__, "form": _FORM})
 
 
 def _read(path: Path) -> Summary | None:

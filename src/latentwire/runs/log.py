@@ -1,0 +1,107 @@
+"""What the screen shows, kept in `log.txt`."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+SECONDS_BETWEEN_LINES = 15.0
+
+
+class Log:
+    """Prints lines, and appends them to the log of the run that is being worked on."""
+
+    def __init__(self) -> None:
+        self._path: Path | None = None
+
+    def __call__(self, text: str) -> None:
+        print(text, flush=True)
+        self.write_only(text)
+
+    def write_only(self, text: str) -> None:
+        """To the file and not to the screen: tracebacks."""
+        if self._path is not None:
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(text.rstrip("\n") + "\n")
+
+    @contextmanager
+    def to(self, path: Path) -> Iterator[None]:
+        """Everything inside also goes to `path`, behind what is there."""
+        self._path = path
+        try:
+            yield
+        finally:
+            self._path = None
+
+    @contextmanager
+    def progress(self, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+        """A function to call with how much is done and how much there is.
+
+        A terminal gets a bar; a pipe and the log get a line now and then, with speed and time left.
+        """
+        pace = Pace()
+        said = time.monotonic()
+
+        def line(done: int, total: int) -> None:
+            nonlocal said
+            pace.now(done)
+            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+                said = time.monotonic()
+                text = f"{what}: {done:,} of {total:,} {unit}, {pace.speed}, {pace.left(total)} left"
+                (self.write_only if sys.stderr.isatty() else self)(text)
+
+        if not sys.stderr.isatty():
+            yield line
+            return
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        label, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]}")
+        columns = (label, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+        with Progress(*columns, console=console, transient=True) as bar:
+            shown = bar.add_task(what, total=None, speed="")
+
+            def both(done: int, total: int) -> None:
+                line(done, total)
+                bar.update(shown, completed=done, total=total, speed=f"{unit}, {pace.speed}")
+
+            yield both
+
+
+class Pace:
+    """Speed since the first report, so that what an earlier attempt did does not count."""
+
+    def __init__(self) -> None:
+        self._first: tuple[float, int] | None = None
+        self._done = 0
+        self._rate = 0.0
+
+    def now(self, done: int) -> None:
+        at = time.monotonic()
+        if self._first is None:
+            self._first = (at, done)
+        elif at > self._first[0]:
+            self._rate = (done - self._first[1]) / (at - self._first[0])
+        self._done = done
+
+    @property
+    def speed(self) -> str:
+        return f"{self._rate:.1f} a second"
+
+    def left(self, total: int) -> str:
+        """Time left, as `2 min 5 s`."""
+        return duration((total - self._done) / self._rate) if self._rate else "unknown time"
+
+
+def duration(seconds: float) -> str:
+    """`45 s`, `2 min 5 s`, `3 h 20 min`."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

@@ -1,0 +1,58 @@
+"""Where a run was made: versions, the state of the code, the machine."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from latentwire import __version__
+
+_PACKAGES = ("torch", "transformers", "tokenizers", "accelerate", "peft", "safetensors", "numpy", "scipy")
+
+
+def gather() -> dict[str, Any]:
+    """`versions`, `git` and `machine`, as a run's record holds them."""
+    return {"versions": versions(), "git": git_state(), "machine": machine()}
+
+
+def versions() -> dict[str, str]:
+    """Of this package, Python and what the numbers depend on."""
+    found = {"latentwire": __version__, "python": platform.python_version()}
+    for name in _PACKAGES:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def git_state() -> dict[str, str | bool] | None:
+    """Commit of this package's source, and whether files differ from it; None outside of a checkout."""
+    commit = _git("rev-parse", "HEAD")
+    changes = _git("status", "--porcelain", "--", ".")
+    return None if commit is None or changes is None else {"commit": commit, "changed": bool(changes)}
+
+
+def machine() -> dict[str, str | int]:
+    """The host, its cores and its accelerators."""
+    import torch
+
+    found: dict[str, str | int] = {"platform": platform.platform(), "cores": os.cpu_count() or 1}
+    found["threads"] = torch.get_num_threads()
+    if torch.cuda.is_available():
+        found["accelerators"] = torch.cuda.device_count()
+        found["accelerator"] = torch.cuda.get_device_name()
+    return found
+
+
+def _git(*words: str) -> str | None:
+    source = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(["git", *words], cwd=source, capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()
