@@ -67,7 +67,7 @@ def resolve(names: Sequence[str], data: Path | None) -> list[Task]:
         else:
             raise UserError(
                 f"task: expected one of {', '.join([*GROUPS, *FILE_KINDS])} or a task of the world, "
-                f"found {name!r}.{nearest(name, valid, 'Did you mean {}?')}"
+                f"found {name!r}{nearest(name, valid)}."
             )
     return list(tasks.values())
 

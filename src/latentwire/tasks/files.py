@@ -39,10 +39,10 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
 
 
-def nearest(name: str, others: Iterable[str], question: str) -> str:
-    """` question` about the one of `others` that is spelt most like `name`, or nothing if none is close."""
+def nearest(name: str, others: Iterable[str]) -> str:
+    """` (nearest: 'x')`, the one of `others` that is spelt most like `name`, or nothing if none is close."""
     close = difflib.get_close_matches(name, list(others), n=1)
-    return f" {question.format(repr(close[0]))}" if close else ""
+    return f" (nearest: {close[0]!r})" if close else ""
 
 
 def first_mistake(error: ValidationError) -> str:
@@ -53,8 +53,8 @@ def first_mistake(error: ValidationError) -> str:
     found = mistake["input"]
     if mistake["type"] == "missing":
         keys = ", ".join(map(str, found))
-        misspelt = nearest(str(mistake["loc"][-1]), map(str, found), "Is {} meant for it?")
-        return f"field {field!r} is missing, found the fields: {keys or 'none'}.{misspelt}"
+        misspelt = nearest(str(mistake["loc"][-1]), map(str, found))
+        return f"field {field!r} is missing, found the fields: {keys or 'none'}{misspelt}."
     expected = mistake["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
     return f"field {field!r}: {expected}, found {shown}."
