@@ -9,7 +9,6 @@ import json
 import platform
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +33,7 @@ def measure(folder: Path, device: str, examples: int = EXAMPLES) -> dict[str, An
     lm = LM.load(folder, dtype=torch.float32, device=device)
     arms = [wires.parse(arm) for arm in ARMS]
     result = evaluate(lm, resolve(list(TASKS), None), arms, limit=examples, batch_tokens=BATCH_TOKENS)
-    return {"examples": examples, "metrics": summarize(result.outcomes), "floors": result.floors}
+    return {"examples": examples, "tasks": TASKS, "metrics": summarize(result.outcomes), "floors": result.floors}
 
 
 def write(
@@ -44,25 +43,22 @@ def write(
     recipe: Mapping[str, Any],
     grown: Mapping[str, Any],
     device: str,
-    *,
-    machine: str | None = None,
-    examples: int = EXAMPLES,
 ) -> None:
     """Measure a grown model and write its card.
 
     Args:
         grown: what `grow` returned: steps, tokens, seconds and the accuracies that it watched.
-        device: to measure on. machine: what it was grown on, if that was another one.
     """
     card = {
         "name": name,
         "seed": seed,
         "grown": dict(grown),
         "recipe": dict(recipe),
-        "machine": machine or _machine(device),
+        "grown_on": _machine(device),
+        "measured_on": _machine(device),
         "date": datetime.now(UTC).strftime("%Y-%m-%d"),
-        "versions": {"latentwire": __version__, **{each: version(each) for each in ("torch", "transformers")}},
-        **measure(folder, device, examples),
+        "latentwire": __version__,
+        **measure(folder, device),
         "other_seeds": {},
     }
     _save(folder, card)
@@ -83,28 +79,27 @@ def _save(folder: Path, card: dict[str, Any]) -> None:
 
 
 def _machine(device: str) -> str:
-    if device.startswith("cuda"):
-        return torch.cuda.get_device_name()
-    return platform.processor() or platform.machine()
+    name = torch.cuda.get_device_name() if device.startswith("cuda") else f"a {platform.machine()} CPU"
+    return f"{name}, torch {torch.__version__}"
 
 
 def _markdown(card: Mapping[str, Any]) -> str:
     grown = card["grown"]
     seeds = {str(card["seed"]): card["metrics"], **{s: o["metrics"] for s, o in card["other_seeds"].items()}}
     grown_by = f"latentwire grow {card['name']} --seed {card['seed']}"
-    tasks = " ".join(f"--task {task}" for task in TASKS)
+    tasks = " ".join(f"--task {task}" for task in card["tasks"])
     others = list(seeds)[1:]
     header = ["task", "floor", *(f"`{arm}`" for arm in ARMS), *(f"`text`, seed {seed}" for seed in others)]
     lines = [
         f"# {card['name']}",
         "",
-        f"Grown from nothing by `{grown_by}` on one {card['machine']} in {grown['seconds']:.0f} s: "
-        f"{grown['tokens_seen']:,.0f} tokens in {grown['step']:,.0f} steps; LatentWire "
-        f"{card['versions']['latentwire']}, torch {card['versions']['torch']}, {card['date']}. The recipe is in "
-        "`recipe.json`. The seed of the shipped model, 0, was fixed beforehand."
+        f"Grown from nothing by `{grown_by}` on {card['grown_on']} in {grown['seconds']:.0f} s: "
+        f"{grown['tokens_seen']:,.0f} tokens in {grown['step']:,.0f} steps; LatentWire {card['latentwire']}, "
+        f"{card['date']}. The recipe is in `recipe.json`. The seed of the shipped model, 0, was fixed beforehand."
         + ("" if others else " **Other seeds have not been grown yet: single-seed.**"),
         "",
-        f"Test split, greedy, float32, n = {card['examples']:,} per task, 95 % intervals over passages: "
+        f"Test split, greedy, float32, n = {card['examples']:,} per task, 95 % intervals over passages, "
+        f"measured on {card['measured_on']}: "
         f"`latentwire eval --model embedded:{card['name']} {tasks}`. The floor is the higher of chance and of the "
         "best reader who ignores whom the question is about.",
         "",
