@@ -21,7 +21,7 @@ from latentwire.tasks.world.passages import (
     SHIFTED_TEMPLATES,
     TEMPLATES,
 )
-from latentwire.tasks.world.reading import TIERS, ask, draw_passage
+from latentwire.tasks.world.reading import TIERS, ask, ask_tags, draw_passage
 from latentwire.tasks.world.sums import draw_problem
 from latentwire.training.growth_data import encode_turns, grow_tokenizer, recipe_of, row_turns
 
@@ -101,7 +101,7 @@ def test_growth_rows_hold_names_of_the_train_split_only() -> None:
 
 def test_two_hops_need_an_acquaintance_that_is_different_for_everybody() -> None:
     for index in range(200):
-        passage = draw_passage(random.Random(index), "test", "two_hop")
+        passage = draw_passage(random.Random(index), "test", "two_hop", people=4)
         known = {fact.who: fact.what for fact in passage.of("acquaintance")}
         assert len(known) >= 4
         assert set(known) == set(known.values()) == set(passage.people)
@@ -110,6 +110,31 @@ def test_two_hops_need_an_acquaintance_that_is_different_for_everybody() -> None
             (asked,) = (person for person in passage.people if person in question.text)
             told = {fact.who: fact.what for fact in passage.of(question.relation)}
             assert question.answer == told[known[asked]] != told[asked]
+
+
+def test_halves_of_a_later_question_are_asked_by_tag_and_answered_by_the_passage() -> None:
+    for index in range(100):
+        passage = draw_passage(random.Random(index), "train", "later", people=4)
+        assert len(set(passage.tags)) == 4
+        known = dict(zip(passage.tags, passage.people, strict=True))
+        questions = ask_tags(passage)
+        assert len(questions) == 4 * 3
+        for question in questions:
+            (tag,) = (tag for tag in passage.tags if tag in question.text)
+            told = {fact.who: fact.what for fact in passage.facts if fact.relation == question.relation}
+            assert question.answer == told.get(known[tag], known[tag])
+
+
+def test_colours_tell_tags_apart_only_where_that_is_asked_for() -> None:
+    def colours(shared: bool) -> list[int]:
+        passages = (
+            draw_passage(random.Random(index), "train", "later", people=6, shared_colours=shared)
+            for index in range(100)
+        )
+        return [len({tag.split()[1] for tag in passage.tags}) for passage in passages]
+
+    assert set(colours(shared=False)) == {6}
+    assert min(colours(shared=True)) < 6
 
 
 @pytest.mark.parametrize("name", ["later", "shifted/later"])

@@ -19,7 +19,7 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from latentwire.models import folder
-from latentwire.tasks.world.reading import Tier, ask, draw_passage
+from latentwire.tasks.world.reading import Tier, ask, ask_tags, draw_passage
 from latentwire.tasks.world.sums import draw_problem, draw_story
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
@@ -37,8 +37,10 @@ class Recipe:
     """How one embedded model is grown; read from `models/NAME/recipe.json`.
 
     `passages` gives the share of rows about a direct passage, a tagged one, or sums; `tiers` the
-    share of each tier among the questions about a direct passage. The first `normed_steps` steps
-    (possibly none) are taken with query and key norms, as `training.grow.fold_norms` explains.
+    share of each tier among the questions about a direct passage, and `tags` the share of questions
+    about the tags themselves among those about a tagged one. `shared_colours` says whether two tags of
+    a passage may have the same colour, as they may in the tasks. The learning rate falls linearly over
+    the last `cool_down` of the steps.
     """
 
     architecture: dict[str, Any]
@@ -49,13 +51,15 @@ class Recipe:
     questions: int
     passages: dict[str, float]
     tiers: dict[Tier, float]
+    tags: float
+    shared_colours: bool
     people: list[int]
     sums_steps: list[int]
     batch_rows: int
     steps: int
     warm_up_steps: int
     learning_rate: float
-    normed_steps: int
+    cool_down: float
 
 
 def recipe_of(name: str) -> Recipe:
@@ -72,17 +76,26 @@ def row_turns(recipe: Recipe, index: int) -> list[Turn]:
     kind = random_.choices(list(recipe.passages), list(recipe.passages.values()))[0]
     if kind == "sums":
         return [_sum(random_, recipe) for _ in range(4)]
-    tiers: list[Tier] = ["later"] if kind == "tagged" else list(recipe.tiers)
-    weights = [1.0] if kind == "tagged" else list(recipe.tiers.values())
     passage = draw_passage(
-        random_, "train", "later" if kind == "tagged" else "two_hop", people=random_.choice(recipe.people)
+        random_,
+        "train",
+        "later" if kind == "tagged" else "two_hop",
+        random_.choice(recipe.people),
+        shared_colours=recipe.shared_colours,
     )
-    asked = {tier: random_.sample(questions := ask(passage, tier), len(questions)) for tier in tiers}
+    if kind == "tagged":
+        asked = [ask(passage, "later"), ask_tags(passage)]
+        shares = [1 - recipe.tags, recipe.tags]
+    else:
+        asked = [ask(passage, tier) for tier in recipe.tiers]
+        shares = list(recipe.tiers.values())
+    for questions in asked:
+        random_.shuffle(questions)
     turns: list[Turn] = []
     opening = f"{passage.text}\n"
-    for tier in random_.choices(tiers, weights, k=recipe.questions):
-        if asked[tier]:
-            question = asked[tier].pop()
+    for questions in random_.choices(asked, shares, k=recipe.questions):
+        if questions:
+            question = questions.pop()
             turns.append((f"{opening}Question: {question.text}\nAnswer:", f" {question.answer}"))
             opening = "\n"
     return turns

@@ -11,6 +11,7 @@ from latentwire.tasks.world.passages import Attribute
 from latentwire.tasks.world.reading import Tier, draw_question, example_id, indices
 
 # Each task asks about one relation in one tier, so that their mean covers easy and hard reading.
+PEOPLE = 4
 CHOICES: dict[str, tuple[Tier, Attribute | None]] = {
     "choices/birthplace": ("one_hop", "birthplace"),
     "choices/home": ("two_hop", "home"),
@@ -22,7 +23,7 @@ CHOICES: dict[str, tuple[Tier, Attribute | None]] = {
 def _choosing(task: str, split: Split) -> Iterator[Example]:
     tier, about = CHOICES[task]
     for index in indices(task, split):
-        random_, passage, question = draw_question(task, tier, split, index, about)
+        random_, passage, question = draw_question(task, tier, split, index, PEOPLE, about)
         choices = random_.sample(question.candidates, len(question.candidates))
         id_ = example_id(task, split, index)
         yield Example(

@@ -34,6 +34,7 @@ COLOURS = (
     "orange",
 )
 GARMENTS = ("hat", "coat", "scarf", "shirt", "belt", "cloak", "bag", "ring")
+TAGS = tuple(f"the {colour} {garment}" for colour in COLOURS for garment in GARMENTS)
 JOBS = (
     "actor", "baker", "barber", "butcher", "captain", "clerk", "cook", "dancer", "dentist", "driver", "editor",
     "farmer", "fisher", "gardener", "hunter", "jeweller", "judge", "lawyer", "mason", "miner", "monk", "nurse",
@@ -75,6 +76,11 @@ def draw_names(random_: random.Random, split: Split, count: int) -> list[str]:
     return drawn
 
 
-def draw_tags(random_: random.Random, count: int) -> list[str]:
-    """`count` things to be known by ("the red hat"), each of another colour."""
+def draw_tags(random_: random.Random, count: int, shared_colours: bool) -> list[str]:
+    """`count` different things to be known by ("the red hat").
+
+    Without `shared_colours` the colour alone tells them apart.
+    """
+    if shared_colours:
+        return random_.sample(TAGS, count)
     return [f"the {colour} {random_.choice(GARMENTS)}" for colour in random_.sample(COLOURS, count)]

@@ -62,13 +62,15 @@ class Passage:
     """A text and its facts in the order in which it states them.
 
     Every relation of the passage holds for every person, each time with another value. `tie` is
-    the kind of acquaintance told of ("friend"); empty where none is.
+    the kind of acquaintance told of ("friend"); empty where none is. `tags` are what the people are
+    known by in a tagged passage, person by person; empty in a direct one.
     """
 
     text: str
     people: tuple[str, ...]
     facts: tuple[Fact, ...]
     tie: str = ""
+    tags: tuple[str, ...] = ()
 
     def of(self, relation: Relation) -> tuple[Fact, ...]:
         """The facts of one relation, in order of statement."""
@@ -89,11 +91,16 @@ def direct_passage(
 
 
 def tagged_passage(
-    random_: random.Random, split: Split, relations: Sequence[Relation], count: int, shifted: bool = False
+    random_: random.Random,
+    split: Split,
+    relations: Sequence[Relation],
+    count: int,
+    shifted: bool = False,
+    shared_colours: bool = True,
 ) -> Passage:
     """A passage that states its facts about tags, and says last to whom each tag belongs."""
     people, facts = _draw_facts(random_, split, relations, count)
-    tags = dict(zip(people, draw_tags(random_, len(people)), strict=True))
+    tags = dict(zip(people, draw_tags(random_, len(people), shared_colours), strict=True))
     templates, resolutions = (SHIFTED_TEMPLATES, SHIFTED_RESOLUTIONS) if shifted else (TEMPLATES, RESOLUTIONS)
     sentences = [
         random_.choice(templates[fact.relation]).format(who=f"the one with {tags[fact.who]}", what=fact.what)
@@ -104,7 +111,7 @@ def tagged_passage(
         for person in random_.sample(people, len(people))
     ]
     text = " ".join([OPENING, *(sentence[0].upper() + sentence[1:] for sentence in sentences)])
-    return Passage(text, people, facts)
+    return Passage(text, people, facts, tags=tuple(tags.values()))
 
 
 def _draw_facts(

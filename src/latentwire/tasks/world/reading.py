@@ -25,8 +25,8 @@ from latentwire.tasks.world.passages import (
 Tier = Literal["one_hop", "reverse", "two_hop", "later"]
 TIERS: tuple[Tier, ...] = ("one_hop", "reverse", "two_hop", "later")
 HELD_OUT_EXAMPLES = 2_000
-PEOPLE = 4
-SHIFTED_PEOPLE = 8
+# More people make a tier harder; these numbers leave it room in both directions.
+PEOPLE: dict[Tier, int] = {"one_hop": 4, "reverse": 6, "two_hop": 6, "later": 6}
 
 ASK_WHAT: dict[Attribute, str] = {
     "birthplace": "Where was {who} born?",
@@ -60,9 +60,10 @@ def draw_passage(
     random_: random.Random,
     split: Split,
     tier: Tier,
+    people: int,
     about: Attribute | None = None,
-    people: int = PEOPLE,
     shifted: bool = False,
+    shared_colours: bool = True,
 ) -> Passage:
     """A passage that questions of `tier` can be asked about, telling of `about` where one is given."""
     required: list[Relation] = [] if about is None else [about]
@@ -74,8 +75,9 @@ def draw_passage(
             required.append("acquaintance")
     free = [relation for relation in pool if relation not in required]
     relations = required + random_.sample(free, wanted - len(required))
-    make = tagged_passage if tier == "later" else direct_passage
-    return make(random_, split, relations, people, shifted)
+    if tier == "later":
+        return tagged_passage(random_, split, relations, people, shifted, shared_colours)
+    return direct_passage(random_, split, relations, people, shifted)
 
 
 def ask(passage: Passage, tier: Tier) -> list[Question]:
@@ -113,8 +115,33 @@ def ask(passage: Passage, tier: Tier) -> list[Question]:
     return questions
 
 
+def ask_tags(passage: Passage) -> list[Question]:
+    """The halves of the `later` questions about a tagged passage: who has which tag, and what holds of a tag.
+
+    No task asks these; a model that is being grown learns from them what the whole question is made of.
+    """
+    questions = [
+        Question("acquaintance", f"Who is the one with {tag}?", passage.people, at)
+        for at, tag in enumerate(passage.tags)
+    ]
+    for relation in ATTRIBUTES:
+        facts = passage.of(relation)
+        questions += [
+            Question(relation, ASK_WHAT[relation].format(who=f"the one with {tag}"), values, at)
+            for values in [tuple(fact.what for fact in facts)]
+            for at, tag in enumerate(passage.tags[passage.people.index(fact.who)] for fact in facts)
+        ]
+    return questions
+
+
 def draw_question(
-    task: str, tier: Tier, split: Split, index: int, about: Attribute | None = None, shifted: bool = False
+    task: str,
+    tier: Tier,
+    split: Split,
+    index: int,
+    people: int,
+    about: Attribute | None = None,
+    shifted: bool = False,
 ) -> tuple[random.Random, Passage, Question]:
     """Passage and question number `index` of a task, and the random state after drawing them.
 
@@ -122,7 +149,7 @@ def draw_question(
     first one stated" is right exactly as often as any other such rule.
     """
     random_ = random.Random(f"world/{task}/{split}/{index}")
-    passage = draw_passage(random_, split, tier, about, SHIFTED_PEOPLE if shifted else PEOPLE, shifted)
+    passage = draw_passage(random_, split, tier, people, about, shifted)
     position = index % len(passage.people)
     questions = [
         question
@@ -152,8 +179,9 @@ def example_id(task: str, split: Split, index: int) -> str:
 
 
 def _reading(task: str, tier: Tier, shifted: bool, split: Split) -> Iterator[Example]:
+    people = PEOPLE[tier] * (2 if shifted else 1)
     for index in indices(task, split):
-        _, passage, question = draw_question(task, tier, split, index, shifted=shifted)
+        _, passage, question = draw_question(task, tier, split, index, people, shifted=shifted)
         id_ = example_id(task, split, index)
         yield Example(
             id=id_,
