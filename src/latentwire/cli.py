@@ -34,7 +34,10 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 the run failed or a check did not hold, 2 bad input.",
 )
 
-Model = Annotated[str, typer.Option(help="embedded:heron, embedded:wren, a local folder or a hub id.")]
+Model = Annotated[
+    str, typer.Option(help="embedded:heron, embedded:wren, a local folder, a .gguf file or a hub id.")
+]
+Adapter = Annotated[Path | None, typer.Option(help="The folder of a PEFT LoRA adapter, merged into the model.")]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
 _UsageError: Any = typer.BadParameter.__base__
@@ -57,7 +60,9 @@ def _global(
 @app.command("eval")
 def eval_(
     model: Model,
-    task: Annotated[list[str], typer.Option(help="A task or a group of tasks; may be repeated.")],
+    task: Annotated[
+        list[str], typer.Option(help="A task, a group of tasks or a task of lm-eval; may be repeated.")
+    ],
     wire: Annotated[
         list[str] | None,
         typer.Option(help="KIND[,OPTION=VALUE]..., may be repeated. [default: text, text,mask=prefix and none]"),
@@ -65,6 +70,10 @@ def eval_(
     data: Annotated[
         Path | None, typer.Option(help="The file (or folder) of a task that is read from one.")
     ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="A folder with lm-eval YAML tasks of your own.")
+    ] = None,
+    adapter: Adapter = None,
     limit: Annotated[int | None, typer.Option(help="The first so many examples of each task.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
 ) -> None:
@@ -79,10 +88,10 @@ def eval_(
     if limit is not None and limit < 1:
         raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
     arms = list({parsed.label: parsed for parsed in map(wires.parse, wire or DEFAULT_WIRES)}.values())
-    tasks = resolve(task, data)
+    tasks = resolve(task, data, include_path)
     if json_file is not None:
         _check_writable(json_file)
-    lm = _load(model)
+    lm = _load(model, adapter)
     console = _console()
     started = time.monotonic()
     with _progress(len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as progress:
@@ -92,6 +101,9 @@ def eval_(
     console.print(tables.scores(result, leaking))
     if (wrong := tables.errors(result)) is not None:
         console.print(wrong)
+    for each in tasks:
+        if each.format is not None and each.format != lm.format:
+            print(f"{each.name}: read in the benchmark's own words, not in the prompt format of {model}.")
     for name, count in result.unstable.items():
         if count:
             print(f"{name}: {count} prompts end in tokens that the answer would change; these stay causal.")
@@ -99,6 +111,8 @@ def eval_(
         print(f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading.")
     if json_file is not None:
         numbers = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
+        if adapter is not None:
+            numbers["adapter"] = str(adapter)
         write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")
     columns = sum(outcome.tokens for outcome in result.outcomes)
     print(f"{model}: {len(result.outcomes):,} answers, {columns:,} prompt tokens in {seconds:.0f} s", end="")
@@ -111,6 +125,7 @@ def audit(
     wire: Annotated[
         list[str] | None, typer.Option(help="What to audit. [default: text and text,mask=prefix]")
     ] = None,
+    adapter: Adapter = None,
 ) -> None:
     """Does this model, with this attention, leak or see ahead? Status 1 if it does."""
     from latentwire import wires
@@ -118,7 +133,7 @@ def audit(
     from latentwire.tasks import resolve
 
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
-    lm = _load(model)
+    lm = _load(model, adapter)
     examples = [example for task in resolve(["world"], None) for example in task.examples("validation", 4)]
     problems = 0
     for each in chosen:
@@ -274,14 +289,14 @@ def _check_writable(file: Path) -> None:
         raise UserError(f"json: {file} cannot be written, expected a file in a folder that can.")
 
 
-def _load(model: str) -> LM:
+def _load(model: str, adapter: Path | None) -> LM:
     from transformers.utils import logging
 
     from latentwire.lm.model import LM
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return LM.load(model)
+    return LM.load(model, adapter=adapter)
 
 
 def _console() -> Console:

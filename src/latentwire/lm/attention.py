@@ -77,7 +77,7 @@ def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Atte
         if reading is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         layer: int = module.layer_idx  # type: ignore[assignment]
-        see = reading.visible(query.shape[2], key.shape[2], layer, _window(module, kwargs))
+        see = reading.visible(query.shape[2], key.shape[2], layer, _window(module, kwargs)).to(query.device)
         key, value = reading.remember(layer, key, value)
         return stock(module, query, key, value, form(see, query.dtype), **kwargs)
 

@@ -53,14 +53,14 @@ def check(lm: Reader) -> None:
     if not bool(torch.isfinite(causal).all() and torch.isfinite(prefix).all()):
         raise UserError(f"model: {kind} answers a plain prompt with values that are not finite numbers.")
     # To rounding, not to the bit: experts compute in groups whose sizes depend on every token of the batch.
-    sees_ahead = [not _close(causal[0, : PROMPT - 1], causal[1, : PROMPT - 1])]
-    sees_ahead += [not _close(states[0, :-1], states[2, :-1]) for states in (causal, prefix)]
+    sees_ahead = [not close(causal[0, : PROMPT - 1], causal[1, : PROMPT - 1])]
+    sees_ahead += [not close(states[0, :-1], states[2, :-1]) for states in (causal, prefix)]
     if any(sees_ahead):
         raise UserError(f"model: {kind} sees tokens ahead that its mask hides, so no number of it is true.")
-    if _close(prefix[0, : PROMPT - 1], prefix[1, : PROMPT - 1]):
+    if close(prefix[0, : PROMPT - 1], prefix[1, : PROMPT - 1]):
         raise UserError(f"model: {kind} stays causal where its mask shows the whole prompt.")
     ids = torch.tensor([tokens], device=lm.device)
-    if not _close(lm.head(causal[:1]), lm.model(input_ids=ids, use_cache=False).logits):
+    if not close(lm.head(causal[:1]), lm.model(input_ids=ids, use_cache=False).logits):
         raise UserError(f"model: {kind} turns hidden states into logits in a way not known here.")
 
 
@@ -69,7 +69,9 @@ def _hidden(lm: Reader, rows: list[list[int]], blocks: list[int]) -> Tensor:
     return lm.run(pad_rows(rows, 0).to(lm.device), prefix.columns, Reading(prefix.columns))
 
 
-def _close(ours: Tensor, theirs: Tensor) -> bool:
+def close(ours: Tensor, theirs: Tensor) -> bool:
+    """Whether two tensors of one shape, on whatever devices, are equal to rounding in `theirs`' dtype."""
+    theirs = theirs.to(ours.device)
     scale = float(theirs.float().abs().max())
     tolerance = 1e-4 if theirs.dtype == torch.float32 else 3e-2
     return float((ours.float() - theirs.float()).abs().max()) <= tolerance * max(scale, 1e-6)

@@ -24,6 +24,8 @@ from latentwire.lm.scoring import Continuations, Score
 if TYPE_CHECKING:
     from os import PathLike
 
+    from latentwire.lm.weights import DeviceMap
+
 
 class LM:
     """A decoder model that reads any `Prefix`.
@@ -61,19 +63,27 @@ class LM:
         *,
         dtype: torch.dtype | None = None,
         device: str | None = None,
+        device_map: DeviceMap | None = None,
+        adapter: str | PathLike[str] | None = None,
         attention_kernel: str | None = None,
     ) -> LM:
-        """Load `embedded:NAME`, a local folder or a hub id.
+        """Load `embedded:NAME`, a local folder, a `.gguf` file or a hub id.
+
+        FP8 and GGUF weights are dequantized to `dtype`. Of an image-text checkpoint the text side is loaded, as a
+        causal language model of its own, and saved as such.
 
         Args:
             dtype: float32 on a CPU and bfloat16 on an accelerator unless given.
             device: the accelerator where there is one unless given.
+            device_map: where each module goes, as Transformers takes it, instead of `device`.
+            adapter: folder of a PEFT LoRA adapter, merged into the weights.
             attention_kernel: `sdpa`, `eager` or `flex`; None takes what the model supports.
 
         Raises:
-            UserError: not found, no tokenizer, weights missing, extra, not finite or pickled.
+            UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization
+                needs is not installed, weights missing, extra, cut off, without scale, not finite or pickled.
         """
-        loaded = weights.load(str(spec), dtype=dtype, device=device)
+        loaded = weights.load(str(spec), dtype=dtype, device=device, device_map=device_map, adapter=adapter)
         return cls(
             loaded.model,
             loaded.tokenizer,
@@ -135,7 +145,7 @@ class LM:
 
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `(..., V)` of final hidden states `(..., D)`."""
-        logits: Tensor = self.model.get_output_embeddings()(hidden)
+        logits: Tensor = self.model.get_output_embeddings()(hidden).to(hidden.device)
         cap = getattr(self.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
@@ -161,7 +171,7 @@ class LM:
                 use_cache=cache is not None,
                 reading=reading,
             ).last_hidden_state
-        return hidden
+        return hidden.to(content.device)
 
     def _reading(self, prefix: Prefix) -> Reading:
         self._check_length(int(prefix.next_position.max()))

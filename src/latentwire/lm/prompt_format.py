@@ -18,12 +18,14 @@ class PromptFormat(BaseModel):
     template: `question` writes context, `Question: ...` and the anchor on lines of their own; `raw`
         writes context and question as they are and no anchor (for prompts that a benchmark words
         itself); `chat` puts context and question into a user turn of the tokenizer's chat template.
+    delimiter: what stands between prompt and answer under `raw`; the other templates have a space there.
     anchor: what the answer follows. anchor_block: whether the anchor belongs to a bidirectional block.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     template: Literal["question", "raw", "chat"] = "question"
+    delimiter: str = ""
     anchor: str = "Answer:"
     anchor_block: Literal["inside", "causal"] = "inside"
 
@@ -36,7 +38,10 @@ class PromptFormat(BaseModel):
 
         Raises:
             UserError: an answer adds no token to the prompt.
+            ValueError: the example has a prompt for each choice; encode its `requests()`.
         """
+        if example.choices and example.answers:
+            raise ValueError(f"{example.id} has a prompt for each choice, expected one of its requests()")
         text = self.render(example.context, example.question, lm)[0]
         alone = self._ids(self._kept(text), lm)
         shared, answers = len(alone), []
@@ -58,17 +63,20 @@ class PromptFormat(BaseModel):
 
     def whole(self, context: str, question: str, answer: str, lm: Reader) -> list[int]:
         """Tokens of a prompt with an answer behind it, tokenized as one text."""
-        follows = answer if self.template == "raw" else f" {answer}"
+        follows = f"{self.delimiter}{answer}" if self.template == "raw" else f" {answer}"
         return self._ids(self.render(context, question, lm)[0] + follows, lm)
 
     def tokens(self, context: str, question: str, lm: Reader) -> Tokens:
         """Tokens of a prompt; the context may be empty.
 
+        Where a raw prompt is empty altogether, it is the token that begins a text (BOS, or EOS for want of
+        it), as in lm-eval: what follows is scored by itself.
+
         Raises:
             UserError: the prompt has no token at all.
         """
         text, boundary = self.render(context, question, lm)
-        ids = self._ids(self._kept(text), lm)
+        ids = self._ids(self._kept(text), lm) or ([] if text else _beginning(lm))
         if not ids:
             raise UserError("prompt: found no token, expected a context or a question.")
         before = _common(ids, self._ids(text[:boundary], lm)) if context else 0
@@ -144,6 +152,12 @@ class PromptFormat(BaseModel):
         while len(ids) > 1 and ids[-1] in lm.eos_ids and not text.endswith(str(lm.tokenizer.decode(ids[-1:]))):
             ids = ids[:-1]
         return ids
+
+
+def _beginning(lm: Reader) -> list[int]:
+    """The token that begins a text, as a list; empty for a tokenizer without one."""
+    known = (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id)
+    return [int(token) for token in known if token is not None][:1]
 
 
 def _common(left: Sequence[int], right: Sequence[int]) -> int:

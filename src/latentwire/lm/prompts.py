@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 CAUSAL = -1
@@ -18,6 +18,9 @@ class Example:
     first is the one trained on) or by choosing (`choices`, `gold` indexes them). `candidates` are
     the values of the asked relation in the order in which the context states them, so that a
     reader who ignores whom the question is about can be scored; empty where that is unknown.
+
+    With both, the choices stand in the prompt: each in turn ends the context, and what is scored is
+    the first answer behind it (Winogrande).
     """
 
     id: str
@@ -28,6 +31,13 @@ class Example:
     choices: tuple[str, ...] = ()
     gold: int = -1
     candidates: tuple[str, ...] = ()
+
+    def requests(self) -> tuple[Example, ...]:
+        """What is asked, a prompt each: this example, or one a choice where the choices stand in the prompt."""
+        if not (self.choices and self.answers):
+            return (self,)
+        scored = replace(self, choices=self.answers[:1], answers=(), gold=0)
+        return tuple(replace(scored, context=self.context + choice) for choice in self.choices)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -151,8 +151,8 @@ class Reading:
             return key, value
         memory_key, memory_value = self.memory.keys[layer], self.memory.values[layer]
         return (
-            torch.cat([memory_key.to(key.dtype), key], 2),
-            torch.cat([memory_value.to(value.dtype), value], 2),
+            torch.cat([memory_key.to(key), key], 2),
+            torch.cat([memory_value.to(value), value], 2),
         )
 
     def visible(self, queries: int, keys: int, layer: int, window: int | None) -> Tensor:

@@ -1,28 +1,37 @@
-"""Models from disk and hub, and back to disk, with nothing lost on the way."""
+"""Models from disk and hub as people have them: plain, FP8, GGUF, image-text, with an adapter."""
 
 from __future__ import annotations
 
-import copy
-import json
-import os
-import shutil
+import importlib.util
 import textwrap
 from dataclasses import dataclass
+from os import PathLike
 from pathlib import Path
 from typing import Any
 
 import torch
-from huggingface_hub import save_torch_state_dict
 from pydantic import ValidationError
-from safetensors.torch import load_file
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedConfig,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+)
 from transformers.utils.hub import cached_file
 
 from latentwire import models
 from latentwire.errors import UserError
+from latentwire.lm import merging, shards, text_side
 from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.saving import FORMAT_FILE, restore, save
 
-FORMAT_FILE = "prompt_format.json"
+__all__ = ["FORMAT_FILE", "Loaded", "load", "locate", "refuse_broken", "restore", "save"]
+
+DeviceMap = str | dict[str, int | str]
+_DEQUANTIZED = ("fp8", "gguf")
+"""Quantizations that are undone on loading, so that afterwards the model is a plain one."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +42,7 @@ class Loaded:
 
 
 def locate(spec: str) -> str:
-    """The local folder or hub id that `spec` names.
+    """The local folder, `.gguf` file or hub id that `spec` names.
 
     Raises:
         UserError: an embedded model that does not exist, or a path without a model in it.
@@ -44,42 +53,140 @@ def locate(spec: str) -> str:
     looks_local = path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1
     if not looks_local:
         return spec
+    if path.is_file() and path.suffix == ".gguf":
+        return spec
     if not path.is_dir():
         found = "a file" if path.exists() else "nothing"
-        raise UserError(f"model: found {found} at {path}, expected a folder with a Hugging Face model.")
+        raise UserError(
+            f"model: found {found} at {path}, expected a folder with a Hugging Face model or a .gguf file."
+        )
     if not (path / "config.json").exists():
         raise UserError(f"model: found no config.json in {path}, expected a folder with a Hugging Face model.")
     return spec
 
 
-def load(spec: str, *, dtype: torch.dtype | None = None, device: str | None = None) -> Loaded:
+def load(
+    spec: str,
+    *,
+    dtype: torch.dtype | None = None,
+    device: str | None = None,
+    device_map: DeviceMap | None = None,
+    adapter: str | PathLike[str] | None = None,
+) -> Loaded:
     """Load and verify a model; see `LM.load`."""
+    if device is not None and device_map is not None:
+        raise UserError("device_map: found a device beside it, expected one of the two.")
     source = locate(spec)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    options: dict[str, Any] = {}
+    if source.endswith(".gguf") and Path(source).is_file():
+        options["gguf_file"], source = Path(source).name, str(Path(source).parent)
     try:
-        AutoConfig.from_pretrained(source)
-        tokenizer = AutoTokenizer.from_pretrained(source)
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
     except Exception as error:  # many libraries' code, many classes, one meaning: these files are no model
         raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
     if len(tokenizer) < 2 or not tokenizer("a b", add_special_tokens=False)["input_ids"]:
         raise UserError(f"model: found no usable tokenizer in {spec}, expected tokenizer.json beside the weights.")
+    quantization = "gguf" if options else _quantization(config, spec)
+    if quantization == "fp8":
+        config.quantization_config["dequantize"] = True
+        options["config"] = config
+    elif quantization not in (None, "gguf") and device_map is None:
+        device_map = {"": device}  # packed weights cannot be moved once they are loaded
+    if device_map is not None:
+        options["device_map"] = device_map
+    model = _read(text_side.auto_class(config), source, spec, dtype, options, quantization)
+    if adapter is not None:
+        model = merging.merge(model, adapter)
+    refuse_broken(model, spec)
+    prompt_format = PromptFormat() if quantization == "gguf" else _stored_format(source)
+    _align(model)
+    if device_map is None:
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    return Loaded(model.eval(), tokenizer, prompt_format)
+
+
+def _quantization(config: PreTrainedConfig, spec: str) -> str | None:
+    """The `quant_method` of a checkpoint, None for a plain one.
+
+    Raises:
+        UserError: it needs a package that is not installed.
+    """
+    found = getattr(config, "quantization_config", None)
+    if found is None:
+        return None
+    if not isinstance(found, dict):
+        found = found.to_dict()
+    method = str(getattr(found.get("quant_method"), "value", found.get("quant_method")))
+    if method == "None" and (found.get("load_in_4bit") or found.get("load_in_8bit")):
+        method = "bitsandbytes"
+    if method.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"model: {spec} is quantized with bitsandbytes, which is not installed; "
+            "expected it (pip install bitsandbytes) or a checkpoint that is not quantized."
+        )
+    return method
+
+
+def _read(
+    auto: Any, source: str, spec: str, dtype: torch.dtype, options: dict[str, Any], quantization: str | None
+) -> PreTrainedModel:
+    """The causal language model of a checkpoint, every tensor of it in its place and none left over."""
+    local = Path(source).is_dir()
+    if local and quantization != "gguf":
+        shards.check(Path(source), quantization)
     try:
-        found: tuple[PreTrainedModel, dict[str, Any]] = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, use_safetensors=True, ignore_mismatched_sizes=True, output_loading_info=True
-        )  # type: ignore[assignment]
+        found: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
+            source,
+            dtype=dtype,
+            use_safetensors=True,
+            ignore_mismatched_sizes=True,
+            output_loading_info=True,
+            **options,
+        )
     except Exception as error:
         raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
     model, info = found
+    if not local and (config := cached_file(source, "config.json")):
+        shards.check(Path(config).parent, quantization)
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
             raise UserError(f"weights: {spec} {what} {len(names)} tensor(s) such as {sorted(names)[0]}.")
     for name, found_shape, shape in info["mismatched_keys"]:
         raise UserError(f"weights: {name} of {spec} has shape {list(found_shape)}, expected {list(shape)}.")
-    refuse_broken(model, spec)
-    prompt_format = _stored_format(source)
-    model.to(torch.device(device))  # type: ignore[arg-type]
-    return Loaded(model.eval(), tokenizer, prompt_format)
+    if quantization in _DEQUANTIZED:
+        _forget_quantization(model, dtype)
+    if any(tensor.is_meta for tensor in model.parameters()):
+        raise UserError(f"device_map: {spec} does not fit into memory with it, expected room for every tensor.")
+    return model if auto is AutoModelForCausalLM else text_side.take(model.eval())
+
+
+def _forget_quantization(model: Any, dtype: torch.dtype) -> None:
+    """Make a dequantized model a plain one for all who ask: its configuration, PEFT, `save_pretrained`."""
+    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    for name, parameter in model.named_parameters():
+        # The converter of FP8 weights leaves those that have no scale in the dtype of the file.
+        if parameter.dtype != dtype and not any(part in name for part in kept):
+            parameter.data = parameter.data.to(dtype)
+    vars(model.config).pop("quantization_config", None)
+    vars(model).pop("hf_quantizer", None)
+    vars(model).pop("quantization_method", None)
+    model.is_quantized = False
+    # Undoing the conversions on saving would quantize what is no longer quantized; see `saving.save`.
+    model._weight_conversions = None
+
+
+def _align(model: PreTrainedModel) -> None:
+    """Move tensors to where an allocator would have put them.
+
+    Libraries hand out views into files, and at an odd address a matrix product takes another kernel, which rounds
+    otherwise: the same weights would give other last bits when they are loaded from another kind of file.
+    """
+    for tensor in [*model.parameters(), *model.buffers()]:
+        if tensor.device.type == "cpu" and (tensor.data_ptr() % 64 or not tensor.is_contiguous()):
+            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
 def _stored_format(source: str) -> PromptFormat:
@@ -103,67 +210,6 @@ def refuse_broken(model: PreTrainedModel, spec: str) -> None:
     for name, tensor in model.named_parameters():
         if not bool(torch.isfinite(tensor).all()):
             raise UserError(f"weights: {name} of {spec} holds NaN or infinity, expected finite numbers.")
-
-
-def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, folder: Path
-) -> None:
-    """Plain safetensors of the state dict, verified by reading them back, then put in place at once.
-
-    `save_pretrained` of a model with weight conversions can write something else than the
-    model (an FP8 checkpoint does so in Transformers 5.12 to 5.23), so the state dict is written as it is.
-
-    Raises:
-        RuntimeError: what was read back is not bit-equal, or a plain model has no place for it (an adapter
-            that was not merged); nothing is left behind then, and what was in the folder is still there.
-    """
-    folder = folder.resolve()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
-        tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-        state = {name: t for name, t in model.state_dict().items() if name not in tied}
-        with torch.device("meta"):
-            plain = type(model)(copy.deepcopy(model.config)).state_dict()
-        if strange := state.keys() ^ (plain.keys() - tied):
-            kind = type(model).__name__
-            raise RuntimeError(f"{min(strange)} has no place in a plain {kind}; merge adapters first")
-        save_torch_state_dict(state, partial)
-        written = {name: t for file in partial.glob("*.safetensors") for name, t in load_file(file).items()}
-        wrong = [n for n, t in state.items() if n not in written or not torch.equal(written[n], t.cpu())]
-        if wrong:
-            raise RuntimeError(f"{wrong[0]} did not come back from disk as it was written")
-        model.config.save_pretrained(partial)
-        if model.generation_config is not None:
-            model.generation_config.save_pretrained(partial)
-        tokenizer.save_pretrained(partial)
-        (partial / FORMAT_FILE).write_text(json.dumps(prompt_format.model_dump(), indent=1) + "\n")
-        # A kill between the two renames loses the name, never the weights.
-        old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
-        if folder.exists():
-            folder.rename(old)
-        partial.rename(folder)
-        shutil.rmtree(old, ignore_errors=True)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-
-
-def restore(model: PreTrainedModel, folder: Path) -> None:
-    """Load the weights that `save` wrote into a model of the same shape.
-
-    Raises:
-        RuntimeError: a tensor is missing or strange.
-    """
-    written = {name: t for file in folder.glob("*.safetensors") for name, t in load_file(file).items()}
-    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
-    state = {name: t for name, t in model.state_dict().items() if name not in tied}
-    if state.keys() != written.keys():
-        odd = sorted(state.keys() ^ written.keys())[0]
-        raise RuntimeError(f"{folder} does not fit the model: {odd} is in one of them only")
-    with torch.no_grad():
-        for name, tensor in state.items():
-            tensor.copy_(written[name])
 
 
 def _told(error: Exception) -> str:

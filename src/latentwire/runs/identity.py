@@ -31,7 +31,7 @@ def file_sha256(path: Path) -> str:
 
 
 def model_folder(spec: str) -> Path:
-    """The local folder of `embedded:NAME`, a folder, or a hub id, which is downloaded if need be.
+    """Where a model lies: `embedded:NAME`, a folder or `.gguf` file as it is, a hub id downloaded.
 
     Raises:
         UserError: nothing is found there.
@@ -42,7 +42,7 @@ def model_folder(spec: str) -> Path:
     from latentwire.lm.weights import locate
 
     found = Path(locate(spec))
-    if found.is_dir():
+    if found.exists():
         return found
     try:
         return Path(snapshot_download(spec, allow_patterns=list(_MODEL_FILES), ignore_patterns=list(_NOT_READ)))
@@ -52,11 +52,13 @@ def model_folder(spec: str) -> Path:
 
 
 def model_files(folder: Path) -> dict[str, str]:
-    """SHA-256 of every file that loading a model reads, by name.
+    """SHA-256 of every file that loading a model reads, by name; `folder` may be a `.gguf` file.
 
     Raises:
         UserError: there are no weights.
     """
+    if folder.is_file():
+        return {folder.name: file_sha256(folder)}
     found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
     files = {path.name for path in found if path.is_file() and not any(map(path.match, _NOT_READ))}
     if not any(name.endswith(".safetensors") for name in files):

@@ -1,0 +1,97 @@
+"""PEFT adapters: merged they say what they said beside the model, or one sentence says why not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import peft
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from latentwire import LM, UserError
+from tests.lm.checkpoints import write_lora, write_plain
+from tests.lm.dense import numbers
+from tests.models import tiny_model
+
+
+@pytest.mark.parametrize("options", [{}, {"target_modules": "all-linear"}, {"use_dora": True}], ids=str)
+def test_a_lora_adapter_is_merged(options: dict[str, object], tmp_path: Path) -> None:
+    adapted = write_lora(tiny_model(), tmp_path / "lora", **options)
+    write_plain(tiny_model(), tmp_path / "m")
+    lm = LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "lora")
+    ids = torch.tensor([numbers(12, 3)])
+    wanted = adapted(input_ids=ids).logits
+    plain = LM.load(tmp_path / "m", device="cpu").model(input_ids=ids).logits
+    torch.testing.assert_close(lm.model(input_ids=ids).logits, wanted, atol=1e-3, rtol=0)
+    assert not torch.allclose(plain, wanted, atol=1e-1)
+    assert not [name for name, _ in lm.model.named_parameters() if "lora" in name]
+
+
+def _no_adapter(folder: Path) -> None:
+    (folder / "adapter_config.json").unlink()
+
+
+def _no_json(folder: Path) -> None:
+    (folder / "adapter_config.json").write_text("{")
+
+
+def _pickled_adapter(folder: Path) -> None:
+    torch.save(load_file(folder / "adapter_model.safetensors"), folder / "adapter_model.bin")
+    (folder / "adapter_model.safetensors").unlink()
+
+
+def _changed(change: Callable[[dict[str, torch.Tensor]], None]) -> Callable[[Path], None]:
+    def harm(folder: Path) -> None:
+        state = load_file(folder / "adapter_model.safetensors")
+        change(state)
+        save_file(state, folder / "adapter_model.safetensors", {"format": "pt"})
+
+    return harm
+
+
+_KEY = "base_model.model.model.layers.1.mlp.up_proj.lora_A.weight"
+
+
+@pytest.mark.parametrize(
+    ("harm", "said"),
+    [
+        (_no_adapter, "found no adapter_config.json"),
+        (_no_json, "not the configuration of a PEFT adapter"),
+        (_pickled_adapter, "found no adapter_model.safetensors .* pickled"),
+        (_changed(lambda state: state.__delitem__(_KEY)), r"layers.1.mlp.up_proj.lora_A.weight is missing from"),
+        (
+            _changed(lambda state: state.update({_KEY.replace("1", "7"): state[_KEY].clone()})),
+            r"layers.7.* finds no place",
+        ),
+        (_changed(lambda state: state.update({_KEY: torch.zeros(2, 5)})), r"does not fit .*up_proj"),
+        (_changed(lambda state: state.update({_KEY: state[_KEY] * torch.nan})), r"up_proj.lora_A.weight .* NaN"),
+    ],
+    ids=["none", "no_json", "pickled", "missing", "extra", "shape", "nan"],
+)
+def test_a_damaged_adapter_is_refused_in_one_sentence(
+    harm: Callable[[Path], None], said: str, tmp_path: Path
+) -> None:
+    write_lora(tiny_model(), tmp_path / "lora")
+    write_plain(tiny_model(), tmp_path / "m")
+    harm(tmp_path / "lora")
+    with pytest.raises(UserError, match=said) as error:
+        LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "lora")
+    assert "\n" not in str(error.value)
+
+
+def test_an_adapter_of_tied_embeddings_is_refused(tmp_path: Path) -> None:
+    """Merged into the head it would change the embedding too."""
+    write_lora(tiny_model("llama_tied"), tmp_path / "lora", target_modules=["lm_head"])
+    write_plain(tiny_model("llama_tied"), tmp_path / "m")
+    with pytest.raises(UserError, match="gives other logits than beside it"):
+        LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "lora")
+
+
+def test_a_learned_prefix_is_refused_with_its_reason(tmp_path: Path) -> None:
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
+    peft.get_peft_model(tiny_model(), config).save_pretrained(str(tmp_path / "prefix"))
+    write_plain(tiny_model(), tmp_path / "m")
+    with pytest.raises(UserError, match=r"found PREFIX_TUNING .*, expected LORA; .* shift the blocks"):
+        LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "prefix")
