@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, field
 
 import torch
@@ -28,11 +29,25 @@ Progress = Callable[[str, str, int], None]
 
 @dataclass(frozen=True)
 class Item:
-    """An example made ready for a reader: its prompt, and its answers' token ids."""
+    """An example made ready for a reader.
+
+    prompts: one for all answers, or one an answer. answers: token ids.
+    """
 
     example: Example
-    prompt: Prompt
+    prompts: tuple[Prompt, ...]
     answers: tuple[list[int], ...]
+
+    @property
+    def prompt(self) -> Prompt:
+        """The longest of the prompts."""
+        return max(self.prompts, key=lambda prompt: prompt.tokens)
+
+    def rows(self) -> list[tuple[Prompt, tuple[list[int], ...]]]:
+        """The prompts, each with the answers that are scored behind it."""
+        if len(self.prompts) == 1:
+            return [(self.prompt, self.answers)]
+        return [(prompt, (answer,)) for prompt, answer in zip(self.prompts, self.answers, strict=True)]
 
 
 @dataclass
@@ -79,7 +94,7 @@ def evaluate(
     for task in tasks:
         items = prepared[task.name]
         result.floors[task.name] = _floors([item.example for item in items])
-        result.unstable[task.name] = sum(item.prompt.unstable > 0 for item in items)
+        result.unstable[task.name] = sum(any(prompt.unstable for prompt in item.prompts) for item in items)
         for wire in bound:
             found: dict[str, Outcome] = {}
             for batch in batches(items, batch_tokens):
@@ -110,7 +125,22 @@ def prepare(lm: LM, task: Task, split: Split, limit: int | None) -> list[Item]:
     examples = task.examples(split, limit)
     if not examples:
         raise UserError(f"task: {task.name} has no examples in its {split} split.")
-    return [Item(example, *lm.format.encode(example, lm)) for example in examples]
+    reader = reading(lm, task)
+    items = []
+    for example in examples:
+        encoded = [reader.format.encode(request, reader) for request in example.requests()]
+        answers = [answer for _, behind in encoded for answer in behind]
+        items.append(Item(example, tuple(prompt for prompt, _ in encoded), tuple(answers)))
+    return items
+
+
+def reading(lm: LM, task: Task) -> LM:
+    """The same model, with the task's own prompt format where it has one."""
+    if task.format is None:
+        return lm
+    reader = copy(lm)
+    reader.format = task.format
+    return reader
 
 
 def batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[Item]]:
@@ -119,43 +149,49 @@ def batches(items: Sequence[Item], batch_tokens: int) -> Iterator[list[Item]]:
     The composition follows the plain prompt and not the arm: all arms of a study see the same batches.
     """
     batch: list[Item] = []
-    widest = 0
+    widest = rows = 0
     for item in sorted(items, key=_columns, reverse=True):
-        widest = max(widest, _columns(item))
-        if batch and widest * (len(batch) + 1) > batch_tokens:
+        widest, rows = max(widest, _columns(item)), rows + len(item.prompts)
+        if batch and widest * rows > batch_tokens:
             yield batch
-            batch, widest = [], _columns(item)
+            batch, widest, rows = [], _columns(item), len(item.prompts)
         batch.append(item)
     if batch:
         yield batch
 
 
 def _columns(item: Item) -> int:
-    return item.prompt.tokens + sum(map(len, item.answers))
+    return max(prompt.tokens + sum(map(len, behind)) for prompt, behind in item.rows())
 
 
 def answer(lm: LM, task: Task, wire: Wire, batch: Sequence[Item]) -> list[Outcome]:
     """One batch of a task under one (bound) wire."""
-    prefix = wire([item.prompt for item in batch], lm)
+    reader = reading(lm, task)
+    rows = [row for item in batch for row in item.rows()]
+    prefix = wire([prompt for prompt, _ in rows], reader)
     read = prefix.columns.valid.sum(1)
     if prefix.memory is not None:
         read = read + prefix.memory.columns.valid.sum(1)
-    texts, scores = _ask(lm, task, prefix, batch)
-    return [
-        _outcome(task, wire, item, text, score, columns)
-        for item, text, score, columns in zip(batch, texts, scores, read.tolist(), strict=True)
-    ]
+    texts, scores = _ask(reader, task, prefix, [behind for _, behind in rows])
+    outcomes, at = [], 0
+    for item in batch:
+        mine = slice(at, at + len(item.prompts))
+        score = [each for row in scores[mine] for each in row]
+        outcomes.append(_outcome(task, wire, item, texts[at], score, int(read[mine].sum())))
+        at = mine.stop
+    return outcomes
 
 
 @torch.no_grad()
-def _ask(lm: LM, task: Task, prefix: Prefix, batch: Sequence[Item]) -> tuple[list[str | None], list[list[Score]]]:
-    answers = [item.answers for item in batch]
+def _ask(
+    lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]]
+) -> tuple[list[str | None], list[list[Score]]]:
     if task.answer == "choice" and prefix.leaky:
-        return [None] * len(batch), score_whole(lm, prefix, answers)
+        return [None] * len(answers), score_whole(lm, prefix, answers)
     prefilled = lm.prefill(prefix)
     scores = score_whole(lm, prefix, answers) if prefix.leaky else lm.score(prefilled, answers)
     if task.answer == "choice":
-        return [None] * len(batch), scores
+        return [None] * len(answers), scores
     how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop)
     return [text.text.strip() for text in lm.generate(prefilled, how)], scores
 
@@ -172,7 +208,8 @@ def _outcome(task: Task, wire: Wire, item: Item, text: str | None, scores: list[
         found, gold = metrics.score_span(text, example.answers), scores[0]
         error = metrics.span_error(text, example)
     else:
-        found, gold = metrics.score_solution(text, example.answers), scores[0]
+        found = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
+        gold = scores[0]
         error = "unreadable" if found["unreadable"] else None if found["exact_match"] else "wrong number"
     return Outcome(
         task=task.name,
@@ -200,7 +237,7 @@ def _check_lengths(lm: LM, task: Task, wire: Wire, items: Sequence[Item]) -> Non
     behind = max(len(answer) for item in items for answer in item.answers)
     if task.answer != "choice":
         behind = max(behind, task.max_new_tokens)
-    columns = int(wire([longest.prompt], lm).next_position.max()) + behind
+    columns = int(wire([longest.prompt], reading(lm, task)).next_position.max()) + behind
     if columns > lm.max_positions:
         raise UserError(
             f"{task.name}: {longest.example.id} needs {columns:,} tokens over {wire.label} with its answer, "

@@ -17,8 +17,8 @@ from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
-from latentwire.studies.spec import Evaluate, FileTask, Finetune, Study, one_of
-from latentwire.tasks import FILE_KINDS, resolve
+from latentwire.studies.spec import Evaluate, FileTask, Finetune, Source, Study, one_of
+from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
 from latentwire.training.config import FileData, WorldData
@@ -40,6 +40,11 @@ class Planned:
     @property
     def start_from(self) -> str | None:
         return self.stage.start_from
+
+    @property
+    def source(self) -> Source:
+        """The weights that the stage starts from."""
+        return self.stage.start_from, self.stage.checkpoint
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,12 @@ def make(study: Study) -> Plan:
     folder = model_folder(study.model)
     weights = Input(path=study.model, sha256=identity(model_files(folder)))
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
-    inputs = {f"task {entry.name}": _file(entry.data) for entry in study.tasks if isinstance(entry, FileTask)}
+    inputs = {
+        f"task {entry.name}{' labels' * at}": _file(path)
+        for entry in study.tasks
+        if isinstance(entry, FileTask)
+        for at, path in enumerate(data_files(entry.kind, entry.data))
+    }
     plan: dict[str, Planned] = {}
     for name in _ordered(study):
         stage = study.stages[name]
@@ -110,7 +120,7 @@ def _tasks(study: Study) -> list[Task]:
     found: dict[str, Task] = {}
     for at, entry in enumerate(study.tasks):
         if isinstance(entry, FileTask):
-            made = [FILE_KINDS[entry.kind].task(entry.data, entry.name)]
+            made = [read(entry.kind, entry.data, entry.name)]
         else:
             try:
                 made = resolve([entry], None)
@@ -129,7 +139,7 @@ def _tasks(study: Study) -> list[Task]:
 def _check_split(study: Study, tasks: Sequence[Task]) -> None:
     """Refuse a split that never ends, and one by which a checkpoint was chosen that it is to judge."""
     files = {entry.name for entry in study.tasks if isinstance(entry, FileTask)}
-    world = [task.name for task in tasks if task.name not in files]
+    world = [task.name for task in tasks if task.name not in files and task.format is None]
     endless = [name for name in world if not name.startswith("shifted/")]  # these have no train split at all
     if study.split == "train" and study.limit is None and endless:
         raise UserError(f"limit: found none, expected a number: the train split of {endless[0]} has no end.")

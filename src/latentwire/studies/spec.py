@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from latentwire import wires
 from latentwire.errors import UserError
-from latentwire.tasks import FILE_KINDS
+from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
 from latentwire.wires import Wire
@@ -22,7 +22,7 @@ Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain",
 
 
 class FileTask(Settings):
-    """A task read from a file of one's own, under any name."""
+    """A task read from a file of one's own or from a benchmark's official files, under any name."""
 
     name: Name
     kind: str
@@ -31,8 +31,8 @@ class FileTask(Settings):
     @field_validator("kind")
     @classmethod
     def _known_kind(cls, value: str) -> str:
-        if value not in FILE_KINDS:
-            raise ValueError(f"found {value!r}, expected {one_of(value, FILE_KINDS)}")
+        if value not in DATA_KINDS:
+            raise ValueError(f"found {value!r}, expected {one_of(value, DATA_KINDS)}")
         return value
 
 
@@ -40,17 +40,36 @@ TaskEntry = Annotated[
     Annotated[str, Tag("named")] | Annotated[FileTask, Tag("file")],
     Discriminator(lambda entry: "file" if isinstance(entry, dict | FileTask) else "named"),
 ]
-"""A task of the project by its name, or one read from a file."""
+"""A task of the project or of lm-eval by its name, or one read from a file."""
 
 
-class Evaluate(Settings):
-    """Score tasks over one or several arms, each a wire by name; all arms answer the same examples.
+Checkpoint = Literal["best", "final"]
+Source = tuple[str | None, Checkpoint]
+"""A finetuning and which of its checkpoints; None for the study's model."""
 
-    start_from: the finetuning whose best checkpoint reads; the study's model if there is none.
+
+class Start(Settings):
+    """Which weights a stage starts from.
+
+    start_from: a finetuning's; the study's model if there is none. checkpoint: the finetuning's weights of
+    the lowest evaluation loss, or those of its last step. Only `final` compares two finetunings after the
+    same number of steps; the best weights of one that makes nothing better are the untrained ones.
     """
 
-    kind: Literal["evaluate"]
     start_from: str | None = None
+    checkpoint: Checkpoint = "best"
+
+    @model_validator(mode="after")
+    def _checkpoint_of_a_finetuning(self) -> Self:
+        if self.start_from is None and self.checkpoint != "best":
+            raise ValueError(f"checkpoint: found {self.checkpoint!r} without start_from, whose checkpoint it is")
+        return self
+
+
+class Evaluate(Start):
+    """Score tasks over one or several arms, each a wire by name; all arms answer the same examples."""
+
+    kind: Literal["evaluate"]
     arms: dict[Name, str] = Field(min_length=1)
 
     @field_validator("arms")
@@ -68,11 +87,10 @@ class Evaluate(Settings):
         return [wires.parse(text) for text in self.arms.values()]
 
 
-class Finetune(Finetuning):
-    """A finetuning; `start_from` as for an evaluation."""
+class Finetune(Finetuning, Start):
+    """A finetuning."""
 
     kind: Literal["finetune"]
-    start_from: str | None = None
 
     @field_validator("wire")
     @classmethod
@@ -80,7 +98,7 @@ class Finetune(Finetuning):
         return _wire(value)
 
     def settings(self) -> Finetuning:
-        return Finetuning.model_validate(self.model_dump(exclude={"kind", "start_from"}))
+        return Finetuning.model_validate(self.model_dump(exclude={"kind", *Start.model_fields}))
 
 
 Stage = Annotated[Evaluate | Finetune, Field(discriminator="kind")]

@@ -1,4 +1,4 @@
-"""Tasks by name: the made-up world's, and those read from a user's file."""
+"""Tasks by name: the made-up world's, those read from a user's file, and lm-eval's."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
-from latentwire.tasks import jsonl, reading
+from latentwire.tasks import harness, hotpot, jsonl, official, reading
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import nearest
 
@@ -32,29 +32,38 @@ class FileKind:
 
 FILE_KINDS = {
     "squad": FileKind(reading.task, ".json"),
+    "hotpotqa": FileKind(hotpot.task, ".json"),
     "jsonl": FileKind(jsonl.task, ".jsonl"),
 }
-"""The tasks that are read from `--data`, one line per kind."""
+"""The formats of a user's own files, one line per kind."""
+
+DATA_KINDS = (*FILE_KINDS, *official.RELEASES)
+"""Everything that reads `--data`: a user's files, and the official files of benchmarks."""
 
 
-def resolve(names: Sequence[str], data: Path | None) -> list[Task]:
+def resolve(names: Sequence[str], data: Path | None, include_path: Path | None = None) -> list[Task]:
     """The tasks that `names` stand for, each once, in the order in which they are first named.
 
-    A name is a task of the world (`one_hop`, `choices/city`), one of `GROUPS`, or one of
-    `FILE_KINDS`, which reads `data`: a file, or a folder that holds one file of that kind.
+    A name is a task of the world (`one_hop`, `choices/city`), one of `GROUPS`, one of `FILE_KINDS`, which
+    reads `data` (a file, or a folder that holds one file of that kind), or a task of lm-eval, which
+    takes its documents from the hub unless it is one of `DATA_KINDS` and `data` is given.
 
-    Raises UserError if a name is unknown (the nearest valid one is told), none is given, or `data`
-    is missing where it is needed, given where it is not, or does not lead to exactly one file.
+    Args:
+        include_path: a folder with lm-eval YAML files, whose tasks can be named too.
+
+    Raises:
+        UserError: a name is unknown (the nearest valid one is told), none is given, `data` is missing where
+            it is needed, given where it is not, or does not lead to exactly one file, or lm-eval
+            is needed and not installed.
     """
     # Here and not above: importing `latentwire.tasks.base` must not build the world's word lists.
     from latentwire.tasks.world import world_tasks
 
     world: Mapping[str, Task] = world_tasks()
-    valid = [*GROUPS, *FILE_KINDS, *world]
     if not names:
-        raise UserError(f"task: expected at least one of {', '.join([*GROUPS, *FILE_KINDS])}, found none.")
-    if data is not None and not any(name in FILE_KINDS for name in names):
-        kinds = " or ".join(repr(kind) for kind in FILE_KINDS)
+        raise UserError(f"task: expected at least one of {', '.join([*GROUPS, *DATA_KINDS])}, found none.")
+    if data is not None and not any(name in DATA_KINDS for name in names):
+        kinds = " or ".join(repr(kind) for kind in DATA_KINDS)
         raise UserError(f"data: expected a task that reads it ({kinds}), found {', '.join(names)}.")
     tasks: dict[str, Task] = {}
     for name in names:
@@ -64,12 +73,37 @@ def resolve(names: Sequence[str], data: Path | None) -> list[Task]:
             tasks |= {member: task for member, task in world.items() if GROUPS[name](member)}
         elif name in FILE_KINDS:
             tasks[name] = FILE_KINDS[name].task(_file(name, data), name)
+        elif name in official.RELEASES or name in (harness.names(include_path) or ()):
+            documents = data if name in official.RELEASES else None
+            tasks[name] = harness.task(name, name, documents, include_path)
         else:
-            raise UserError(
-                f"task: expected one of {', '.join([*GROUPS, *FILE_KINDS])} or a task of the world, "
-                f"found {name!r}{nearest(name, valid)}."
-            )
+            raise _unknown(name, [*GROUPS, *FILE_KINDS, *official.RELEASES, *world], include_path)
     return list(tasks.values())
+
+
+def read(kind: str, data: Path, name: str) -> Task:
+    """The task of `DATA_KINDS` that is read from `data`, under any name.
+
+    Raises:
+        UserError: the file is missing or malformed, or lm-eval is needed and not installed.
+    """
+    return FILE_KINDS[kind].task(data, name) if kind in FILE_KINDS else harness.task(kind, name, data)
+
+
+def data_files(kind: str, data: Path) -> list[Path]:
+    """The files that `read` reads."""
+    return [data] if kind in FILE_KINDS else official.files(kind, data)
+
+
+def _unknown(name: str, ours: Sequence[str], include_path: Path | None) -> UserError:
+    if name in (found := harness.groups(include_path)):
+        return UserError(f"task: expected single tasks of lm-eval by their names, found its group {name!r}.")
+    theirs = harness.names(include_path)
+    also = "of lm-eval" if theirs is not None else f"of lm-eval (not installed; {harness.INSTALL})"
+    # Ours first: among the thousands of lm-eval's names there is one like any other.
+    near = nearest(name, ours) or nearest(name, [*(theirs or ()), *found])
+    kinds = ", ".join([*GROUPS, *FILE_KINDS])
+    return UserError(f"task: expected one of {kinds}, a task of the world or {also}, found {name!r}{near}.")
 
 
 def _file(kind: str, data: Path | None) -> Path:

@@ -5,9 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import islice
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from latentwire.lm.prompts import Example
+
+if TYPE_CHECKING:
+    from latentwire.lm.prompt_format import PromptFormat
 
 AnswerKind = Literal["span", "solution", "choice"]
 Split = Literal["train", "validation", "test"]
@@ -21,6 +24,9 @@ class Task:
     solution ending in `#### N`), `choice` (log-likelihood over `Example.choices`). `source(split)`
     yields the examples of a split in an order that never changes, so that a limit always keeps
     the same ones. `stop` are strings at which a generated answer ends.
+
+    `format` words the prompts of a benchmark that has its own words; without one it is the reader's.
+    `judge(text, example)` gives a generated answer's metrics where the benchmark scores in its own way.
     """
 
     name: str
@@ -28,6 +34,8 @@ class Task:
     source: Callable[[Split], Iterable[Example]]
     max_new_tokens: int = 16
     stop: tuple[str, ...] = ("\n",)
+    format: PromptFormat | None = None
+    judge: Callable[[str, Example], dict[str, float]] | None = None
 
     def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
         """The first `limit` examples of `split` (all of them without a limit)."""

@@ -1,0 +1,228 @@
+"""Any task of lm-eval by its name: its documents, its prompts, its choices, its filters.
+
+What lm-eval would send to a model is asked from its own task object, so nothing is worded here. The whole
+prompt stands in `Example.context` and the question is empty: under `none` a reader gets nothing but the token
+that begins a text, and its score is that of the choices by themselves. Choices that stand in the prompt
+(Winogrande) are then all alike, and which of them is taken, the first unless rounding says otherwise, is a guess.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from latentwire.errors import UserError
+from latentwire.lm.prompts import Example
+from latentwire.tasks import official
+from latentwire.tasks.base import Split, Task
+from latentwire.tasks.files import digest
+
+INSTALL = "pip install 'latentwire[harness]'"
+FEWSHOT_SEED = 1234  # lm-eval's default, so that the same examples are drawn
+MAX_NEW_TOKENS = 256  # lm-eval's default for a task that names no length
+UNREADABLE = "[invalid]"  # what its regex filter gives back where nothing matches
+
+
+def names(include_path: Path | None = None) -> list[str] | None:
+    """The names of all single tasks, or None where lm-eval is not installed.
+
+    Raises:
+        UserError: `include_path` is no folder.
+    """
+    manager = _manager(include_path)
+    return None if manager is None else list(manager.all_subtasks)
+
+
+def groups(include_path: Path | None = None) -> list[str]:
+    """The names that stand for several tasks."""
+    manager = _manager(include_path)
+    return [] if manager is None else [*manager.all_groups, *manager.all_tags]
+
+
+def task(kind: str, name: str, data: Path | None = None, include_path: Path | None = None) -> Task:
+    """lm-eval's task `kind`, called `name` here.
+
+    Documents are those that lm-eval evaluates: of the test split, of the validation split where there is no
+    test split. They come from the hub, or from the official files in `data` where `official.RELEASES` knows
+    them. A multiple-choice task keeps the number of worked examples of its definition; what is generated is
+    asked for without any.
+
+    Raises:
+        UserError: lm-eval is not installed, the documents cannot be had or worded, or the task is
+            neither multiple choice nor scored by exact match.
+    """
+    manager = _manager(include_path)
+    if manager is None:
+        raise UserError(f"task: {kind!r} is a task of lm-eval, which is not installed; {INSTALL}.")
+    spec: Any = kind
+    if data is not None:
+        # A group of one: there, and only there, lm-eval lets an entry change a definition that it knows by name.
+        spec = {"group": "latentwire", "task": [{"task": kind, **_over(official.documents(kind, data))}]}
+    try:
+        (harness,) = manager.load([spec])["tasks"].values()
+        documents = harness.eval_docs
+    except Exception as error:  # what datasets, the hub and lm-eval raise has no common class
+        where = "be built over its documents" if data is not None else "be loaded with its documents"
+        hint = (
+            "; its official files can be given as data instead"
+            if kind in official.RELEASES and data is None
+            else ""
+        )
+        raise UserError(f"task: {kind!r} of lm-eval cannot {where} ({_first_line(error)}){hint}.") from error
+    harness.set_fewshot_seed(FEWSHOT_SEED)
+    if harness.OUTPUT_TYPE == "multiple_choice":
+        return _choice_task(harness, documents, name)
+    return _generation_task(harness, documents, name)
+
+
+@cache
+def _manager(include_path: Path | None) -> Any:
+    """lm-eval's index of tasks; None where it is not installed."""
+    if include_path is not None and not include_path.is_dir():
+        raise UserError(f"include-path: expected a folder of lm-eval YAML files, found {str(include_path)!r}.")
+    try:
+        import datasets
+        from lm_eval.tasks import TaskManager
+    except ImportError:
+        return None
+    # Both speak of their inner workings on the screen.
+    logging.getLogger("lm_eval").setLevel(logging.ERROR)
+    datasets.disable_progress_bars()
+    return TaskManager(include_path=include_path)
+
+
+def _over(documents: list[official.Document]) -> dict[str, Any]:
+    """What makes a definition read `documents` and nothing else."""
+    import datasets
+
+    made = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents)})
+    no_other = dict.fromkeys(("training_split", "validation_split", "fewshot_split"))
+    return {**no_other, "test_split": "test", "custom_dataset": lambda **_: made}
+
+
+def _choice_task(harness: Any, documents: Any, name: str) -> Task:
+    shots = harness.config.num_fewshot or 0
+    examples = (_choice_example(harness, shots, doc, name, at) for at, doc in enumerate(documents))
+    return Task(name=name, answer="choice", source=_kept(examples, name), format=_format(harness))
+
+
+def _choice_example(harness: Any, shots: int, doc: Any, name: str, at: int) -> Example:
+    try:
+        prefix = harness.doc_to_prefix(doc)
+        asked = harness.fewshot_context(doc, num_fewshot=shots, gen_prefix=prefix)
+        choices = [str(choice) for choice in harness.doc_to_choice(doc)]
+        # Unconditional requests of `acc_mutual_info` stand behind the choices' own.
+        pairs = [request.args for request in harness.construct_requests(doc, asked)][: len(choices)]
+        gold = harness.doc_to_text(doc) if harness.multiple_input else harness.doc_to_target(doc)
+    except Exception as error:  # a template or function of the task's definition
+        raise _unworded(name, at, error) from error
+    position = choices.index(gold) if isinstance(gold, str) and gold in choices else gold
+    if not isinstance(position, int) or not 0 <= position < len(choices) or not all(choices):
+        raise UserError(f"task: {name}, document {at}: expected one right choice among {choices}, found {gold!r}.")
+    context = pairs[0][0]
+    answers: tuple[str, ...] = ()
+    if harness.multiple_input:
+        context = context.removesuffix(choices[0])
+        answers = (str(harness.doc_to_target(doc)),)
+    example = Example(
+        id=f"{digest(context, *answers, *choices)}-{at}",
+        # As elsewhere: what shares a prompt is a group, and without one each stands for itself.
+        group=digest(context) if context and not answers else f"{name}-{at}",
+        context=context,
+        question="",
+        answers=answers,
+        choices=tuple(choices),
+        gold=position,
+    )
+    delimiter = harness.config.target_delimiter
+    ours = [(each.context, delimiter + choice) for each in example.requests() for choice in each.choices]
+    if ours != [(str(before), str(behind)) for before, behind, *_ in pairs]:
+        raise UserError(f"task: {name}, document {at}: lm-eval asks in a way that no prompt here can say.")
+    return example
+
+
+def _generation_task(harness: Any, documents: Any, name: str) -> Task:
+    config, how = harness.config, harness.config.generation_kwargs or {}
+    metrics = [metric["metric"] for metric in config.metric_list or []]
+    greedy = not how.get("do_sample") and config.repeats == 1
+    if harness.OUTPUT_TYPE != "generate_until" or "exact_match" not in metrics or not greedy:
+        told = ", ".join([harness.OUTPUT_TYPE, *map(str, metrics)])
+        raise UserError(f"task: expected multiple choice or greedy text scored by exact_match, {name} is {told}.")
+    asked: dict[str, Any] = {}
+
+    def example(at: int, doc: Any) -> Example:
+        try:
+            context = harness.fewshot_context(doc, num_fewshot=0, gen_prefix=harness.doc_to_prefix(doc))
+            target = harness.doc_to_target(doc)
+        except Exception as error:
+            raise _unworded(name, at, error) from error
+        answers = tuple(map(str, target)) if isinstance(target, list) else (str(target),)
+        made = Example(
+            id=f"{digest(context, *answers)}-{at}",
+            group=digest(context),
+            context=context,
+            question="",
+            answers=answers,
+        )
+        asked[made.id] = doc
+        return made
+
+    stop = how.get("until") or []
+    return Task(
+        name=name,
+        answer="solution",
+        source=_kept((example(at, doc) for at, doc in enumerate(documents)), name),
+        max_new_tokens=int(how.get("max_gen_toks", MAX_NEW_TOKENS)),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
+        format=_format(harness),
+        judge=lambda text, example: _judged(harness, text, asked[example.id]),
+    )
+
+
+def _judged(harness: Any, text: str, doc: Any) -> dict[str, float]:
+    """What lm-eval gives an answer by the first of the task's filters, and whether that filter finds none."""
+    from lm_eval.api.instance import Instance
+
+    request = Instance(request_type="generate_until", doc=doc, arguments=("", {}), idx=0, resps=[text])
+    harness._filters[0].apply([request])
+    (read,) = request.filtered_resps.values()
+    found = harness.process_results(doc, [read])
+    return {"exact_match": float(found["exact_match"]), "unreadable": float(read == UNREADABLE)}
+
+
+def _format(harness: Any) -> Any:
+    from latentwire.lm.prompt_format import PromptFormat
+
+    return PromptFormat(template="raw", anchor="", delimiter=harness.config.target_delimiter)
+
+
+def _kept(examples: Iterator[Example], name: str) -> Callable[[Split], Iterator[Example]]:
+    """A source that makes each example when it is first asked for, and only once."""
+    made: list[Example] = []
+
+    def source(split: Split) -> Iterator[Example]:
+        if split != "test":
+            raise UserError(f"split: lm-eval fixes the documents of {name}; found {split!r}, expected 'test'.")
+        at = 0
+        while True:
+            if at == len(made):
+                following = next(examples, None)
+                if following is None:
+                    return
+                made.append(following)
+            yield made[at]
+            at += 1
+
+    return source
+
+
+def _unworded(name: str, at: int, error: Exception) -> UserError:
+    return UserError(f"task: lm-eval's definition of {name} fails on document {at} ({_first_line(error)}).")
+
+
+def _first_line(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
