@@ -5,8 +5,7 @@ BIN := .venv/bin
 .PHONY: demo test lint clean
 
 demo: .venv/.installed
-	$(BIN)/latentwire eval --model embedded:heron --task tiers --task choices --limit 500 \
-		--wire text --wire text,mask=prefix --wire none
+	$(BIN)/latentwire run quickstart
 
 test: .venv/.developing
 	$(BIN)/python -m pytest

@@ -22,6 +22,7 @@ from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import Run, runs
 from latentwire.studies import carry_out, loading, plan, report, runner
+from latentwire.studies.readers import Readers
 from latentwire.studies.runner import Carried, StageFailed
 from latentwire.studies.spec import Study
 from latentwire.training import loop
@@ -201,6 +202,22 @@ def test_tables_mark_leaks_floors_unstable_prompts_and_untrained_checkpoints(fin
         "WARNING: prefix_ft was best at step 0",
     ):
         assert words in text
+
+
+def test_a_stage_starts_from_the_checkpoint_that_it_names(carry: Carry) -> None:
+    # So large a learning rate makes every step worse: the best weights are the untrained ones.
+    done = carry("finetuning.learning_rate=10.0", "finetuning.steps=4", "stages.plain_after.checkpoint=final")
+    trained = folders(done)["prefix_ft"] / "checkpoints"
+    readers = Readers(done.plan, done.runs)
+    for checkpoint in ("best", "final"):
+        lm = readers.load(("prefix_ft", checkpoint))
+        on_disk = LM.load(trained / checkpoint)
+        assert all(map(torch.equal, lm.model.state_dict().values(), on_disk.model.state_dict().values()))
+    plain, untrained = (
+        (folders(done)[name] / "outcomes.jsonl").read_text() for name in ("plain_after", "baseline")
+    )
+    assert plain != untrained
+    assert "WARNING: prefix_ft was best at step 0" in report.markdown(done.plan.study, done.runs, done.summary)
 
 
 def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried) -> None:

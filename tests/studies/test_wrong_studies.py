@@ -71,12 +71,23 @@ WRONG = {
         "prefixft",
         r"stages\.plain_after\.start_from: found 'prefixft', .*\(nearest: prefix_ft\)",
     ),
+    "a checkpoint of nothing": (
+        "stages.baseline.checkpoint",
+        "final",
+        r"stages\.baseline\.?.*: checkpoint: found 'final' without start_from",
+    ),
+    "a checkpoint that is none": ("stages.plain_after.checkpoint", "bets", r"checkpoint: found 'bets'.*best"),
     "weights from an evaluation": ("stages.plain_after.start_from", "ablated", r"'ablated', an evaluation"),
     "an unknown task": ("tasks", ["one_hob"], r"tasks\.0: .*one_hob.*nearest: 'one_hop'"),
     "a task twice": ("tasks", ["one_hop", "one_hop"], r"tasks\.1: found 'one_hop' a second time"),
     "an unknown wire": ("stages.baseline.arms.text", "txt", r"stages\.baseline\.arms: text: found 'txt'.*text"),
     "an unknown wire to train on": ("stages.prefix_ft.wire", "txt", r"stages\.prefix_ft\.wire: found 'txt'"),
     "a wire twice": ("stages.baseline.arms.again", "text", r"stages\.baseline\.arms: again: .*second time"),
+    "adapters on layers that are not there": (
+        "stages.prefix_ft.lora",
+        {"layers": 9},
+        r"stages\.prefix_ft: lora\.layers: found 9, expected at most the 3",
+    ),
     "a leaking wire to train on": ("stages.prefix_ft.wire", "leaky", r"stages\.prefix_ft: wire: leaky lets"),
     "a missing file": (
         "tasks",

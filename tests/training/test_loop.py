@@ -10,8 +10,9 @@ from safetensors.torch import load_file
 from latentwire import LM
 from latentwire.errors import UserError
 from latentwire.training import loop
+from latentwire.training.checks import check
 from latentwire.training.config import Finetuning, Lora, Stopping, WorldData
-from latentwire.training.loop import check, finetune
+from latentwire.training.loop import finetune
 from latentwire.training.row_audit import audit_rows
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.stopping import Judge, Leak
@@ -203,7 +204,7 @@ def test_diagnostics_say_what_the_design_promises(tmp_path):
 
 def test_training_over_a_leaking_wire_is_refused_unless_forced(tmp_path):
     with pytest.raises(UserError, match="copy the label"):
-        check(Finetuning(**{**SMALL, "wire": "leaky"}))
+        check(Finetuning(**{**SMALL, "wire": "leaky"}), start())
     _, said = run(tmp_path / "forced", wire="leaky", force_leaky=True, steps=1)
     assert any("as forced" in line for line in said)
 

@@ -68,14 +68,15 @@ def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
             best = f"{results['best_loss']:.4f} at step {results['best_step']}"
             told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {best}"
         rows.append([name, study.stages[name].kind, stage["status"], stage["run"] or "", told])
-    notes = [*_same_rows(study, found), *_untrained(found)]
+    notes = [*_same_rows(study, found), *_untrained(study, found)]
     return Section("Stages", ["stage", "kind", "status", "run", ""], rows, notes)
 
 
-def _untrained(found: Summary) -> Iterator[str]:
-    """Finetunings that made nothing better: what is read after them is what they started from."""
+def _untrained(study: Study, found: Summary) -> Iterator[str]:
+    """Finetunings that made nothing better, and whose best weights, which are those before, are read."""
+    read = {stage.start_from for stage in study.stages.values() if stage.checkpoint == "best"}
     for name, results in found["derived"]["finetunings"].items():
-        if results["best_step"] == 0:
+        if results["best_step"] == 0 and name in read:
             yield f"WARNING: {name} was best at step 0: the checkpoint read after it is untrained."
 
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
+from latentwire.lm.model import LM
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, Parent, Record, Run, runs
@@ -112,26 +113,26 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
     """What can be known to be wrong before anything is written."""
     from latentwire.evaluation.evaluate import ready
 
+    # The first pending stage's reader; finetuning changes weights only, so what fits it fits all of them.
+    lm = readers.load(planned.stages[pending[0]].source)
     wires = {}
     for name in pending:
         stage = planned.stages[name].stage
         if isinstance(stage, Evaluate):
             wires.update({wire.label: wire for wire in stage.wires()})
         else:
-            _check_finetuning(planned.stages[name])
-    # The first pending stage's reader; finetuning changes weights only, so what fits it fits all of them.
-    lm = readers.load(planned.stages[pending[0]].start_from)
+            _check_finetuning(planned.stages[name], lm)
     if wires:
         study = planned.study
         ready(lm, planned.tasks, list(wires.values()), split=study.split, limit=study.limit)
 
 
-def _check_finetuning(planned: Planned) -> None:
-    from latentwire.training import loop
+def _check_finetuning(planned: Planned, lm: LM) -> None:
+    from latentwire.training import checks
 
     assert not isinstance(planned.stage, Evaluate)
     try:
-        loop.check(planned.stage.settings())
+        checks.check(planned.stage.settings(), lm)
     except UserError as error:
         raise UserError(f"stages.{planned.name}: {error}") from error
 
@@ -151,7 +152,7 @@ def _next(planned: Plan, pending: Sequence[str], readers: Readers) -> str:
     at_hand = [
         name
         for name in able
-        if isinstance(planned.stages[name].stage, Evaluate) and readers.holds(planned.stages[name].start_from)
+        if isinstance(planned.stages[name].stage, Evaluate) and readers.holds(planned.stages[name].source)
     ]
     return (at_hand or able)[0]
 
@@ -184,7 +185,7 @@ def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) 
         verb = "resuming" if resumed else "starting"
         log(f"\n{verb} {name} ({stage.kind} from {stage.start_from or planned.study.model}) in {made.folder}")
         try:
-            lm = readers.load(stage.start_from, to_train=not isinstance(stage, Evaluate))
+            lm = readers.load(planned.stages[name].source, to_train=not isinstance(stage, Evaluate))
             if isinstance(stage, Evaluate):
                 results = carry_out.evaluate(lm, stage, planned, made.folder, log)
             else:

@@ -26,9 +26,7 @@ class Trainable:
             return
         from peft import LoraConfig, get_peft_model
 
-        count = lm.model.config.get_text_config().num_hidden_layers
-        if lora.layers is not None and lora.layers > count:
-            raise UserError(f"lora.layers: found {lora.layers}, expected at most the {count} of {lm.name}.")
+        check_layers(lm, lora)
         config = LoraConfig(
             r=lora.rank,
             lora_alpha=lora.alpha,
@@ -53,6 +51,13 @@ class Trainable:
             self._lm.model = self._adapted.unload()
         self._lm.model.requires_grad_(False)
         weights.restore(self._lm.model, folder)
+
+
+def check_layers(lm: LM, lora: Lora) -> None:
+    """Raise a `UserError` if adapters are asked for on more layers than the model has."""
+    count = lm.model.config.get_text_config().num_hidden_layers
+    if lora.layers is not None and lora.layers > count:
+        raise UserError(f"lora.layers: found {lora.layers}, expected at most the {count} of {lm.name}.")
 
 
 def _linears(model: nn.Module, layers: int) -> list[str]:

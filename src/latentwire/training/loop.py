@@ -23,7 +23,8 @@ from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.training import checkpoints
 from latentwire.training.adapters import Trainable
-from latentwire.training.config import FileData, Finetuning, HubData
+from latentwire.training.checks import check
+from latentwire.training.config import Finetuning
 from latentwire.training.diagnostics import Diagnostics, memory_gib
 from latentwire.training.documents import Document, Source, document, sources
 from latentwire.training.objectives import AnswerCrossEntropy
@@ -53,19 +54,6 @@ class Finetuned:
     seconds: float
 
 
-def check(settings: Finetuning) -> None:
-    """What can be known to be wrong before anything is loaded.
-
-    Raises:
-        UserError: the wire leaks, or a file is missing or malformed.
-    """
-    wires.parse(settings.wire).refuse_training(force=settings.force_leaky)
-    if isinstance(settings.data, FileData):
-        next(sources(settings.data, "train", 1, settings.eval_samples))
-    elif not isinstance(settings.data, HubData):
-        next(sources(settings.data, "train", 1, 0))
-
-
 def finetune(
     lm: LM,
     settings: Finetuning,
@@ -84,7 +72,7 @@ def finetune(
     Raises:
         UserError: the data cannot be used. Leak: the audit of model, wire or rows found one.
     """
-    check(settings)
+    check(settings, lm)
     wire = wires.parse(settings.wire).bind(lm)
     run = _Run(lm, wire, settings, folder, log)
     run.audit()
