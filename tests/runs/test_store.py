@@ -17,7 +17,7 @@ import pytest
 
 from latentwire.errors import UserError
 from latentwire.runs import provenance
-from latentwire.runs.identity import file_sha256, identity, model_files
+from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Record, Run, find, runs
 
 
@@ -170,3 +170,13 @@ def test_a_link_to_a_name_that_is_no_hash_is_read(tmp_path: Path) -> None:
     (tmp_path / ("z" * 64)).write_bytes(b"weights")
     (tmp_path / "model.safetensors").symlink_to(tmp_path / ("z" * 64))
     assert file_sha256(tmp_path / "model.safetensors") == hashlib.sha256(b"weights").hexdigest()
+
+
+def test_a_gguf_file_is_known_by_its_own_content(tmp_path: Path) -> None:
+    path = tmp_path / "small.gguf"
+    path.write_bytes(b"GGUF one")
+    assert model_folder(str(path)) == path
+    before = model_files(path)
+    path.write_bytes(b"GGUF two, longer")
+    assert list(before) == ["small.gguf"]
+    assert model_files(path) != before
