@@ -268,6 +268,43 @@ def show(
 
 
 @app.command()
+def bench(
+    name: Annotated[str, typer.Argument(help="train, loss, decode or score.")],
+    shape: Annotated[
+        str | None,
+        typer.Option(help="tiny, 1b, 3b or 8b, random weights. [default: 3b on an accelerator, else tiny]"),
+    ] = None,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also over lengths, batches and shapes.")] = False,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+) -> None:
+    """Measure this engine beside what one would otherwise run, and beside the machine's floor."""
+    import torch
+
+    from latentwire import bench as benchmarks
+    from latentwire.bench import setup, tables
+    from latentwire.files import write_atomically
+
+    if name not in benchmarks.NAMES:
+        raise UserError(f"bench: found {name!r}, expected {' or '.join(benchmarks.NAMES)}.")
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    shape = shape or ("3b" if device.type == "cuda" else "tiny")
+    if shape not in setup.SHAPES:
+        raise UserError(f"shape: found {shape!r}, expected {' or '.join(setup.SHAPES)}.")
+    if json_file is not None:
+        _check_writable(json_file)
+    at = setup.Setup(device, shape, sweep)
+    print(f"{benchmarks.NAMES[name]}\n{tables.machine(device)}, shape {shape}, {at.dtype}", flush=True)
+    rows = []
+    for row in benchmarks.measure(name, at):
+        rows.append(row)
+        figures = ", ".join(f"{key} {value:.4g}" for key, value in row.figures.items() if value is not None)
+        print(f"  {row.who} {row.at or ''}: {figures} {row.note}", file=sys.stderr, flush=True)
+        if json_file is not None:
+            write_atomically(json_file, json.dumps(tables.document(name, at, rows), indent=1) + "\n")
+    _console().print(tables.table(name, rows))
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has, and whether the embedded models are whole."""
     from latentwire.doctor import examine

@@ -1,0 +1,24 @@
+"""Benchmarks: this engine beside what a user would otherwise run, in one process, with the floor of the machine.
+
+Each benchmark is one module with a function `measure(setup) -> Iterator[Row]`; its name stands here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib import import_module
+
+from latentwire.bench.setup import Row, Setup
+
+NAMES = {
+    "train": "prefix-LM training: packed rows beside padded batches, forward and backward",
+    "loss": "cross-entropy and distillation without vocabulary-sized tensors",
+    "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
+    "score": "multiple choice, documents per second beside lm-eval's hf model",
+}
+
+
+def measure(name: str, setup: Setup) -> Iterator[Row]:
+    """Rows of a benchmark, each as soon as it is measured."""
+    found: Iterator[Row] = import_module(f"latentwire.bench.{name}").measure(setup)
+    yield from found
