@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
+from typing import Any
 
 import torch
 from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
@@ -18,7 +19,7 @@ class Shape:
     """A decoder of random weights. family: Transformers' model type; config: its settings."""
 
     family: str
-    config: dict[str, int | bool]
+    config: dict[str, Any]
 
 
 SHAPES = {
