@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,7 +19,7 @@ from latentwire.lm import attention, checks, decoding, scoring, weights
 from latentwire.lm.decoding import Decoding, Generated
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.lm.reading import Columns, Memory, Reading
+from latentwire.lm.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.rotary import Rotary
 from latentwire.lm.scoring import Continuations, Score
 
@@ -143,6 +145,12 @@ class LM:
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
+    def embeddings(self) -> Tensor:
+        """The table of input embeddings, `(V, D)`."""
+        table = self.model.get_input_embeddings().weight
+        assert isinstance(table, Tensor)
+        return table
+
     def head(self, hidden: Tensor) -> Tensor:
         """Logits `(..., V)` of final hidden states `(..., D)`."""
         logits: Tensor = self.model.get_output_embeddings()(hidden).to(hidden.device)
@@ -172,6 +180,33 @@ class LM:
                 reading=reading,
             ).last_hidden_state
         return hidden.to(content.device)
+
+    def memorize(self, prefix: Prefix) -> tuple[Tensor, Memory]:
+        """Read a prefix for what it leaves behind; gradients flow.
+
+        Returns:
+            Final hidden states `(B, P, D)`, and every layer's keys (not rotated) and values of the P columns.
+
+        Raises:
+            UserError: longer than the model's positions, or the model rotates keys in a way not known here.
+        """
+        reading = replace(self._reading(prefix), tap=(tap := Tap()))
+        content = prefix.embeddings if prefix.ids is None else prefix.ids
+        assert content is not None
+        hidden = self.run(content, prefix.columns, reading)
+        positions = prefix.columns.positions
+        layers = range(len(tap.keys))
+        keys = tuple(self.rotary.rotate(layer, tap.keys[layer], positions, back=True) for layer in layers)
+        return hidden, Memory(keys, tuple(tap.values[layer] for layer in layers), prefix.columns)
+
+    def twin(self) -> LM:
+        """A second module that shares every weight of this one, for adapters of its own to be put into.
+
+        Toggling adapters between two passes of one module gives wrong gradients under activation checkpointing.
+        """
+        shared = {id(each): each for each in (*self.model.parameters(), *self.model.buffers())}
+        model: PreTrainedModel = copy.deepcopy(self.model, dict(shared))
+        return LM(model, self.tokenizer, name=self.name, prompt_format=self.format)
 
     def _reading(self, prefix: Prefix) -> Reading:
         self._check_length(int(prefix.next_position.max()))

@@ -11,6 +11,9 @@ from latentwire.errors import UserError
 from latentwire.lm.prompts import Example, Prompt, Tokens
 from latentwire.lm.reader import Reader
 
+PLACE = "Context."
+"""Stands where a context would, to find out what stands around it."""
+
 
 class PromptFormat(BaseModel):
     """How a reader's prompts look. Saved in every checkpoint, the same in training and evaluation.
@@ -87,6 +90,19 @@ class PromptFormat(BaseModel):
             segments=[0] * before + [1] * (len(ids) - before),
             anchor=len(ids) - _common(ids, self._ids(bare, lm)) if anchored else 0,
         )
+
+    def before(self, context: str, lm: Reader) -> list[int]:
+        """Tokens of a context and of what stands before it (BOS, a chat's header): what any question follows."""
+        text, boundary = self.render(context or PLACE, "?", lm)
+        return self._ids(text[: boundary if context else text.index(PLACE)], lm)
+
+    def behind(self, question: str, lm: Reader) -> list[int]:
+        """Tokens of what stands behind a context: the question with its words and the anchor.
+
+        They are tokenized alone, since what stands before them may be no text.
+        """
+        text, boundary = self.render(PLACE, question, lm)
+        return list(lm.tokenizer(self._kept(text)[boundary:], add_special_tokens=False)["input_ids"])
 
     def outside(self, tokens: Tokens) -> int:
         """How many tokens at the end stay out of a bidirectional block."""

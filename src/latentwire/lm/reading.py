@@ -124,6 +124,22 @@ class LayerRange:
         return f"{self.start}-{self.stop - 1}"
 
 
+@dataclass(eq=False)
+class Tap:
+    """Collects every layer's keys (rotated) and values `(B, H, K, D)` as a pass computes them.
+
+    A pass without a cache keeps neither, and a cache does not train. Recomputing a layer, as activation
+    checkpointing does, leaves what the first pass gave: that is what the graph holds.
+    """
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def take(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.keys.setdefault(layer, key)
+        self.values.setdefault(layer, value)
+
+
 @dataclass(frozen=True, eq=False)
 class Reading:
     """The mask of one forward pass.
@@ -131,13 +147,15 @@ class Reading:
     columns: `(B, T)`, all columns of the rows, those in the cache first; the last Q of them are
         the queries. layers: where blocks count (None: everywhere). memory: keys and values
         before the columns, keys rotated. spans: per layer, the `(offset, length)` of the columns
-        that a cache returns, where it does not return all of them.
+        that a cache returns, where it does not return all of them. tap: where to leave the columns'
+        own keys and values.
     """
 
     columns: Columns
     layers: LayerRange | None = None
     memory: Memory | None = None
     spans: tuple[tuple[int, int], ...] | None = None
+    tap: Tap | None = None
     _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
 
     @property
@@ -147,6 +165,8 @@ class Reading:
 
     def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values `(B, H, M + K, D)` of a layer with the memory before them."""
+        if self.tap is not None:
+            self.tap.take(layer, key, value)
         if self.memory is None:
             return key, value
         memory_key, memory_value = self.memory.keys[layer], self.memory.values[layer]

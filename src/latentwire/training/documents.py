@@ -12,13 +12,11 @@ from typing import Any
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import CAUSAL, Example
+from latentwire.lm.shared import IGNORE
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Split
 from latentwire.training.config import Data, FileData, HubData, WorldData
 from latentwire.wires import Wire
-
-IGNORE = -100
-"""Label of a token that is not learned."""
 
 
 @dataclass(frozen=True)

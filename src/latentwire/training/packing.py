@@ -15,7 +15,8 @@ from torch import Tensor
 from latentwire.lm.prefix import pad_rows
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reading import Columns, LayerRange
-from latentwire.training.documents import IGNORE, Document
+from latentwire.lm.shared import IGNORE
+from latentwire.training.documents import Document
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,7 +8,7 @@ import torch
 
 from latentwire.lm.model import LM
 from latentwire.lm.reading import Reading
-from latentwire.training.documents import IGNORE
+from latentwire.lm.shared import IGNORE
 from latentwire.training.packing import Rows
 
 LOOKS = 8

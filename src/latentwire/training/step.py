@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
 from latentwire.lm.reading import Reading
-from latentwire.training.documents import IGNORE
+from latentwire.lm.shared import IGNORE
 from latentwire.training.objectives import Objective
 from latentwire.training.packing import Rows
 

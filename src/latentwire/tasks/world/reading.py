@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import count
@@ -191,6 +191,33 @@ def _reading(task: str, tier: Tier, shifted: bool, split: Split) -> Iterator[Exa
             answers=(question.answer,),
             candidates=question.candidates,
         )
+
+
+def ask_all(tiers: Sequence[Tier], index: int) -> list[Example]:
+    """Training passage number `index` with every question of `tiers` that can be asked about it, shuffled.
+
+    A passage is as long as the tasks' are; where `later` is among others, every third passage is a tagged one.
+    """
+    random_ = random.Random(f"world/passages/train/{index}")
+    direct = [tier for tier in tiers if tier != "later"]
+    tagged = "later" in tiers and (not direct or index % 3 == 0)
+    asked: Sequence[Tier] = ("later",) if tagged else direct
+    people = random_.choice(sorted({PEOPLE[tier] for tier in asked}))
+    passage = draw_passage(random_, "train", "later" if tagged else "two_hop", people)
+    questions = [(tier, question) for tier in asked for question in ask(passage, tier)]
+    random_.shuffle(questions)
+    group = example_id("passages", "train", index)
+    return [
+        Example(
+            id=f"{group}/{at}",
+            group=group,
+            context=passage.text,
+            question=question.text,
+            answers=(question.answer,),
+            candidates=question.candidates,
+        )
+        for at, (_, question) in enumerate(questions)
+    ]
 
 
 def reading_tasks() -> list[Task]:

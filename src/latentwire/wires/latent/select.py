@@ -1,0 +1,79 @@
+"""Which columns of an encoding become latents: every n-th, the mean of every n, or slots behind the text."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+
+class _Select(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class Anchors(_Select):
+    """The last column of every `ratio` columns, having read all of them (SAC, 2510.08907).
+
+    keep_first: the first column too: readers lean on it whatever it says (attention sink).
+    """
+
+    kind: Literal["anchors"] = "anchors"
+    ratio: int = Field(default=4, ge=1)
+    keep_first: bool = True
+    slots: int = 0
+
+    def weights(self, valid: Tensor) -> Tensor:
+        """`(B, M, T)`: each latent as a mixture of columns, for columns `(B, T)` padded on the right."""
+        length = valid.sum(1)
+        first = int(self.keep_first and self.ratio > 1)
+        groups = (int(length.max()) - first + self.ratio - 1) // self.ratio
+        ends = (torch.arange(1, groups + 1, device=valid.device) * self.ratio + first)[None].expand(len(valid), -1)
+        starts = ends - self.ratio
+        # A last group that is not full ends where the context ends.
+        at = torch.minimum(ends, length[:, None]) - 1
+        chosen = torch.nn.functional.one_hot(at.clamp_min(0), valid.shape[1]).float()
+        chosen = chosen * (starts < length[:, None])[..., None]
+        if not first:
+            return chosen
+        sink = torch.zeros_like(chosen[:, :1])
+        sink[:, :, 0] = (length > 0).float()[:, None]
+        return torch.cat([sink, chosen], 1)
+
+
+class Mean(_Select):
+    """The mean of every `ratio` columns (ARC-Encoder, 2510.20535; Feldman and Artzi, 2510.20797)."""
+
+    kind: Literal["mean"] = "mean"
+    ratio: int = Field(default=4, ge=1)
+    keep_first: bool = True
+    slots: int = 0
+
+    def weights(self, valid: Tensor) -> Tensor:
+        """`(B, M, T)`; see `Anchors.weights`."""
+        length = valid.sum(1)
+        first = int(self.keep_first and self.ratio > 1)
+        groups = (int(length.max()) - first + self.ratio - 1) // self.ratio
+        column = torch.arange(valid.shape[1], device=valid.device)
+        group = (column - first).div(self.ratio, rounding_mode="floor")
+        if first:
+            group[0] = groups
+        member = torch.nn.functional.one_hot(group, groups + first).float().T[None] * valid[:, None]
+        return member / member.sum(-1, keepdim=True).clamp_min(1)
+
+
+class Slots(_Select):
+    """`slots` learned tokens behind the text, as many whatever its length (ICAE; 500xCompressor)."""
+
+    kind: Literal["slots"] = "slots"
+    slots: int = Field(default=32, ge=1)
+
+    def weights(self, valid: Tensor) -> Tensor:
+        """`(B, M, T)`; the slots are the last `slots` columns."""
+        width = valid.shape[1]
+        eye = torch.eye(width, device=valid.device)[width - self.slots :]
+        return eye[None].expand(len(valid), -1, -1)
+
+
+Select = Annotated[Anchors | Mean | Slots, Field(discriminator="kind")]
