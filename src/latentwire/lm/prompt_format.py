@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example, Prompt, Tokens
-from latentwire.lm.reader import Reader
+from latentwire.lm.reader import Tokenizes
 
 PLACE = "Context."
 """Stands where a context would, to find out what stands around it."""
@@ -32,7 +32,7 @@ class PromptFormat(BaseModel):
     anchor: str = "Answer:"
     anchor_block: Literal["inside", "causal"] = "inside"
 
-    def encode(self, example: Example, lm: Reader) -> tuple[Prompt, tuple[list[int], ...]]:
+    def encode(self, example: Example, lm: Tokenizes) -> tuple[Prompt, tuple[list[int], ...]]:
         """The prompt, and the answer's token ids: one list a choice, or one for the first answer.
 
         Prompt and answer are tokenized together and split behind as many tokens as the prompt alone
@@ -64,12 +64,12 @@ class PromptFormat(BaseModel):
         )
         return prompt, tuple(answers)
 
-    def whole(self, context: str, question: str, answer: str, lm: Reader) -> list[int]:
+    def whole(self, context: str, question: str, answer: str, lm: Tokenizes) -> list[int]:
         """Tokens of a prompt with an answer behind it, tokenized as one text."""
         follows = f"{self.delimiter}{answer}" if self.template == "raw" else f" {answer}"
         return self._ids(self.render(context, question, lm)[0] + follows, lm)
 
-    def tokens(self, context: str, question: str, lm: Reader) -> Tokens:
+    def tokens(self, context: str, question: str, lm: Tokenizes) -> Tokens:
         """Tokens of a prompt; the context may be empty.
 
         Where a raw prompt is empty altogether, it is the token that begins a text (BOS, or EOS for want of
@@ -91,12 +91,12 @@ class PromptFormat(BaseModel):
             anchor=len(ids) - _common(ids, self._ids(bare, lm)) if anchored else 0,
         )
 
-    def before(self, context: str, lm: Reader) -> list[int]:
+    def before(self, context: str, lm: Tokenizes) -> list[int]:
         """Tokens of a context and of what stands before it (BOS, a chat's header): what any question follows."""
         text, boundary = self.render(context or PLACE, "?", lm)
         return self._ids(text[: boundary if context else text.index(PLACE)], lm)
 
-    def behind(self, question: str, lm: Reader) -> list[int]:
+    def behind(self, question: str, lm: Tokenizes) -> list[int]:
         """Tokens of what stands behind a context: the question with its words and the anchor.
 
         They are tokenized alone, since what stands before them may be no text.
@@ -108,7 +108,7 @@ class PromptFormat(BaseModel):
         """How many tokens at the end stay out of a bidirectional block."""
         return tokens.anchor if self.anchor_block == "causal" else 0
 
-    def render(self, context: str, question: str, lm: Reader) -> tuple[str, int]:
+    def render(self, context: str, question: str, lm: Tokenizes) -> tuple[str, int]:
         """The prompt's text, and where in it the context ends.
 
         Raises:
@@ -138,7 +138,7 @@ class PromptFormat(BaseModel):
         worded = f"Question: {question}" if self.template == "question" else question
         return f"{context}\n{worded}" if context else worded
 
-    def conversation(self, turns: Sequence[tuple[str, str]], lm: Reader, *, answering: bool) -> list[int]:
+    def conversation(self, turns: Sequence[tuple[str, str]], lm: Tokenizes, *, answering: bool) -> list[int]:
         """Tokens of (role, text) turns; with `answering` up to where the model's next turn begins.
 
         Without a chat template, turns are lines of `Role: text`.
@@ -154,14 +154,14 @@ class PromptFormat(BaseModel):
             ids += sorted(lm.eos_ids)[:1] if role == "assistant" else []
         return ids + (self._piece("Assistant:", lm, first=not ids) if answering else [])
 
-    def _piece(self, text: str, lm: Reader, *, first: bool = False) -> list[int]:
+    def _piece(self, text: str, lm: Tokenizes, *, first: bool = False) -> list[int]:
         return self._ids(text, lm) if first else list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _kept(self, text: str) -> str:
         """The prompt without the blanks that belong to the answer."""
         return text.rstrip() if self.template == "raw" else text.rstrip(" ")
 
-    def _ids(self, text: str, lm: Reader) -> list[int]:
+    def _ids(self, text: str, lm: Tokenizes) -> list[int]:
         # A chat template writes its own special tokens.
         ids: list[int] = lm.tokenizer(text, add_special_tokens=self.template != "chat")["input_ids"]
         # Some tokenizers also append an end-of-sequence token; nothing could follow it.
@@ -170,7 +170,7 @@ class PromptFormat(BaseModel):
         return ids
 
 
-def _beginning(lm: Reader) -> list[int]:
+def _beginning(lm: Tokenizes) -> list[int]:
     """The token that begins a text, as a list; empty for a tokenizer without one."""
     known = (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id)
     return [int(token) for token in known if token is not None][:1]

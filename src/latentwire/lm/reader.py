@@ -13,6 +13,19 @@ from latentwire.lm.prefix import Forced, Prefilled, Prefix
 from latentwire.lm.reading import Columns, Reading
 
 
+class Tokenizes(Protocol):
+    """What turning words into tokens needs of a model: everything but its weights."""
+
+    @property
+    def tokenizer(self) -> PreTrainedTokenizerBase: ...
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
+
 class Reader(Protocol):
     """A decoder model with its tokenizer. See `latentwire.lm.model.LM` for what each part does."""
 

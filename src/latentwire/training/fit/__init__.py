@@ -1,0 +1,1 @@
+"""Training of a latent wire: its encoder and adapters, behind frozen readers."""

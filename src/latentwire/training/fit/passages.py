@@ -1,0 +1,105 @@
+"""What a wire is trained on: contexts, each with several questions, as the tokens of every reader."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, islice
+
+from transformers import PreTrainedTokenizerBase
+
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.prompts import Example
+from latentwire.tasks import resolve
+from latentwire.tasks.base import Split
+from latentwire.tasks.world.reading import Tier, ask_all
+from latentwire.training.fit.config import PassageData, TaskPassages
+
+PER_JOB = 500
+"""Passages that one process makes at a time; fewer are made here."""
+
+Pair = tuple[list[int], list[int]]
+"""Token ids of what stands behind a context, and of the answer with its end-of-sequence token."""
+
+
+@dataclass(frozen=True)
+class Tokenizing:
+    """What a prompt format needs of a reader, without its weights: it can go to another process."""
+
+    tokenizer: PreTrainedTokenizerBase
+    format: PromptFormat
+    name: str
+    eos_ids: frozenset[int]
+
+    @classmethod
+    def of(cls, lm: LM) -> Tokenizing:
+        return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids)
+
+    def pair(self, example: Example) -> Pair:
+        behind = self.format.behind(example.question, self)
+        answer = self.tokenizer(f" {example.answers[0]}", add_special_tokens=False)["input_ids"]
+        return behind, [*answer, *sorted(self.eos_ids)[:1]]
+
+
+@dataclass(frozen=True)
+class Passage:
+    """One context. group: what it shares with others. text: by reader, the ids of it and of what stands before.
+    pairs: by reader, its questions; the same questions in the same order for all readers."""
+
+    group: str
+    context: str
+    text: dict[str, list[int]]
+    pairs: dict[str, list[Pair]]
+
+
+def passages(data: PassageData, readers: Mapping[str, LM], split: Split, count: int) -> list[Passage]:
+    """The first `count` passages, always the same ones.
+
+    Raises:
+        UserError: data that cannot be read, or without contexts and answers in words.
+    """
+    tokenizing = {name: Tokenizing.of(lm) for name, lm in readers.items()}
+    if isinstance(data, TaskPassages) or split != "train":
+        return [_tokenize(tokenizing, examples) for examples in islice(_of_task(data, split), count)]
+    jobs = [range(at, min(at + PER_JOB, count)) for at in range(0, count, PER_JOB)]
+    make = partial(_of_world, data.tiers, tokenizing)
+    if len(jobs) == 1:
+        return make(jobs[0])
+    with ProcessPoolExecutor(os.cpu_count()) as pool:
+        return [each for part in pool.map(make, jobs) for each in part]
+
+
+def _of_world(tiers: Sequence[Tier], tokenizing: Mapping[str, Tokenizing], numbers: range) -> list[Passage]:
+    return [_tokenize(tokenizing, ask_all(tiers, number)) for number in numbers]
+
+
+def _of_task(data: PassageData, split: Split) -> Iterator[list[Example]]:
+    """Examples that share a context, the tasks taking turns."""
+    named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
+    tasks = resolve(named, path)
+    streams = [groupby(task.source(split), key=lambda e: (e.group, e.context)) for task in tasks]
+    while streams:
+        for stream in list(streams):
+            found = next(stream, None)
+            if found is None:
+                streams.remove(stream)
+                continue
+            examples = list(found[1])
+            if not examples[0].answers or not examples[0].context:
+                raise UserError(f"data: {examples[0].id} has no context or no answer in words, expected both.")
+            yield examples
+
+
+def _tokenize(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example]) -> Passage:
+    context = examples[0].context
+    return Passage(
+        group=examples[0].group,
+        context=context,
+        text={name: each.format.before(context, each) for name, each in tokenizing.items()},
+        pairs={name: [each.pair(example) for example in examples] for name, each in tokenizing.items()},
+    )
