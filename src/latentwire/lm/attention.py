@@ -119,6 +119,10 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tenso
     return query.to(dtype), key.to(dtype), value.to(dtype)
 
 
+def _half(query: Tensor) -> bool:
+    return query.dtype in (torch.bfloat16, torch.float16)
+
+
 def _flex(
     reading: Reading,
     query: Tensor,
@@ -130,7 +134,7 @@ def _flex(
     kwargs: dict[str, Any],
 ) -> Tensor | None:
     # On a CPU FlexAttention has no backward pass (pytorch#148752).
-    if query.shape[2] % flex.MULTIPLE or (not query.is_cuda and torch.is_grad_enabled()):
+    if query.shape[2] % flex.MULTIPLE or (torch.is_grad_enabled() if not query.is_cuda else not _half(query)):
         return None
     mask = flex.block_mask(reading, reading.both_ways(layer), window, query.device)
     return flex.attend(mask, query, key, value, scale=kwargs.get("scaling"), cap=kwargs.get("softcap"))
@@ -146,8 +150,7 @@ def _split(
     window: int | None,
     kwargs: dict[str, Any],
 ) -> Tensor | None:
-    half = query.dtype in (torch.bfloat16, torch.float16)
-    if kwargs.get("softcap") is not None or (query.is_cuda and not half):
+    if kwargs.get("softcap") is not None or (query.is_cuda and not _half(query)):
         return None
     both_ways, scale = reading.both_ways(layer), kwargs.get("scaling")
     return split.attend(reading, query, key, value, both_ways=both_ways, window=window, scale=scale)

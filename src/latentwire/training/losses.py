@@ -3,8 +3,8 @@
 Logits are made for a chunk of tokens at a time, turned into their own gradient in place, and multiplied on into
 the gradients of hidden states and head; only those two are kept. Loss and gradient come from one pass, so the head
 is multiplied three times, as often as in the plain loss. The idea is Liger's (Hsu et al., 2410.10989) in plain
-torch. `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, for cross-entropy alone; Liger's
-kernels are one more package for what these lines do, and its fused divergences were found off in bfloat16. So
+torch. `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, for cross-entropy alone;
+Liger's kernels are one more package for what these lines do, and fused divergences were found off in bfloat16. So
 neither is used.
 
 Accuracy: the softmax is in float32, every product as the head's dtype has it. In bfloat16 the gradient of the
