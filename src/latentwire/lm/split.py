@@ -170,9 +170,7 @@ def _flash(
 ) -> Tensor:
     from torch.nn.attention.varlen import varlen_attn
 
-    options: dict[str, Any] = (
-        {"enable_gqa": True} if "enable_gqa" in inspect.signature(varlen_attn).parameters else {}
-    )
+    options: dict[str, Any] = {"enable_gqa": True} if _has_groups() else {}
     groups = query.shape[1] // key.shape[1]
     if groups > 1 and not options and not _groups_heads(query.device):
         key, value = (each.repeat_interleave(groups, 1) for each in (key, value))
@@ -180,6 +178,14 @@ def _flash(
     made = varlen_attn(query, key, value, call.query_ends, call.key_ends, *call.longest, **options)
     assert isinstance(made, Tensor)
     return made
+
+
+@cache
+def _has_groups() -> bool:
+    """Whether `varlen_attn` knows grouped queries: from torch 2.12 on."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    return "enable_gqa" in inspect.signature(varlen_attn).parameters
 
 
 @cache

@@ -97,8 +97,7 @@ def kl(
         aims = teacher.logits(teacher_hidden[tokens])
         total = logits.new_zeros((), dtype=torch.float32)
         for part in _parts(logits):
-            ours = (logits[part].float() / temperature).log_softmax(-1)
-            theirs = (aims[part].float() / temperature).log_softmax(-1)
+            ours, theirs = (_softened(each[part], temperature) for each in (logits, aims))
             if reverse:
                 gap = ours - theirs
                 each = (ours.exp_() * gap).sum(-1, keepdim=True)
@@ -141,6 +140,13 @@ def top_kl(hidden: Tensor, head: Head, ids: Tensor, logprobs: Tensor) -> Tensor:
         return total
 
     return _chunked(hidden, head, divergence)
+
+
+def _softened(logits: Tensor, temperature: float) -> Tensor:
+    """Float32 log-probabilities, a new tensor."""
+    if temperature != 1:
+        logits = logits.float() / temperature
+    return logits.log_softmax(-1, dtype=torch.float32)
 
 
 def _parts(logits: Tensor) -> Iterator[slice]:
