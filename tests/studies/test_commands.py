@@ -13,7 +13,7 @@ from latentwire import cli
 from latentwire.runs import log as log_module
 from latentwire.runs.log import Log, Pace, duration
 from latentwire.runs.store import runs
-from latentwire.training import loop
+from latentwire.training import finetune as finetuning
 from tests.studies.study import small_study, written
 
 Command = Callable[..., tuple[int, str, str]]
@@ -69,7 +69,7 @@ def test_a_failed_stage_ends_with_status_1_and_one_sentence(
     def fail(*args: Any, **options: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(loop, "finetune", fail)
+    monkeypatch.setattr(finetuning, "finetune", fail)
     status, _, err = latentwire("run", "study.yaml", "--stage", "prefix_ft")
     assert status == 1
     assert "prefix_ft failed with RuntimeError: out of memory" in err

@@ -25,7 +25,7 @@ from latentwire.studies import carry_out, loading, plan, report, runner
 from latentwire.studies.readers import Readers
 from latentwire.studies.runner import Carried, StageFailed
 from latentwire.studies.spec import Study
-from latentwire.training import loop
+from latentwire.training import finetune as finetuning
 from tests.studies.study import model_folder, small_study, written
 
 Carry = Callable[..., Carried]
@@ -238,12 +238,12 @@ def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried)
 def test_a_failed_stage_keeps_what_was_done_and_the_next_call_goes_on(
     carry: Carry, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    finetune = loop.finetune
+    finetune = finetuning.finetune
 
     def fail(*args: Any, **options: Any) -> None:
         raise RuntimeError("out of memory")
 
-    monkeypatch.setattr(loop, "finetune", fail)
+    monkeypatch.setattr(finetuning, "finetune", fail)
     with pytest.raises(
         StageFailed, match=r"prefix_ft failed with RuntimeError: out of memory \(more in .*log\.txt\)"
     ):
@@ -261,7 +261,7 @@ def test_a_failed_stage_keeps_what_was_done_and_the_next_call_goes_on(
     assert [each["name"] for each in summary["comparisons"]] == ["damage"]
     assert summary["derived"]["gates"][0]["held"] is None
 
-    monkeypatch.setattr(loop, "finetune", finetune)
+    monkeypatch.setattr(finetuning, "finetune", finetune)
     again = carry()
     assert folders(again)["prefix_ft"] == found["prefix_ft"].folder
     assert {run.status for run in again.runs.values()} == {"done"}

@@ -13,7 +13,7 @@ from latentwire.lm import attention
 from latentwire.training import loop
 from latentwire.training.checks import check
 from latentwire.training.config import Finetuning, Lora, Stopping, WorldData
-from latentwire.training.loop import finetune
+from latentwire.training.finetune import finetune
 from latentwire.training.row_audit import audit_rows
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.stopping import Judge, Leak
@@ -66,13 +66,13 @@ def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, mo
     class Killed(BaseException):
         pass
 
-    def die(self, rows, honest=loop._Run._train_step):
+    def die(self, honest=loop.Training._train_step):
         if self.done == 5:
             raise Killed
-        honest(self, rows)
+        honest(self)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_train_step", die)
+        patch.setattr(loop.Training, "_train_step", die)
         with pytest.raises(Killed):
             run(tmp_path / "parts", **changes)
     _, said = run(tmp_path / "parts", **changes)
@@ -99,13 +99,13 @@ def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, ste
     class Killed(BaseException):
         pass
 
-    def die(self, which, honest=loop._Run._save, **options):
+    def die(self, which, honest=loop.Training._save, **options):
         honest(self, which, **options)
         if (self.done, which) == (step, name):
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_save", die)
+        patch.setattr(loop.Training, "_save", die)
         with pytest.raises(Killed):
             run(tmp_path / "parts")
     parts, _ = run(tmp_path / "parts")

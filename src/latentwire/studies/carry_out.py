@@ -82,11 +82,11 @@ def _finished(folder: Path, sizes: dict[str, int]) -> list[Outcome]:
 
 
 def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:
-    """Train `lm` in place; see `training.loop.finetune` for what is written and raised."""
-    from latentwire.training import loop
+    """Train `lm` in place; see `training.finetune.finetune` for what is written and raised."""
+    from latentwire.training import finetune as finetuning
 
     with log.progress(folder.parent.name, "steps") as report:
-        found = loop.finetune(lm, stage.settings(), folder, log=log, progress=report)
+        found = finetuning.finetune(lm, stage.settings(), folder, log=log, progress=report)
     log(
         f"{found.steps:,} steps in {duration(found.seconds)}, ended by: {found.stopped}; "
         f"best evaluation loss {found.best_loss:.4f} at step {found.best_step:,}"

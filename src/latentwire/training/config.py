@@ -75,25 +75,16 @@ class Stopping(Settings):
     collapse_steps: int = Field(default=50, ge=1)
 
 
-class Finetuning(Settings):
-    """One finetuning of a model over one wire.
+class Loop(Settings):
+    """What every training has: steps, their size, their rate, and when to look.
 
-    rows and row_tokens: packed rows a step and their length in tokens; accumulation splits the rows into
-    as many passes. train_samples: how many examples to draw from the data; eval_samples are
-    held out, the same ones at every evaluation. precision: bf16 is autocast over float32 weights.
-    attention: the kernel that reads the rows; auto takes the fastest that is right and says why.
+    accumulation splits a step into as many passes. eval_samples are held out, the same ones at every evaluation.
+    precision: bf16 is autocast over float32 weights.
     """
 
-    wire: str = "text"
-    force_leaky: bool = False
-    data: Data = WorldData()
-    train_samples: int | None = Field(default=None, ge=1)
     eval_samples: int = Field(default=500, ge=1)
     steps: int = Field(ge=1)
-    rows: int = Field(default=8, ge=1)
-    row_tokens: int = Field(default=1024, ge=16)
     accumulation: int = Field(default=1, ge=1)
-    lora: Lora | None = None
     optimizer: Literal["adamw", "adafactor"] = "adamw"
     learning_rate: float = Field(default=3e-4, gt=0)
     weight_decay: float = Field(default=0.0, ge=0)
@@ -102,13 +93,29 @@ class Finetuning(Settings):
     final_share: float = Field(default=0.05, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
-    attention: Literal["auto", "sdpa", "eager", "flex", "split"] = "auto"
-    activation_checkpointing: bool = False
     log_steps: int = Field(default=10, ge=1)
     eval_steps: int = Field(default=100, ge=1)
     samples: int = Field(default=4, ge=0)
     stopping: Stopping = Stopping()
     seed: int = 0
+
+
+class Finetuning(Loop):
+    """One finetuning of a model over one wire.
+
+    rows and row_tokens: packed rows a step and their length in tokens. train_samples: how many examples to draw
+    from the data. attention: the kernel that reads the rows; auto takes the fastest that is right and says why.
+    """
+
+    wire: str = "text"
+    force_leaky: bool = False
+    data: Data = WorldData()
+    train_samples: int | None = Field(default=None, ge=1)
+    rows: int = Field(default=8, ge=1)
+    row_tokens: int = Field(default=1024, ge=16)
+    lora: Lora | None = None
+    attention: Literal["auto", "sdpa", "eager", "flex", "split"] = "auto"
+    activation_checkpointing: bool = False
 
     @model_validator(mode="after")
     def _passes_have_rows(self) -> Self:

@@ -43,13 +43,18 @@ class Step(nn.Module):
         self._lm = lm
         self._objectives = objectives
 
-    def forward(self, rows: Rows) -> Losses:
+    def forward(self, rows: Rows, share: float = 0.0) -> Losses:
         forced, first = read(self._lm, rows)
         terms = {each.name: each.loss(self._lm, forced) for each in self._objectives}
         total = torch.stack([each.weight * terms[each.name] for each in self._objectives]).sum()
         with torch.no_grad():
             right = self._lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]
         return Losses(total, terms, len(forced.labels), int(right.sum()), int(first.sum()), forced.hidden)
+
+
+def labels_of(rows: Rows) -> int:
+    """How many tokens rows teach."""
+    return int((rows.labels[:, 1:] != IGNORE).sum())
 
 
 def read(lm: LM, rows: Rows) -> tuple[Forced, Tensor]:
