@@ -276,11 +276,11 @@ def _optimizer(settings: Loop, parameters: list[torch.nn.Parameter]) -> torch.op
 
 
 def _gradient_norms(losses: Losses) -> dict[str, float]:
-    """Of each objective, with respect to the hidden states: through parameters they would break DDP."""
+    """Of each objective, with respect to hidden states or message: through parameters they would break DDP."""
     norms = {}
     for name, term in losses.terms.items():
-        (gradient,) = torch.autograd.grad(term / losses.labels, losses.hidden, retain_graph=True)
-        norms[name] = float(gradient.float().norm())
+        found = torch.autograd.grad(term / losses.labels, losses.at, retain_graph=True, allow_unused=True)
+        norms[name] = float(sum(float(each.float().square().sum()) for each in found if each is not None) ** 0.5)
     return norms
 
 

@@ -24,14 +24,14 @@ from latentwire.training.packing import Rows
 class Losses:
     """total: what to send backward, a weighted sum over tokens. terms: each objective's sum.
     labels: how many tokens were learned. first_right, firsts: first answer tokens predicted right, and all of
-    them. hidden: where gradient norms of single objectives are taken."""
+    them. at: where gradient norms of single objectives are taken."""
 
     total: Tensor
     terms: dict[str, Tensor]
     labels: int
     first_right: int
     firsts: int
-    hidden: Tensor
+    at: tuple[Tensor, ...]
 
 
 class Step(nn.Module):
@@ -49,7 +49,7 @@ class Step(nn.Module):
         total = torch.stack([each.weight * terms[each.name] for each in self._objectives]).sum()
         with torch.no_grad():
             right = self._lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]
-        return Losses(total, terms, len(forced.labels), int(right.sum()), int(first.sum()), forced.hidden)
+        return Losses(total, terms, len(forced.labels), int(right.sum()), int(first.sum()), (forced.hidden,))
 
 
 def labels_of(rows: Rows) -> int:

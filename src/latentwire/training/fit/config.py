@@ -5,10 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from latentwire.tasks.world.reading import TIERS, Tier
-from latentwire.training.config import Settings, Stopping
+from latentwire.training.config import Loop, Settings
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.wires.latent.modules import LatentConfig
 
@@ -34,32 +34,28 @@ class TaskPassages(Settings):
 PassageData = Annotated[WorldPassages | TaskPassages, Field(discriminator="kind")]
 
 
-class Fit(Settings):
+class Fit(Loop):
     """One training of a latent wire; its readers stay frozen.
 
     passages: contexts a step. questions: at most so many a context and step. contexts: how many different contexts
-        there are; None makes as many as the steps need. optimizer: `muon` orthogonalizes the steps of matrices.
+        there are; None makes as many as the steps need.
     """
 
     wire: LatentConfig = LatentConfig()
     data: PassageData = WorldPassages()
-    objectives: tuple[Objective, ...] = (AnswerCrossEntropy(weight=0.5), Distill())
+    objectives: tuple[Objective, ...] = Field(default=(AnswerCrossEntropy(weight=0.5), Distill()), min_length=1)
     contexts: int | None = Field(default=None, ge=1)
-    eval_samples: int = Field(default=500, ge=1)
-    steps: int = Field(ge=1)
     passages: int = Field(default=128, ge=1)
     questions: int = Field(default=8, ge=1)
-    accumulation: int = Field(default=1, ge=1)
-    optimizer: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = Field(default=1.5e-3, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: int = Field(default=200, ge=0)
-    final_share: float = Field(default=0.0, ge=0, le=1)
-    clip: float = Field(default=1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
-    log_steps: int = Field(default=10, ge=1)
-    eval_steps: int = Field(default=100, ge=1)
-    samples: int = Field(default=4, ge=0)
-    stopping: Stopping = Stopping()
-    seed: int = 0
+
+    @field_validator("objectives")
+    @classmethod
+    def _each_kind_once(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        kinds = [each.kind for each in value]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f"found {twice!r} twice, expected every objective once")
+        return value
