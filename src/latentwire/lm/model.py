@@ -13,9 +13,10 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm import attention, checks, decoding, scoring, weights
+from latentwire.lm import adapter_files, attention, checks, decoding, prefix_adapters, scoring, weights
 from latentwire.lm.decoding import Decoding, Generated
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
+from latentwire.lm.prefix_tuning import PrefixTuning
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reading import Columns, Memory, Reading
 from latentwire.lm.rotary import Rotary
@@ -32,6 +33,8 @@ class LM:
 
     Construction installs our attention functions and checks, on a few tokens, that the model
     reads under a mask as the mask says and that its head gives its own logits.
+
+    `prefix_tuning`, None unless an adapter brings one, stands before everything that is read.
 
     Raises:
         UserError: the model cannot be read right; one sentence says why.
@@ -50,6 +53,7 @@ class LM:
         self.tokenizer = tokenizer
         self.name = name
         self.format = prompt_format or PromptFormat()
+        self.prefix_tuning: PrefixTuning | None = None
         attention.install(model, attention_kernel)
         # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
         self._no_mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
@@ -76,7 +80,8 @@ class LM:
             dtype: float32 on a CPU and bfloat16 on an accelerator unless given.
             device: the accelerator where there is one unless given.
             device_map: where each module goes, as Transformers takes it, instead of `device`.
-            adapter: folder of a PEFT LoRA adapter, merged into the weights.
+            adapter: folder of a PEFT adapter: LoRA, merged into the weights, or prefix tuning, which stands before
+                them while they are frozen.
             attention_kernel: `sdpa`, `eager` or `flex`; None takes what the model supports.
 
         Raises:
@@ -84,17 +89,27 @@ class LM:
                 needs is not installed, weights missing, extra, cut off, without scale, not finite or pickled.
         """
         loaded = weights.load(str(spec), dtype=dtype, device=device, device_map=device_map, adapter=adapter)
-        return cls(
+        lm = cls(
             loaded.model,
             loaded.tokenizer,
             name=str(spec),
             prompt_format=loaded.prompt_format,
             attention_kernel=attention_kernel,
         )
+        if adapter is not None and adapter_files.kind(adapter) == adapter_files.PREFIX_TUNING:
+            lm.prefix_tuning = prefix_adapters.load(lm, adapter)
+        return lm
 
     def save(self, folder: Path) -> None:
-        """Write weights, tokenizer and prompt format; the folder appears only once it reloads equal."""
-        weights.save(self.model, self.tokenizer, self.format, folder)
+        """Write weights, tokenizer and prompt format; the folder appears only once it reloads equal.
+
+        A model behind a learned prefix is frozen: then the folder is a PEFT adapter and a prompt format, to be
+        loaded as `adapter` of the same model.
+        """
+        if self.prefix_tuning is not None:
+            prefix_adapters.save(self, self.prefix_tuning, self.format, folder)
+        else:
+            weights.save(self.model, self.tokenizer, self.format, folder)
 
     @property
     def device(self) -> torch.device:
@@ -104,9 +119,9 @@ class LM:
     def config(self) -> object:
         return self.model.config.get_text_config()
 
-    @cached_property
+    @property
     def max_positions(self) -> int:
-        """How many positions the model was built for, all rotated alike.
+        """How many positions the model was built for, all rotated alike; a learned prefix takes its own of them.
 
         LongRoPE rotates in another way once a pass is longer than the original length, so that keys read before
         would not fit those read after: there the original length counts.
@@ -114,8 +129,13 @@ class LM:
         limit = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            return min(limit, int(rope["original_max_position_embeddings"]))
-        return limit
+            limit = min(limit, int(rope["original_max_position_embeddings"]))
+        return limit - self._shift
+
+    @property
+    def _shift(self) -> int:
+        """By how much the model rotates further than positions say: virtual tokens stand before the first."""
+        return 0 if self.prefix_tuning is None else self.prefix_tuning.tokens
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
@@ -160,13 +180,15 @@ class LM:
                 which is the way to train.
         """
         embeddings = content.is_floating_point()
+        if self.prefix_tuning is not None:
+            reading = self.prefix_tuning.before(reading)
         decoder: nn.Module = self.model.get_decoder()
         with nullcontext() if cache is None else checks.evaluating(self.model):
             hidden: Tensor = decoder(
                 input_ids=None if embeddings else content,
                 inputs_embeds=content if embeddings else None,
                 attention_mask=self._no_mask,
-                position_ids=columns.positions,
+                position_ids=columns.positions + self._shift,
                 past_key_values=cache,
                 use_cache=cache is not None,
                 reading=reading,
@@ -182,7 +204,7 @@ class LM:
         layers = len(memory.keys)
         if layers != self.model.config.get_text_config().num_hidden_layers:
             raise ValueError(f"memory holds {layers} layers, the model has another number")
-        return self.rotary.memory(memory)
+        return self.rotary.memory(memory, self._shift)
 
     def _check_length(self, positions: int) -> None:
         if positions > self.max_positions:

@@ -97,6 +97,12 @@ class Memory:
             self.columns.select(rows),
         )
 
+    def append(self, other: Memory) -> Memory:
+        """This memory with `other` behind it."""
+        pairs = [zip(self.keys, other.keys, strict=True), zip(self.values, other.values, strict=True)]
+        keys, values = (tuple(torch.cat([mine, its.to(mine)], 2) for mine, its in each) for each in pairs)
+        return Memory(keys, values, self.columns.append(other.columns))
+
 
 @dataclass(frozen=True)
 class LayerRange:
@@ -199,6 +205,10 @@ class Reading:
     def extend(self, columns: Columns) -> Reading:
         """The reading of a pass whose queries are `columns`, after everything read so far."""
         return replace(self, columns=self.columns.append(columns), _masks={})
+
+    def behind(self, memory: Memory) -> Reading:
+        """The same reading with `memory` (keys rotated) before everything that it remembers itself."""
+        return replace(self, memory=memory if self.memory is None else memory.append(self.memory), _masks={})
 
 
 def _pad(columns: Columns, width: int) -> Columns:
