@@ -102,6 +102,8 @@ def eval_(
     if (wrong := tables.errors(result)) is not None:
         console.print(wrong)
     for each in tasks:
+        if each.remark:
+            print(each.remark)
         if each.format is not None and each.format != lm.format:
             print(f"{each.name}: read in the benchmark's own words, not in the prompt format of {model}.")
     for name, count in result.unstable.items():

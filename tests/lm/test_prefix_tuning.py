@@ -215,7 +215,7 @@ _NAME = "prompt_embeddings"
         (_changed(lambda s: s.update({"other": s.pop(_NAME)})), "other finds no place in the model"),
         (
             _changed(lambda s: s.update({_NAME: s[_NAME][:, :-8].contiguous()})),
-            "does not fit LlamaForCausalLM: .*prompt_enc",
+            r"does not fit LlamaForCausalLM: .*\[3, 88\]",
         ),
         (_changed(lambda s: s.update({_NAME: s[_NAME] * torch.nan})), "prompt_embeddings of .* holds NaN"),
         (_truncated, "adapter_model.safetensors cannot be read"),
