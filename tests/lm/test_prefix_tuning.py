@@ -160,6 +160,15 @@ def test_load_two_steps_save_reload_gives_the_same_bits_and_peft_reads_it(family
     torch.testing.assert_close(back.prefill(Prefix.of_tokens([PROMPT])).logits, want, atol=1e-4, rtol=0)
 
 
+def test_a_prefix_stands_before_a_model_with_a_device_map(tmp_path: Path) -> None:
+    write_plain(tiny_model(), tmp_path / "m")
+    write_prefix(tiny_model(), tmp_path / "prefix", TOKENS)
+    prefix = Prefix.of_tokens([PROMPT])
+    want = LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "prefix").prefill(prefix).logits
+    mapped = LM.load(tmp_path / "m", device_map={"": "cpu"}, dtype=torch.float32, adapter=tmp_path / "prefix")
+    torch.testing.assert_close(mapped.prefill(prefix).logits, want, atol=1e-5, rtol=0)
+
+
 def test_a_projected_prefix_is_the_prefix_it_was_projected_to(tmp_path: Path) -> None:
     """PEFT stores what its projection made."""
     write_plain(tiny_model(), tmp_path / "m")
