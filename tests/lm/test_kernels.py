@@ -7,6 +7,7 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen
 
 from latentwire.errors import UserError
 from latentwire.lm import attention, flex, split
@@ -349,3 +350,41 @@ def test_on_a_gpu_under_autocast(kernel: str) -> None:
         with torch.autocast("cuda", torch.bfloat16):
             found.append(read(lm, given)[0])
     assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.02
+
+
+def _fake_varlen(grouped: bool):
+    """`varlen_attn` by the plain loop, with the signature of torch 2.11 or, `grouped`, of torch 2.13."""
+
+    def run(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size, scale, enable_gqa):
+        if query.shape[1] != key.shape[1] and not enable_gqa:
+            raise ValueError("Expect query and key/value to have the same number of heads")
+        for ends, longest, tokens in ((cu_seq_q, max_q, query), (cu_seq_k, max_k, key)):
+            assert ends.dtype == torch.int32
+            assert (int(ends.diff().max()), int(ends[-1])) == (longest, len(tokens))
+        call = split.Call(len(query), None, True, cu_seq_q, cu_seq_k, (max_q, max_k), window_size[1] == 0)
+        return split._loop(call, query, key, value, window_size, scale)
+
+    def new(q, k, v, a, b, c, d, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        return run(q, k, v, a, b, c, d, window_size, scale, enable_gqa)
+
+    def old(q, k, v, a, b, c, d, *, scale=None, window_size=(-1, -1)):
+        return run(q, k, v, a, b, c, d, window_size, scale, False)
+
+    return new if grouped else old
+
+
+@pytest.mark.parametrize("grouped", [True, False], ids=["torch 2.13", "torch 2.11"])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_the_flash_kernel_is_called_with(family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends, lengths, windows and heads are right under both signatures; heads are repeated where they must be."""
+    monkeypatch.setattr(varlen, "varlen_attn", _fake_varlen(grouped))
+    monkeypatch.setattr(split, "_kernel", lambda query: split._flash)
+    caches = (split._has_groups, split._groups_heads)
+    for each in caches:
+        each.cache_clear()
+    try:
+        for shape in ("prefix", "conversations"):
+            agree(read(tiny_lm(family, kernel="split"), rows(shape)), read(tiny_lm(family), rows(shape)))
+    finally:
+        for each in caches:
+            each.cache_clear()

@@ -77,7 +77,7 @@ class LM:
             device: the accelerator where there is one unless given.
             device_map: where each module goes, as Transformers takes it, instead of `device`.
             adapter: folder of a PEFT LoRA adapter, merged into the weights.
-            attention_kernel: `sdpa`, `eager` or `flex`; None takes what the model supports.
+            attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
 
         Raises:
             UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization

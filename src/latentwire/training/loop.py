@@ -18,13 +18,12 @@ from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation.audit import audit
 from latentwire.lm import attention, flex
-from latentwire.lm.choice import choose
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.training import checkpoints
 from latentwire.training.adapters import Trainable
-from latentwire.training.checks import check
+from latentwire.training.checks import check, kernel
 from latentwire.training.config import Finetuning
 from latentwire.training.diagnostics import Diagnostics, memory_gib
 from latentwire.training.documents import Document, Source, document, sources
@@ -75,8 +74,7 @@ def finetune(
     """
     check(settings, lm)
     wire = wires.parse(settings.wire).bind(lm)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else lm.model.dtype
-    choice = choose(lm.model, settings.attention, dtype=dtype)
+    choice = kernel(settings, lm)
     log(str(choice))
     before = attention.install(lm.model, choice.kernel)
     try:
@@ -156,8 +154,7 @@ class _Run:
         """Look at model, wire and rows before the first step."""
         # Dropout would look like a leak: it changes states that nobody exchanged a token for.
         self.lm.model.eval()
-        kernel = attention.kernel(self.lm.model)
-        problems = audit(self.lm, self.wire, kernels=[kernel]).problems
+        problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)]).problems
         with self.accelerator.autocast():  # in the precision, and so with the kernel, of training
             problems += audit_rows(self.lm, self.eval_rows[0])
         if self.settings.force_leaky:
