@@ -7,10 +7,10 @@ import random
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.attention import varlen
+from torch.nn.attention import varlen as torch_varlen
 
 from latentwire.errors import UserError
-from latentwire.lm import attention, flex, split
+from latentwire.lm import attention, flex, split, varlen
 from latentwire.lm.choice import FASTEST, choose
 from latentwire.lm.intervals import find, intervals
 from latentwire.lm.model import LM
@@ -78,28 +78,28 @@ def agree(ours: tuple[Tensor, dict[str, Tensor]], reference: tuple[Tensor, dict[
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[split.Call]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[varlen.Call]:
     """The variable-length calls that were made."""
-    seen: list[split.Call] = []
+    seen: list[varlen.Call] = []
 
-    def loop(call, *args, honest=split._loop):
+    def loop(call, *args, honest=varlen.loop):
         seen.append(call)
         return honest(call, *args)
 
-    monkeypatch.setattr(split, "_kernel", lambda query: loop)
+    monkeypatch.setattr(varlen, "kernel", lambda query: loop)
     return seen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_split_equals_the_dense_mask(family: str, shape: str, calls: list[split.Call]) -> None:
+def test_split_equals_the_dense_mask(family: str, shape: str, calls: list[varlen.Call]) -> None:
     given = rows(shape)
     agree(read(tiny_lm(family, kernel="split"), given), read(tiny_lm(family), given))
     assert calls
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_outside_a_range_of_layers_split_is_causal(family: str, calls: list[split.Call]) -> None:
+def test_outside_a_range_of_layers_split_is_causal(family: str, calls: list[varlen.Call]) -> None:
     given = rows("prefix", LayerRange(1, 2))
     lm = tiny_lm(family, kernel="split")
     calls.clear()
@@ -107,7 +107,7 @@ def test_outside_a_range_of_layers_split_is_causal(family: str, calls: list[spli
     assert len(calls) == 1 + 2 + 1
 
 
-def test_split_trains_under_activation_checkpointing(calls: list[split.Call]) -> None:
+def test_split_trains_under_activation_checkpointing(calls: list[varlen.Call]) -> None:
     lm = tiny_lm(kernel="split")
     lm.model.gradient_checkpointing_enable({"use_reentrant": False})
     lm.model.train()
@@ -361,8 +361,8 @@ def _fake_varlen(grouped: bool):
         for ends, longest, tokens in ((cu_seq_q, max_q, query), (cu_seq_k, max_k, key)):
             assert ends.dtype == torch.int32
             assert (int(ends.diff().max()), int(ends[-1])) == (longest, len(tokens))
-        call = split.Call(len(query), None, True, cu_seq_q, cu_seq_k, (max_q, max_k), window_size[1] == 0)
-        return split._loop(call, query, key, value, window_size, scale)
+        call = varlen.Call(len(query), None, True, cu_seq_q, cu_seq_k, (max_q, max_k), window_size[1] == 0)
+        return varlen.loop(call, query, key, value, window_size, scale)
 
     def new(q, k, v, a, b, c, d, *, scale=None, window_size=(-1, -1), enable_gqa=False):
         return run(q, k, v, a, b, c, d, window_size, scale, enable_gqa)
@@ -377,9 +377,9 @@ def _fake_varlen(grouped: bool):
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
 def test_what_the_flash_kernel_is_called_with(family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Ends, lengths, windows and heads are right under both signatures; heads are repeated where they must be."""
-    monkeypatch.setattr(varlen, "varlen_attn", _fake_varlen(grouped))
-    monkeypatch.setattr(split, "_kernel", lambda query: split._flash)
-    caches = (split._has_groups, split._groups_heads)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", _fake_varlen(grouped))
+    monkeypatch.setattr(varlen, "kernel", lambda query: varlen.flash)
+    caches = (varlen._has_groups, varlen._groups_heads)
     for each in caches:
         each.cache_clear()
     try:

@@ -13,8 +13,8 @@ from latentwire.training.documents import sources
 
 
 def check(settings: Finetuning, lm: LM) -> None:
-    """Refuse what must fail later: a leaking wire, data that cannot be read, adapters on layers not there, a kernel
-    that cannot train the model here.
+    """Refuse what must fail later: a leaking wire, data that cannot be read, adapters on layers not there, an
+    attention kernel that cannot train the model here.
 
     A study calls this for all of its finetunings before its first stage, so that hours of work are not
     lost to a file that was missing from the start. A hub dataset is fetched here, and found in the cache
