@@ -63,7 +63,7 @@ def read(lm: LM, given: Rows) -> tuple[Tensor, dict[str, Tensor]]:
     """States of the real columns, and every weight's gradient of a random function of them."""
     lm.model.zero_grad()
     hidden = lm.run(given.ids, given.columns, Reading(given.columns, given.layers))[given.columns.valid]
-    (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)).sum().backward()
     return hidden.detach(), {n: p.grad.clone() for n, p in lm.model.named_parameters() if p.grad is not None}
 
 
