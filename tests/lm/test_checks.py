@@ -113,7 +113,7 @@ def test_soft_caps_are_refused_under_sdpa_and_right_under_eager() -> None:
 
 
 def test_kernels_that_take_no_mask_of_ours_are_refused() -> None:
-    refused(tiny_model(), "found 'flash_attention_2', expected sdpa, eager or flex", "flash_attention_2")
+    refused(tiny_model(), "found 'flash_attention_2', expected sdpa, eager, flex or split", "flash_attention_2")
 
 
 def test_kernels_that_a_model_does_not_have_are_refused() -> None:

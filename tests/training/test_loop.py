@@ -9,6 +9,7 @@ from safetensors.torch import load_file
 
 from latentwire import LM
 from latentwire.errors import UserError
+from latentwire.lm import attention
 from latentwire.training import loop
 from latentwire.training.checks import check
 from latentwire.training.config import Finetuning, Lora, Stopping, WorldData
@@ -280,3 +281,22 @@ def test_settings_refuse_what_they_do_not_know():
 def test_documents_longer_than_a_row_are_left_out_and_said(tmp_path):
     with pytest.raises(UserError, match="row_tokens"):
         run(tmp_path / "none", row_tokens=16)
+
+
+def test_a_finetuning_through_the_split_kernel_is_the_same_one_and_says_so(tmp_path):
+    found = {}
+    for kernel in ("auto", "split"):
+        lm = start()
+        _, said = run(tmp_path / kernel, lm, attention=kernel)
+        assert [line.partition(", because")[0] for line in said if line.startswith("attention: ")] == [
+            f"attention: {'sdpa' if kernel == 'auto' else 'split'}"
+        ]
+        assert attention.kernel(lm.model) == "sdpa", "the model reads as before once it is trained"
+        lines = [json.loads(line) for line in (tmp_path / kernel / "diagnostics.jsonl").read_text().splitlines()]
+        found[kernel] = [line.get("loss", line.get("eval_loss")) for line in lines]
+    assert found["split"] == pytest.approx(found["auto"], rel=1e-4)
+
+
+def test_a_kernel_that_cannot_train_here_is_refused(tmp_path):
+    with pytest.raises(UserError, match="FlexAttention has no backward pass on a CPU"):
+        run(tmp_path / "run", attention="flex")

@@ -111,3 +111,14 @@ def test_two_masks_see_the_same_rows_and_another_seed_sees_others():
         assert [[d.ids for d in row] for row in one] == [[d.ids for d in row] for row in two]
         assert [[d.labels for d in row] for row in one] == [[d.labels for d in row] for row in two]
     assert causal.sha256() != Plan(documents(30), 64, 2, seed=1).sha256()
+
+
+def test_rows_of_a_fixed_shape_read_as_those_without_padding():
+    """A compiled kernel sees one shape: missing rows and columns are padding, which nothing learns from."""
+    lm = tiny_lm()
+    made = documents(5)
+    small, fixed = collate([made[:3], made[3:]]), collate([made[:3], made[3:]], shape=(4, 128))
+    assert fixed.ids.shape == fixed.labels.shape == fixed.columns.positions.shape == (4, 128)
+    ours, theirs = (Step(lm, [AnswerCrossEntropy()])(rows) for rows in (fixed, small))
+    assert ours.labels == theirs.labels
+    torch.testing.assert_close(ours.total, theirs.total)

@@ -1,8 +1,12 @@
 """Attention functions that read their mask from `reading=`.
 
-Registered beside Transformers' own under `latentwire_sdpa`, `latentwire_eager` and
-`latentwire_flex`. Without `reading` each is its stock counterpart to the bit: a model may keep the
-implementation and still be called by anyone else.
+Registered beside Transformers' own under `latentwire_sdpa`, `latentwire_eager`, `latentwire_flex` and
+`latentwire_split`. Without `reading` each is its stock counterpart (`split`: sdpa) to the bit: a model may keep
+the implementation and still be called by anyone else.
+
+`flex` and `split` read whole rows of packed documents. Whatever else a model that trains with them is asked (a
+prefill with memory, a step behind a cache, shapes that would compile anew) goes to the dense mask, which is right
+everywhere.
 """
 
 from __future__ import annotations
@@ -19,12 +23,16 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 
 from latentwire.errors import UserError
+from latentwire.lm import flex, split
+from latentwire.lm.intervals import intervals
 from latentwire.lm.reading import Reading
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 PREFIX = "latentwire_"
 STOCK = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention"}
 """Names on our side, and what Transformers calls the same mathematics."""
+KERNELS = (*STOCK, "split")
+"""`sdpa` and `eager` take dense masks; `flex` and `split` take intervals, for training."""
 
 
 def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor | None]:
@@ -39,16 +47,6 @@ def _boolean(see: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _additive(see: Tensor, dtype: torch.dtype) -> Tensor:
     return torch.where(see, 0.0, torch.finfo(dtype).min).to(dtype)
-
-
-def _block_mask(see: Tensor, dtype: torch.dtype) -> Any:
-    from torch.nn.attention.flex_attention import create_block_mask
-
-    def mask_mod(b: Tensor, h: Tensor, q: Tensor, k: Tensor) -> Tensor:
-        return see[b, 0, q, k]
-
-    rows, _, queries, keys = see.shape
-    return create_block_mask(mask_mod, rows, None, queries, keys, device=str(see.device))
 
 
 def _window(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
@@ -84,12 +82,87 @@ def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Atte
     return attend
 
 
-for _name, _stock, _form, _mask in (
-    ("sdpa", sdpa_attention_forward, _boolean, sdpa_mask),
-    ("eager", _eager, _additive, eager_mask),
-    ("flex", flex_attention_forward, _block_mask, flex_attention_mask),
+_DENSE = {"sdpa": _reads(sdpa_attention_forward, _boolean), "eager": _reads(_eager, _additive)}
+
+
+def _trains(stock: Attention, fast: Callable[..., Tensor | None]) -> Attention:
+    """`fast` where it can read the mask (it returns None where it cannot), else a dense mask."""
+
+    def attend(
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Any,
+        reading: Reading | None = None,
+        **kwargs: Any,
+    ) -> tuple[Tensor, Tensor | None]:
+        if reading is None:
+            return stock(module, query, key, value, attention_mask, **kwargs)
+        # sdpa knows neither soft-capping nor sinks.
+        dense = _DENSE["sdpa" if kwargs.get("softcap") is None and kwargs.get("s_aux") is None else "eager"]
+        plain = kwargs.get("s_aux") is None and not kwargs.get("dropout")
+        if plain and reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
+            alike = _one_dtype(query, key, value)
+            out = fast(reading, *alike, layer=module.layer_idx, window=_window(module, kwargs), kwargs=kwargs)
+            if out is not None:
+                return out, None
+        return dense(module, query, key, value, attention_mask, reading=reading, **kwargs)
+
+    return attend
+
+
+def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    # Under autocast rotated queries are float32 beside half-precision values; sdpa alone is cast by autocast.
+    device = query.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _half(query: Tensor) -> bool:
+    return query.dtype in (torch.bfloat16, torch.float16)
+
+
+def _flex(
+    reading: Reading,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layer: int,
+    window: int | None,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    # On a CPU FlexAttention has no backward pass (pytorch#148752).
+    if query.shape[2] % flex.MULTIPLE or (torch.is_grad_enabled() if not query.is_cuda else not _half(query)):
+        return None
+    mask = flex.block_mask(reading, reading.both_ways(layer), window, query.device)
+    return flex.attend(mask, query, key, value, scale=kwargs.get("scaling"), cap=kwargs.get("softcap"))
+
+
+def _split(
+    reading: Reading,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    *,
+    layer: int,
+    window: int | None,
+    kwargs: dict[str, Any],
+) -> Tensor | None:
+    if kwargs.get("softcap") is not None or (query.is_cuda and not _half(query)):
+        return None
+    both_ways, scale = reading.both_ways(layer), kwargs.get("scaling")
+    return split.attend(reading, query, key, value, both_ways=both_ways, window=window, scale=scale)
+
+
+for _name, _attend, _mask in (
+    ("sdpa", _DENSE["sdpa"], sdpa_mask),
+    ("eager", _DENSE["eager"], eager_mask),
+    ("flex", _trains(flex_attention_forward, _flex), flex_attention_mask),
+    ("split", _trains(sdpa_attention_forward, _split), sdpa_mask),
 ):
-    AttentionInterface.register(PREFIX + _name, _reads(_stock, _form))
+    AttentionInterface.register(PREFIX + _name, _attend)
     AttentionMaskInterface.register(PREFIX + _name, _mask)
 
 
@@ -97,7 +170,7 @@ def install(model: PreTrainedModel, attention: str | None = None) -> str:
     """Let `model` obey `reading=`; returns the implementation it had, for `uninstall`.
 
     Args:
-        attention: `sdpa`, `eager` or `flex`; None keeps the kernel the model already uses.
+        attention: one of `KERNELS`; None keeps the kernel the model already uses.
 
     Raises:
         UserError: the model or the kernel cannot carry our masks and stay right.
@@ -117,7 +190,7 @@ def install(model: PreTrainedModel, attention: str | None = None) -> str:
 
 
 def kernel(model: PreTrainedModel) -> str:
-    """Which of `STOCK` a model reads with, once `install` has been called."""
+    """Which of `KERNELS` a model reads with, once `install` has been called."""
     return str(model.config._attn_implementation).removeprefix(PREFIX)
 
 
@@ -134,9 +207,9 @@ def refuse(model: PreTrainedModel, name: str) -> None:
     """
     config = model.config.get_text_config()
     kind = type(model).__name__
-    if name not in STOCK:
+    if name not in KERNELS:
         raise UserError(
-            f"attention: found {name!r}, expected sdpa, eager or flex; flash kernels take no mask of ours."
+            f"attention: found {name!r}, expected sdpa, eager, flex or split; other kernels take no mask of ours."
         )
     if config.is_encoder_decoder:
         raise UserError(f"model: {kind} is an encoder-decoder; expected a decoder-only language model.")
@@ -150,7 +223,7 @@ def refuse(model: PreTrainedModel, name: str) -> None:
         )
     if getattr(config, "alibi", False):
         raise UserError(f"model: {kind} encodes positions as attention biases (ALiBi), which masks would lose.")
-    if name == "sdpa" and getattr(config, "attn_logit_softcapping", None):
+    if name in ("sdpa", "split") and getattr(config, "attn_logit_softcapping", None):
         raise UserError(
-            f"attention: {kind} soft-caps its attention scores, which sdpa ignores; use eager or flex."
+            f"attention: {kind} soft-caps its attention scores, which {name} ignores; use eager or flex."
         )

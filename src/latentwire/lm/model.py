@@ -82,7 +82,7 @@ class LM:
             device_map: where each module goes, as Transformers takes it, instead of `device`.
             adapter: folder of a PEFT adapter: LoRA, merged into the weights, or prefix tuning, which stands before
                 them while they are frozen.
-            attention_kernel: `sdpa`, `eager` or `flex`; None takes what the model supports.
+            attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
 
         Raises:
             UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization

@@ -10,13 +10,17 @@ Shapes: B rows, Q query columns, K key columns, M memory columns, H key/value he
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import CAUSAL
+
+Made = TypeVar("Made")
 
 SHARED = -1
 """Document id of a column that every document of its row sees."""
@@ -144,7 +148,7 @@ class Reading:
     layers: LayerRange | None = None
     memory: Memory | None = None
     spans: tuple[tuple[int, int], ...] | None = None
-    _masks: dict[tuple[object, ...], Tensor] = field(default_factory=dict, repr=False)
+    _masks: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
     def asked(self) -> bool:
@@ -172,12 +176,25 @@ class Reading:
             queries: Q. keys: key columns that the layer holds, the memory not counted.
             window: sliding window in positions, own position included; None for full attention.
         """
-        both_ways = self.layers is None or layer in self.layers
+        both_ways = self.both_ways(layer)
         offset = self.spans[layer][0] if self.spans else 0
         name = (queries, keys, both_ways, offset, window)
+        return self.once(name, lambda: self._build(queries, keys, both_ways, offset, window))
+
+    def once(self, name: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """What `make` returns, made at the first call of this name: a mask is the same in many layers."""
         if name not in self._masks:
-            self._masks[name] = self._build(queries, keys, both_ways, offset, window)
-        return self._masks[name]
+            self._masks[name] = make()
+        made: Made = self._masks[name]
+        return made
+
+    def whole(self, queries: int, keys: int) -> bool:
+        """Whether a layer's queries and keys are all columns, with nothing before them."""
+        return self.memory is None and queries == keys == self.columns.width
+
+    def both_ways(self, layer: int) -> bool:
+        """Whether blocks count in a layer."""
+        return self.layers is None or layer in self.layers
 
     def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
         total = self.columns.width

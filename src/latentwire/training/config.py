@@ -81,6 +81,7 @@ class Finetuning(Settings):
     rows and row_tokens: packed rows a step and their length in tokens; accumulation splits the rows into
     as many passes. train_samples: how many examples to draw from the data; eval_samples are
     held out, the same ones at every evaluation. precision: bf16 is autocast over float32 weights.
+    attention: the kernel that reads the rows; auto takes the fastest that is right and says why.
     """
 
     wire: str = "text"
@@ -101,6 +102,7 @@ class Finetuning(Settings):
     final_share: float = Field(default=0.05, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0)
     precision: Literal["fp32", "bf16"] = "fp32"
+    attention: Literal["auto", "sdpa", "eager", "flex", "split"] = "auto"
     activation_checkpointing: bool = False
     log_steps: int = Field(default=10, ge=1)
     eval_steps: int = Field(default=100, ge=1)

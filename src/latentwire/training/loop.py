@@ -17,13 +17,13 @@ from torch import Tensor
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation.audit import audit
-from latentwire.lm import attention
+from latentwire.lm import attention, flex
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.training import checkpoints
 from latentwire.training.adapters import Trainable
-from latentwire.training.checks import check
+from latentwire.training.checks import check, kernel
 from latentwire.training.config import Finetuning
 from latentwire.training.diagnostics import Diagnostics, memory_gib
 from latentwire.training.documents import Document, Source, document, sources
@@ -74,10 +74,16 @@ def finetune(
     """
     check(settings, lm)
     wire = wires.parse(settings.wire).bind(lm)
-    run = _Run(lm, wire, settings, folder, log)
-    run.audit()
-    run.train(progress)
-    return run.finish()
+    choice = kernel(settings, lm)
+    log(str(choice))
+    before = attention.install(lm.model, choice.kernel)
+    try:
+        run = _Run(lm, wire, settings, folder, log)
+        run.audit()
+        run.train(progress)
+        return run.finish()
+    finally:
+        attention.uninstall(lm.model, before)
 
 
 class _Run:
@@ -135,19 +141,22 @@ class _Run:
     def _eval_batches(self, documents: Sequence[Document]) -> list[Rows]:
         packed = pack([len(each.ids) for each in documents], self.settings.row_tokens)
         rows = [[documents[i] for i in row] for row in packed]
-        return [
-            self._collate(rows[at : at + self.settings.rows]) for at in range(0, len(rows), self.settings.rows)
-        ]
+        count = self.settings.rows
+        return [self._collate(rows[at : at + count], count) for at in range(0, len(rows), count)]
 
-    def _collate(self, rows: Sequence[Sequence[Document]]) -> Rows:
-        return collate(rows, getattr(self.wire, "layers", None)).to(self.lm.device)
+    def _collate(self, rows: Sequence[Sequence[Document]], count: int) -> Rows:
+        shape = (0, 0)
+        if attention.kernel(self.lm.model) == "flex":  # compiled for one shape
+            shape = (count, -(-self.settings.row_tokens // flex.MULTIPLE) * flex.MULTIPLE)
+        return collate(rows, getattr(self.wire, "layers", None), shape).to(self.lm.device)
 
     def audit(self) -> None:
         """Look at model, wire and rows before the first step."""
         # Dropout would look like a leak: it changes states that nobody exchanged a token for.
         self.lm.model.eval()
-        kernel = attention.kernel(self.lm.model)
-        problems = audit(self.lm, self.wire, kernels=[kernel]).problems + audit_rows(self.lm, self.eval_rows[0])
+        problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)]).problems
+        with self.accelerator.autocast():  # in the precision, and so with the kernel, of training
+            problems += audit_rows(self.lm, self.eval_rows[0])
         if self.settings.force_leaky:
             self.log(f"training on a leak, as forced: {'; '.join(problems)}")
             problems = without_leaks(problems)
@@ -184,7 +193,7 @@ class _Run:
         self.lm.model.train()
         mine = rows[accelerator.process_index :: accelerator.num_processes]
         size = -(-len(mine) // settings.accumulation)
-        parts = [self._collate(mine[at : at + size]) for at in range(0, len(mine), size)]
+        parts = [self._collate(mine[at : at + size], size) for at in range(0, len(mine), size)]
         labels = _summed(accelerator, sum(int((part.labels[:, 1:] != -100).sum()) for part in parts))
         logged = self.done % settings.log_steps == 0
         sums: dict[str, float] = {each.name: 0.0 for each in self.objectives}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
+from latentwire.training import losses
 
 
 class Objective(Protocol):
@@ -29,5 +30,8 @@ class AnswerCrossEntropy:
         self.weight = weight
 
     def loss(self, lm: LM, student: Forced) -> Tensor:
+        head = losses.Head.of(lm)
+        if head is not None:
+            return losses.cross_entropy(student.hidden, head, student.labels)
         logits = lm.head(student.hidden).float()
         return torch.nn.functional.cross_entropy(logits, student.labels, reduction="sum")

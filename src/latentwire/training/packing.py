@@ -41,15 +41,27 @@ class Rows:
         return Rows(self.ids.to(device), self.labels.to(device), columns, self.layers)
 
 
-def collate(rows: Sequence[Sequence[Document]], layers: LayerRange | None = None) -> Rows:
-    """Rows of documents as one batch, padded on the right to the longest row."""
-    blocks = pad_rows([[b for d in row for b in d.blocks] for row in rows], CAUSAL)
-    numbers = pad_rows([[n for n, d in enumerate(row) for _ in d.ids] for row in rows], 0)
-    positions = pad_rows([[p for d in row for p in range(len(d.ids))] for row in rows], 0)
-    valid = pad_rows([[1 for d in row for _ in d.ids] for row in rows], 0).bool()
+def collate(
+    rows: Sequence[Sequence[Document]], layers: LayerRange | None = None, shape: tuple[int, int] = (0, 0)
+) -> Rows:
+    """Rows of documents as one batch, padded on the right to the longest row.
+
+    Args:
+        shape: at least so many rows and columns, for kernels that are compiled for one shape.
+    """
+    rows = [*rows, *[[]] * (shape[0] - len(rows))]
+
+    def pad(values: list[list[int]], fill: int) -> Tensor:
+        made = pad_rows(values, fill)
+        return torch.nn.functional.pad(made, (0, max(0, shape[1] - made.shape[1])), value=fill)
+
+    blocks = pad([[b for d in row for b in d.blocks] for row in rows], CAUSAL)
+    numbers = pad([[n for n, d in enumerate(row) for _ in d.ids] for row in rows], 0)
+    positions = pad([[p for d in row for p in range(len(d.ids))] for row in rows], 0)
+    valid = pad([[1 for d in row for _ in d.ids] for row in rows], 0).bool()
     return Rows(
-        ids=pad_rows([[t for d in row for t in d.ids] for row in rows], 0),
-        labels=pad_rows([[t for d in row for t in d.labels] for row in rows], IGNORE),
+        ids=pad([[t for d in row for t in d.ids] for row in rows], 0),
+        labels=pad([[t for d in row for t in d.labels] for row in rows], IGNORE),
         columns=Columns(valid, positions, blocks, numbers),
         layers=layers,
     )
