@@ -99,3 +99,13 @@ def test_real_documents_are_scored_as_by_lm_eval(
     manager: TaskManager, readers: tuple[LM, HFLM], name: str
 ) -> None:
     compare(manager, readers, name, REAL, documents(name, REAL)[:40])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
+@pytest.mark.parametrize("spec", ["text", "text,mask=prefix"])
+@pytest.mark.parametrize("name", ["piqa", "openbookqa"])
+def test_a_benchmark_costs_at_most_1_05_of_its_fewest_tokens(name: str, spec: str) -> None:
+    tokenizer = LM.load("embedded:heron").tokenizer
+    lm = LM(tiny_model(max_position_embeddings=2048, vocab_size=len(tokenizer)), tokenizer)
+    work = evaluate(lm, resolve([name], REAL), [parse(spec)], limit=300).work[spec, name]
+    assert work.least <= work.run <= 1.05 * work.least

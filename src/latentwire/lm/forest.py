@@ -1,60 +1,23 @@
-"""Laying a tree of shared tokens out in rows, and the mask under which a row is read.
+"""What to read of a tree of shared tokens in which row.
 
-A row holds several branches of a tree side by side, parents before children, every token at its own position. A
-token sees its ancestors (packed tree attention, as SpecInfer, 2305.09781, verifies its token trees) and its own
-block. What many rows begin with is a trunk: it is read once, and its keys and values stand before them all.
+A row holds several branches of a tree side by side (`tree_rows` lays it out). What many rows begin with is a
+trunk: it is read once, and its keys and values stand before them all.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 
-import torch
-from torch import Tensor
-
-from latentwire.lm.prefix import pad_rows
-from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns, Reading
-from latentwire.lm.sharing import Line, Node
+from latentwire.lm.sharing import Node
 
 ROW = 512
 """Tokens to which short branches are packed into one row; the mask of a row grows with their square."""
+OPEN = 8
+"""Rows among which a branch has its choice."""
 TRUNK = 16
 """From so many tokens on, what several rows begin with is read apart; a shorter beginning is repeated in each."""
-
-
-@dataclass(frozen=True, eq=False)
-class TreeReading(Reading):
-    """The reading of rows whose columns are trees.
-
-    ends: `(B, T)`, per column the first column behind its branch. Documents and positions do not hide anything
-    here: a column sees those before it in whose branches it stands.
-    """
-
-    ends: Tensor | None = None
-
-    def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
-        columns, ends = self.columns, self.ends
-        if ends is None or offset or not queries == keys == columns.width:
-            raise ValueError("a tree is read in one pass without a cache")
-        column = torch.arange(queries, device=ends.device)
-        query, key = column[:, None], column[None, :]
-        see = (key <= query) & (query < ends[:, None, :])
-        if both_ways:
-            block = columns.blocks[:, :, None]
-            see = see | ((block == columns.blocks[:, None, :]) & (block != CAUSAL))
-        see = see & columns.valid[:, None, :]
-        at, of = columns.positions[:, :, None], columns.positions[:, None, :]
-        if self.memory is not None:
-            before = self.memory.columns
-            see = torch.cat([before.valid[:, None, :].expand(-1, queries, -1), see], 2)
-            of = torch.cat([before.positions[:, None, :], of], 2)
-        if window is not None:
-            see = see & ((at - of).abs() < window)
-        # Padding sees itself: a softmax over nothing is not a number.
-        itself = torch.arange(see.shape[2], device=see.device) - (see.shape[2] - queries) == query
-        return (see | itself)[:, None]
 
 
 @dataclass(eq=False)
@@ -100,109 +63,35 @@ def plan(root: Node) -> Trunk:
 
 
 def _packed(branches: Sequence[Branch]) -> list[list[Branch]]:
-    """Branches in their order, neighbours in one row while it is no longer than `ROW`; longest row first."""
-    rows: list[tuple[int, list[Branch]]] = []
-    for branch in branches:
-        # What leads to a branch stands in the row already where its neighbour has the same path.
-        tokens = branch.node.size
-        known = set(rows[-1][1][-1].path) if rows else set()
-        missing = sum(node.width for node in branch.path if node not in known)
-        if rows and rows[-1][0] + tokens + missing <= ROW:
-            rows[-1] = (rows[-1][0] + tokens + missing, [*rows[-1][1], branch])
-        else:
-            rows.append((tokens + sum(node.width for node in branch.path), [branch]))
-    return [row for _, row in sorted(rows, key=lambda row: -row[0])]
+    """Branches in rows of at most `ROW` tokens, a longer branch in one of its own; longest row first.
 
-
-class Layout:
-    """The columns of one row.
-
-    at: where each sequence that ends in the row is predicted: per token of its continuation a column, or, in the
-        trunk, the position less the trunk's end, which is negative.
+    A branch goes to one of the last few rows: where least of what leads to it is missing, and then where least
+    room is left.
     """
-
-    def __init__(self, start: int) -> None:
-        self.start = start
-        self.ids: list[int] = []
-        self.positions: list[int] = []
-        self.blocks: list[int] = []
-        self.ends: list[int] = []
-        self.at: list[tuple[Line, list[int]]] = []
-        self._columns: list[int] = []  # of the tokens on the way to the node that was placed last
-        self._names: dict[tuple[int, int], int] = {}
-
-    @classmethod
-    def of_branches(cls, branches: Sequence[Branch], start: int) -> Layout:
-        """Branches behind a trunk of `start` tokens, a path that several have in common once."""
-        row, opened = cls(start), list[tuple[Node, int]]()
-        for branch in branches:
-            while [node for node, _ in opened] != list(branch.path[: len(opened)]):
-                row._close(*opened.pop())
-            for node in branch.path[len(opened) :]:
-                opened.append((node, row.width))
-                row._place(node, node.width)
-            for node in branch.node.preorder():
-                row._place(node, node.size)
-        for node, column in opened:
-            row._close(node, column)
-        return row
-
-    @classmethod
-    def of_path(cls, nodes: Sequence[Node]) -> Layout:
-        """Nodes one behind the other, without what else is below them."""
-        row = cls(nodes[0].start)
-        for node in nodes:
-            row._place(node, node.width)
-        row.ends = [row.width] * row.width
-        return row
-
-    @property
-    def width(self) -> int:
-        return len(self.ids)
-
-    def _close(self, node: Node, column: int) -> None:
-        """Nothing more of the row stands below this node."""
-        self.ends[column : column + node.width] = [self.width] * node.width
-
-    def _place(self, node: Node, size: int) -> None:
-        column, line = self.width, node.of
-        del self._columns[node.start - self.start :]
-        self._columns += range(column, column + node.width)
-        self.ids += [line.token(at) for at in range(node.start, node.stop)]
-        self.positions += range(node.start, node.stop)
-        self.blocks += [self._name(line.block(at), column) for at in range(node.start, node.stop)]
-        self.ends += [column + size] * node.width
-        for line in node.ends:
-            first = len(line.prompt.ids) - 1 - self.start
-            steps = range(first, first + len(line.answer))
-            self.at.append((line, [self._columns[step] if step >= 0 else step for step in steps]))
-
-    def _name(self, block: int, column: int) -> int:
-        """No cut goes through a block: a node's blocks are its own, whatever others of the row call theirs."""
-        return block if block == CAUSAL else self._names.setdefault((column, block), len(self._names))
+    full: list[_Row] = []
+    rows: list[_Row] = []
+    for branch in branches:
+        fitting = [row for row in rows if row.width + row.added(branch) <= ROW]
+        if fitting:
+            best = min(fitting, key=lambda row: (row.added(branch), -row.width))
+        else:
+            best = _Row()
+            rows.append(best)
+        best.width += best.added(branch)
+        best.branches.append(branch)
+        if len(rows) > OPEN:
+            full.append(max(rows, key=lambda row: row.width))
+            rows.remove(full[-1])
+    return [row.branches for row in sorted([*full, *rows], key=lambda row: -row.width)]
 
 
-def stacked(layouts: Sequence[Layout], device: torch.device) -> tuple[Tensor, Columns, Tensor]:
-    """Token ids, columns and `ends` of rows, `(B, T)` each, padded on the right."""
-    valid = pad_rows([[1] * row.width for row in layouts], 0).bool()
-    columns = Columns.of(
-        valid=valid.to(device),
-        positions=pad_rows([row.positions for row in layouts], 0).to(device),
-        blocks=pad_rows([row.blocks for row in layouts], CAUSAL).to(device),
-        # Whoever looks at documents alone must not take a tree for plain causal text.
-        documents=pad_rows([row.ends for row in layouts], 0).to(device),
-    )
-    ids = pad_rows([row.ids for row in layouts], 0).to(device)
-    return ids, columns, columns.documents
+@dataclass(eq=False)
+class _Row:
+    width: int = 0
+    branches: list[Branch] = field(default_factory=list)
 
-
-def in_batches(layouts: Sequence[Layout], batch_tokens: int) -> Iterator[list[Layout]]:
-    """Rows, longest first, as many together as are not wider than `batch_tokens` columns with their padding."""
-    batch: list[Layout] = []
-    for row in layouts:
-        if batch and batch[0].width * (len(batch) + 1) > batch_tokens:
-            yield batch
-            batch = []
-        batch.append(row)
-    if batch:
-        yield batch
+    def added(self, branch: Branch) -> int:
+        """Tokens that a branch adds; what leads to it stands here already where the last one has the same path."""
+        known = self.branches[-1].path if self.branches else ()
+        same = sum(1 for _ in takewhile(lambda pair: pair[0] is pair[1], zip(known, branch.path, strict=False)))
+        return branch.node.size + sum(node.width for node in branch.path[same:])

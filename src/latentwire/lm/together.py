@@ -15,11 +15,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from latentwire.errors import UserError
-from latentwire.lm.forest import Layout, TreeReading, Trunk, in_batches, plan, stacked
+from latentwire.lm.forest import Trunk, plan
 from latentwire.lm.reader import Reader
 from latentwire.lm.reading import Columns, LayerRange, Memory
 from latentwire.lm.scoring import Score
 from latentwire.lm.sharing import Request, tree
+from latentwire.lm.tree_rows import Layout, TreeReading, in_batches, stacked
 
 BATCH_TOKENS = 8192
 """Columns of one forward pass, padding included."""
