@@ -24,6 +24,8 @@ from latentwire.lm.tree_rows import Layout, TreeReading, in_batches, stacked
 
 BATCH_TOKENS = 8192
 """Columns of one forward pass, padding included."""
+CPU_TOKENS = 2048
+"""The most on a CPU, where what one layer hands to the next should stay in its caches (12 % faster than 8192)."""
 LOGITS = 2**26
 """Logits, in float32, that are held at once: a quarter of a gibibyte."""
 
@@ -93,7 +95,8 @@ class Together:
             before = self._grown(alone, hidden[0], cache, before)
         start = 0 if before is None else before.memory.columns.width
         rows = sorted((Layout.of_branches(row, start) for row in trunk.rows), key=lambda row: -row.width)
-        for batch in in_batches(rows, self.batch_tokens):
+        most = min(self.batch_tokens, CPU_TOKENS) if self.lm.device.type == "cpu" else self.batch_tokens
+        for batch in in_batches(rows, most):
             yield from self._scores(batch, self._read(batch, before), before)
         for longer in trunk.trunks:
             yield from self._trunk(longer, before)
