@@ -125,3 +125,13 @@ def test_sums_are_asked_in_lm_evals_words_worked_examples_included(manager: Task
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
 def test_real_sums_are_asked_in_lm_evals_words(manager: TaskManager) -> None:
     compare_prompts(manager, REAL, documents("gsm8k", REAL)[:40], training("gsm8k", REAL))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
+@pytest.mark.parametrize("spec", ["text", "text,mask=prefix"])
+@pytest.mark.parametrize("name", ["piqa", "openbookqa"])
+def test_a_benchmark_costs_at_most_1_05_of_its_fewest_tokens(name: str, spec: str) -> None:
+    tokenizer = LM.load("embedded:heron").tokenizer
+    lm = LM(tiny_model(max_position_embeddings=2048, vocab_size=len(tokenizer)), tokenizer)
+    work = evaluate(lm, resolve([name], REAL), [parse(spec)], limit=300).work[spec, name]
+    assert work.least <= work.run <= 1.05 * work.least
