@@ -1,16 +1,13 @@
-"""Generating text behind a prefill, greedily or by sampling."""
+"""How to choose the next token: greedily or by sampling."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
-
-from latentwire.lm.prefix import Prefilled
-from latentwire.lm.reader import Reader
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,68 +55,26 @@ class Generated:
     ended: Literal["eos", "stop", "length"]
 
 
-class _Row:
-    """One row's tokens so far, and whether it has ended."""
-
-    def __init__(self, lm: Reader, decoding: Decoding) -> None:
-        self._lm, self._decoding = lm, decoding
-        self.ids: list[int] = []
-        self.text = ""
-        self.ended: Literal["eos", "stop", "length"] | None = None
-
-    def take(self, token: int) -> None:
-        if self.ended:
-            return
-        if token in self._lm.eos_ids:
-            self.ended = "eos"
-            return
-        self.ids.append(token)
-        self.text = self._lm.decode(self.ids)
-        cuts = [at for stop in self._decoding.stop if (at := self.text.find(stop)) >= 0]
-        if cuts:
-            self.text, self.ended = self.text[: min(cuts)], "stop"
-        elif len(self.ids) >= self._decoding.max_new_tokens:
-            self.ended = "length"
-
-
-@torch.no_grad()
-def generate(
-    lm: Reader, prefilled: Prefilled, decoding: Decoding, seeds: Sequence[int] | None = None
-) -> list[Generated]:
-    """Continue every row until it ends.
+def choose(
+    logits: Tensor,
+    decoding: Decoding,
+    draws: Sequence[torch.Generator],
+    *,
+    first: bool,
+    held: Sequence[bool],
+    eos_ids: Collection[int],
+) -> Tensor:
+    """The next token `(B,)` of every row.
 
     Args:
-        seeds: one a row, needed for sampling; a row's tokens depend on its own seed alone, so
-            neither the batch nor its order changes them.
-
-    Returns:
-        One `Generated` a row; `prefilled` is left as it was.
+        logits: `(B, V)`. draws: one generator a row, so that neither the batch nor its order changes a sample.
+        first: whether it is the first token of a text. held: `B`, rows that may not end yet.
     """
-    if seeds is None:
-        seeds = range(prefilled.rows)
-    if len(seeds) != prefilled.rows:
-        raise ValueError(f"seeds: found {len(seeds)}, expected one for each of {prefilled.rows} rows")
-    draws = [torch.Generator().manual_seed(seed) for seed in seeds]
-    rows = [_Row(lm, decoding) for _ in range(prefilled.rows)]
-    state, logits = prefilled, prefilled.logits
-    for step in range(decoding.max_new_tokens):
-        tokens = _choose(lm, logits, step, decoding, draws)
-        for row, token in zip(rows, tokens.tolist(), strict=True):
-            row.take(token)
-        if all(row.ended for row in rows) or step + 1 == decoding.max_new_tokens:
-            break
-        # A row that has ended no longer grows towards the model's last position.
-        live = torch.tensor([[not row.ended] for row in rows], device=logits.device)
-        state = lm.append(state, tokens[:, None], live)
-        logits = state.logits
-    return [Generated(row.text, tuple(row.ids), row.ended or "length") for row in rows]
-
-
-def _choose(lm: Reader, logits: Tensor, step: int, decoding: Decoding, draws: Sequence[torch.Generator]) -> Tensor:
     logits = logits.float()
-    if step < decoding.min_new_tokens and lm.eos_ids:
-        logits = logits.index_fill(1, torch.tensor(sorted(lm.eos_ids), device=logits.device), -torch.inf)
-    first = step == 0
+    if any(held) and eos_ids:
+        banned = torch.zeros_like(logits[:1], dtype=torch.bool)
+        banned[:, sorted(eos_ids)] = True
+        logits = logits.masked_fill(torch.tensor(held, device=logits.device)[:, None] & banned, -torch.inf)
     temperature = _or(decoding.first_temperature if first else None, decoding.temperature)
     if temperature == 0:
         return logits.argmax(-1)
