@@ -81,10 +81,12 @@ def choose(
     chance, order = torch.sort((logits / temperature).softmax(-1), dim=-1, descending=True, stable=True)
     below = chance.cumsum(-1) - chance
     chance = chance.masked_fill(below >= _or(decoding.first_top_p if first else None, decoding.top_p), 0)
+    # Drawn in the vocabulary's order: tokens that rounding alone ranks may change places between two batches.
+    chance = torch.zeros_like(chance).scatter(1, order, chance)
     draw = torch.stack([torch.rand((), generator=g) for g in draws]).to(chance)
     total = chance.cumsum(-1)
-    pick = (total <= draw[:, None] * total[:, -1:]).sum(-1).clamp_max(int(chance.shape[-1]) - 1)
-    return order.gather(-1, pick[:, None])[:, 0]
+    # Behind the last token that may be drawn the sum stays the same, so rounding cannot reach a token beyond it.
+    return (total <= (draw[:, None] * total[:, -1:]).clamp_max(total[:, -1:] * (1 - 1e-6))).sum(-1)
 
 
 def _or(value: float | None, otherwise: float) -> float:

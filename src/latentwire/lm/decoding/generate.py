@@ -84,13 +84,11 @@ def generate_all(
     def refill(free: int) -> tuple[Prefilled, list[Text]] | None:
         taken = kept[:]
         kept.clear()
-        for prefix in waiting:
+        while len(taken) < free and (prefix := next(waiting, None)) is not None:
             if taken and not taken[0].joins(prefix):
                 kept.append(prefix)
                 break
             taken.append(prefix)
-            if len(taken) == free:
-                break
         if not taken:
             return None
         prefilled = lm.prefill(Prefix.join(taken))
