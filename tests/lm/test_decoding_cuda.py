@@ -49,6 +49,23 @@ def test_a_graph_says_what_plain_steps_say(family: str, dtype: torch.dtype) -> N
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_our_kernels_attend_as_sdpa_does(dtype: torch.dtype) -> None:
+    split = pytest.importorskip("latentwire.lm.decoding.split")
+    for heads, shared, width in ((32, 8, 128), (4, 4, 64), (8, 1, 16), (24, 8, 256)):
+        assert split.right(torch.device("cuda"), dtype, heads, shared, width)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_both_ways_of_attending_say_the_same(family: str) -> None:
+    lm = on_gpu(family, head_dim=16)
+    made = [said(lm, "graph", ROWS[:4], max_new_tokens=40, min_new_tokens=40)]
+    assert family == "gpt_neox" or lm.engine._split is not None
+    lm.engine.attention = "sdpa"
+    made.append(said(lm, "graph", ROWS[:4], max_new_tokens=40, min_new_tokens=40))
+    assert made[0] == made[1]
+
+
 def test_a_compiled_step_says_what_plain_steps_say() -> None:
     lm = on_gpu()
     how = {"max_new_tokens": 40, "min_new_tokens": 40}

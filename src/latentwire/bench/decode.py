@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from latentwire.bench.setup import GIB, Row, Setup
 from latentwire.lm import attention
 from latentwire.lm.decoding import Decoding
-from latentwire.lm.decoding.engine import Mode
+from latentwire.lm.decoding.engine import Attention, Mode
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.reading import Columns
@@ -30,10 +30,12 @@ LONG = 65
 """Tokens of the longer of the two texts whose times are compared."""
 BATCHES, MORE_BATCHES = (1, 32), (2, 4, 8, 16, 64)
 PREFILLS, PREFILL_ROWS = (64, 512, 2048, 4096), 8
-OURS: dict[Mode, str] = {
-    "plain": "latentwire, one step at a time",
-    "graph": "latentwire, captured graph",
-    "compiled": "latentwire, compiled and captured",
+OURS: dict[str, tuple[Mode, Attention]] = {
+    "latentwire, one step at a time": ("plain", "split"),
+    "latentwire, captured graph, sdpa": ("graph", "sdpa"),
+    "latentwire, captured graph": ("graph", "split"),
+    "latentwire, compiled and captured": ("compiled", "split"),
+    "latentwire, compiled and captured, sdpa": ("compiled", "sdpa"),
 }
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("transformers generate, dynamic cache", {}),
@@ -44,16 +46,16 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 def measure(setup: Setup) -> Iterator[Row]:
     """Ours in every mode, then the peers, at batch 1 and 32; with `sweep` also other batches, and prefills."""
     lm = LM(setup.model(), tokenizer(), name=setup.shape)
+    gpu = setup.device.type == "cuda"
     for batch in BATCHES:
         yield _floor(setup, lm.model, batch)
-        for mode, who in OURS.items():
-            if mode == "plain" or setup.device.type == "cuda":
-                yield _ours(setup, lm, mode, who, batch)
+        for who, (mode, kernel) in OURS.items():
+            if mode == "plain" or (gpu and (setup.sweep or (mode, kernel) != ("compiled", "sdpa"))):
+                yield _ours(setup, lm, who, batch)
     if setup.sweep:
         for batch in MORE_BATCHES:
             yield _floor(setup, lm.model, batch)
-            mode = "graph" if setup.device.type == "cuda" else "plain"
-            yield _ours(setup, lm, mode, OURS[mode], batch)
+            yield _ours(setup, lm, "latentwire, captured graph" if gpu else next(iter(OURS)), batch)
         yield from _prefills(setup, lm)
     lm.engine.release()
     attention.uninstall(lm.model, "sdpa")
@@ -76,12 +78,12 @@ def _prompts(setup: Setup, vocabulary: int, batch: int, length: int) -> Tensor:
     return torch.randint(5, vocabulary, (batch, length), generator=generator).to(setup.device)
 
 
-def _ours(setup: Setup, lm: LM, mode: Mode, who: str, batch: int) -> Row:
+def _ours(setup: Setup, lm: LM, who: str, batch: int) -> Row:
     ids = _prompts(setup, lm.model.config.vocab_size, batch, PROMPT)
     positions = torch.arange(PROMPT, device=setup.device).expand(batch, -1)
     prefix = Prefix(ids=ids, columns=Columns.of(torch.ones_like(ids).bool(), positions))
     lm.engine.release()
-    lm.engine.mode = mode
+    lm.engine.mode, lm.engine.attention = OURS[who]
 
     def texts(tokens: int) -> None:
         how = Decoding(max_new_tokens=tokens, min_new_tokens=tokens)

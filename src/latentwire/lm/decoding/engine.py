@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from functools import cache
 from typing import Any, Literal, Protocol
 
 import torch
@@ -15,10 +16,13 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentwire.lm.decoding.slots import Slots
-from latentwire.lm.decoding.step import Step, advance, bucket
+from latentwire.lm.decoding.step import Split, Step, advance, bucket
 from latentwire.lm.prefix import Prefilled
 
 Mode = Literal["plain", "graph", "compiled"]
+Attention = Literal["split", "sdpa"]
+MORE_ROWS = 4
+"""Slots serve a batch of so many times fewer rows too: a step reads the weights, however few the rows."""
 SPAN = 256
 """The fewest columns that a captured step reads."""
 COMPILER: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -50,16 +54,20 @@ class Engine:
     mode: `plain`; `graph`, the default on a GPU, captured in about a second for each size; `compiled`, fused
         kernels in the graph, for which the compiler takes about a minute for each size. A size is (rows, columns),
         rounded up, so that prompts of other lengths rarely make another one.
-    captures, compilations: how many there were. refused: why steps are plain although a graph was wanted.
+    attention: `split`, the default on a GPU, our kernels where they give what sdpa gives; `sdpa`.
+    captures: how many graphs there were. refused: why steps are plain although a graph was wanted.
     """
 
     def __init__(self, lm: Model, mode: Mode | None = None) -> None:
         self.lm = lm
         self.mode: Mode = mode or ("graph" if lm.device.type == "cuda" else "plain")
+        self.attention: Attention = "split"
         self.captures = 0
         self.refused: str | None = None
         self._slots: Slots | None = None
+        self._eos = self._end_tokens()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._split: Split | None = None
         self._state: tuple[object, ...] = ()
         self._compiled: Callable[..., None] | None = None
 
@@ -76,21 +84,23 @@ class Engine:
     def open(self, like: Prefilled, rows: int, columns: int) -> Slots:
         """Empty slots for at least so many rows of so many columns."""
         self.refused = None if self.mode == "plain" else unfit(self.lm.model)
+        self._split = splitting(self.lm.model) if self.attention == "split" else None
         if not self.captured:
             self.release()
-            self._slots = Slots(like, rows, columns)
+            self._slots, self._eos = Slots(like, rows, columns), self._end_tokens()
             return self._slots
-        state = fingerprint(self.lm.model)
+        state = (*fingerprint(self.lm.model), self.mode, self._split)
         rows, columns = bucket(rows, 1), bucket(columns, SPAN)
         mine = self._slots
         if (
             mine is None
             or state != self._state
             or not mine.fits(like)
-            or (mine.rows, mine.capacity) != (rows, columns)
+            or mine.capacity < columns
+            or not rows <= mine.rows <= MORE_ROWS * rows
         ):
             self.release()
-            self._slots, self._state = Slots(like, rows, columns), state
+            self._slots, self._state, self._eos = Slots(like, rows, columns), state, self._end_tokens()
         self.slots.free(range(self.slots.rows))
         return self.slots
 
@@ -119,7 +129,9 @@ class Engine:
         slots = self.slots
         slots.cursor.zero_()
         if self.captured:
-            span = slots.capacity if self.mode == "compiled" else min(slots.capacity, bucket(longest, SPAN))
+            # A span that follows the texts saves sdpa columns to read; our kernels read no more than there are.
+            whole = self.mode == "compiled" or self._split is not None
+            span = slots.capacity if whole else min(slots.capacity, bucket(longest, SPAN))
             graph = self._graphs.get(span) or self._capture(span)
             if graph is not None:
                 for _ in range(count):
@@ -129,15 +141,16 @@ class Engine:
             self._advance(longest)
         return slots.history[:, :count].cpu()
 
+    def _end_tokens(self) -> Tensor:
+        return torch.tensor(sorted(self.lm.eos_ids), device=self.lm.device, dtype=torch.long)
+
     def _advance(self, span: int, step: Callable[..., None] = advance) -> None:
-        eos = torch.tensor(sorted(self.lm.eos_ids), device=self.slots.tokens.device, dtype=torch.long)
-        step(self.lm.states, self.lm.head, self.slots, span, eos)
+        step(self.lm.states, self.lm.head, self.slots, span, self._eos, self._split)
 
     def _capture(self, span: int) -> torch.cuda.CUDAGraph | None:
         """A graph of one step, or None with the reason in `refused`."""
         step = self._compile() if self.mode == "compiled" else advance
         slots = self.slots
-        eos = torch.tensor(sorted(self.lm.eos_ids), device=slots.tokens.device, dtype=torch.long)
         room = slots.room.clone()
         slots.room.zero_()  # rows without room stay where they are, however often a step is tried
         try:
@@ -146,12 +159,12 @@ class Engine:
             with torch.cuda.stream(aside):
                 for _ in range(3):
                     slots.cursor.zero_()
-                    step(self.lm.states, self.lm.head, slots, span, eos)
+                    self._advance(span, step)
             torch.cuda.current_stream().wait_stream(aside)
             slots.cursor.zero_()
             graph = torch.cuda.CUDAGraph()
             with torch.cuda.graph(graph):
-                step(self.lm.states, self.lm.head, slots, span, eos)
+                self._advance(span, step)
         except Exception as error:  # of the compiler, the driver or the model: the plain step is always there
             self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             warnings.warn(f"decoding runs without a captured graph: {self.refused}", stacklevel=2)
@@ -160,8 +173,6 @@ class Engine:
             slots.cursor.zero_()
             slots.room.copy_(room)
         self._graphs[span] = graph
-        # The graph reads this tensor for as long as it lives.
-        self._eos = eos
         self.captures += 1
         return graph
 
@@ -175,6 +186,28 @@ def fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
     """Changes whenever a captured graph would read other memory or other code than the model now."""
     tensors = [*model.parameters(), *model.buffers()]
     return (model.config._attn_implementation, *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
+
+
+@cache
+def _split_for(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> Split | None:
+    try:
+        from latentwire.lm.decoding import split
+
+        return split.attend if split.right(device, dtype, heads, shared, width) else None
+    except Exception as error:  # no Triton, or one that cannot compile here: sdpa is always there
+        warnings.warn(f"decoding attends with sdpa: {type(error).__name__}: {str(error)[:200]}", stacklevel=2)
+        return None
+
+
+def splitting(model: PreTrainedModel) -> Split | None:
+    """Our attention kernels, where they run and give what sdpa gives."""
+    config = model.config.get_text_config()
+    heads, shared = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    alone = len({parameter.device for parameter in model.parameters()}) == 1
+    if model.device.type != "cuda" or not alone or width < 16 or width & (width - 1):
+        return None
+    return _split_for(model.device, model.dtype, heads, shared or heads, width)
 
 
 def unfit(model: PreTrainedModel) -> str | None:

@@ -12,17 +12,19 @@ from torch import Tensor, nn
 
 from latentwire.lm.decoding.slots import Slots
 
-Attend = Callable[..., Tensor]
+Split = Callable[..., Tensor]
+"""`latentwire.lm.decoding.split.attend`, where there is a GPU that runs it."""
 
 
 class Step:
     """Both sides of one step that a model sees: as `past_key_values=` the cache, as `reading=` the mask.
 
     span: how many columns of the slots are read; no row is longer, the new token counted.
+    split: reads what a row has, whatever the span; sdpa without it.
     """
 
-    def __init__(self, slots: Slots, span: int) -> None:
-        self.slots, self.span = slots, span
+    def __init__(self, slots: Slots, span: int, split: Split | None = None) -> None:
+        self.slots, self.span, self.split = slots, span, split
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -56,6 +58,11 @@ class Step:
         The query heads that share a key/value head become rows of one small matrix product, so that keys and
         values are read once and repeated nowhere, by every kernel of sdpa that takes a mask.
         """
+        slots = self.slots
+        if self.split is not None:
+            factor = query.shape[3] ** -0.5 if scale is None else scale
+            place = (slots.lengths, slots.next_position, slots.positions)
+            return self.split(query[:, :, 0], key, value, *place, window, factor)[:, None]
         name = (window, query.dtype)
         if name not in self._masks:
             see = self.visible(1, self.span, layer, window)
@@ -74,15 +81,16 @@ def advance(
     slots: Slots,
     span: int,
     eos_ids: Tensor,
+    split: Split | None = None,
 ) -> None:
     """Read `slots.tokens` and choose greedily; what is left behind is in `slots`.
 
     Args:
         states: final hidden states `(B, 1, E)` of tokens `(B, 1)` at positions `(B, 1)`. head: logits of states.
-        eos_ids: tokens that a row which is `held` may not choose.
+        eos_ids: tokens that a row which is `held` may not choose. split: see `Step`.
     """
     slots.positions[slots.every, slots.lengths] = slots.next_position
-    hidden = states(slots.tokens[:, None], slots.next_position[:, None], Step(slots, span))
+    hidden = states(slots.tokens[:, None], slots.next_position[:, None], Step(slots, span, split))
     logits = head(hidden[:, -1])
     slots.logits.copy_(logits)
     if eos_ids.numel():
