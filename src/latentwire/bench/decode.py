@@ -20,7 +20,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from latentwire.bench.setup import GIB, Row, Setup
 from latentwire.lm import attention
 from latentwire.lm.decoding import Decoding
-from latentwire.lm.decoding.engine import Attention, Mode
+from latentwire.lm.decoding.engine import COMPILER, Attention, Engine, Mode
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.reading import Columns
@@ -37,6 +37,12 @@ OURS: dict[str, tuple[Mode, Attention]] = {
     "latentwire, compiled and captured": ("compiled", "split"),
     "latentwire, compiled and captured, sdpa": ("compiled", "sdpa"),
 }
+COMPILERS: dict[str, dict[str, Any]] = {
+    "latentwire, compiled without tuning": {"coordinate_descent_tuning": False},
+    "latentwire, compiled, combo kernels": {"combo_kernels": True},
+    "latentwire, compiled, max-autotune": {"max_autotune": True},
+}
+"""Other options of the compiler, to see what each is worth."""
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("transformers generate, dynamic cache", {}),
     "static": ("transformers generate, static cache", {"cache_implementation": "static"}),
@@ -57,6 +63,11 @@ def measure(setup: Setup) -> Iterator[Row]:
             yield _floor(setup, lm.model, batch)
             yield _ours(setup, lm, "latentwire, captured graph" if gpu else next(iter(OURS)), batch)
         yield from _prefills(setup, lm)
+        for who, options in COMPILERS.items() if gpu else ():
+            lm.engine = Engine(lm)
+            lm.engine.compiler = {**COMPILER, **options}
+            for batch in BATCHES:
+                yield _ours(setup, lm, who, batch)
     lm.engine.release()
     attention.uninstall(lm.model, "sdpa")
     for batch in BATCHES:
@@ -83,7 +94,7 @@ def _ours(setup: Setup, lm: LM, who: str, batch: int) -> Row:
     positions = torch.arange(PROMPT, device=setup.device).expand(batch, -1)
     prefix = Prefix(ids=ids, columns=Columns.of(torch.ones_like(ids).bool(), positions))
     lm.engine.release()
-    lm.engine.mode, lm.engine.attention = OURS[who]
+    lm.engine.mode, lm.engine.attention = OURS.get(who, ("compiled", "split"))
 
     def texts(tokens: int) -> None:
         how = Decoding(max_new_tokens=tokens, min_new_tokens=tokens)

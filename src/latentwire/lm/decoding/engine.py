@@ -55,6 +55,7 @@ class Engine:
         kernels in the graph, for which the compiler takes about a minute for each size. A size is (rows, columns),
         rounded up, so that prompts of other lengths rarely make another one.
     attention: `split`, the default on a GPU, our kernels where they give what sdpa gives; `sdpa`.
+    compiler: options of the compiler, for steps not compiled yet.
     captures: how many graphs there were. refused: why steps are plain although a graph was wanted.
     """
 
@@ -62,6 +63,7 @@ class Engine:
         self.lm = lm
         self.mode: Mode = mode or ("graph" if lm.device.type == "cuda" else "plain")
         self.attention: Attention = "split"
+        self.compiler = COMPILER
         self.captures = 0
         self.refused: str | None = None
         self._slots: Slots | None = None
@@ -156,7 +158,7 @@ class Engine:
         try:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside):
+            with torch.cuda.stream(aside), torch._dynamo.config.patch(recompile_limit=64):
                 for _ in range(3):
                     slots.cursor.zero_()
                     self._advance(span, step)
@@ -178,7 +180,7 @@ class Engine:
 
     def _compile(self) -> Callable[..., None]:
         if self._compiled is None:
-            self._compiled = torch.compile(advance, fullgraph=True, dynamic=False, options=COMPILER)
+            self._compiled = torch.compile(advance, fullgraph=True, dynamic=False, options=self.compiler)
         return self._compiled
 
 

@@ -1,8 +1,8 @@
 """Attention of one query a row over a static cache, in Triton: only the keys that a row has are read, each once.
 
-The kernels that torch offers for one query under a mask give a row and head one processor, of which a GPU has more
-than there are heads, and read the whole span. Here the keys of a row are split among several programs, and a second
-kernel joins their parts (FlashDecoding: https://pytorch.org/blog/flash-decoding/).
+The kernels that torch offers for one query under a mask give a row and head one processor, of which a GPU has
+more than there are heads, and read the whole span. Here the keys of a row are split among several programs, whose
+parts a second kernel joins (FlashDecoding: https://pytorch.org/blog/flash-decoding/).
 """
 
 # Triton reads the source of its kernels: annotations must stand there as they are.
