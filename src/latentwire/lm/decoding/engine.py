@@ -165,7 +165,7 @@ class Engine:
             torch.cuda.current_stream().wait_stream(aside)
             slots.cursor.zero_()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph):
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
                 self._advance(span, step)
         except Exception as error:  # of the compiler, the driver or the model: the plain step is always there
             self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
