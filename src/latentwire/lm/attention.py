@@ -25,6 +25,7 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 from latentwire.errors import UserError
 from latentwire.lm import flex, split
 from latentwire.lm.intervals import intervals
+from latentwire.lm.decoding.step import Step
 from latentwire.lm.reading import Reading
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
@@ -69,12 +70,14 @@ def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Atte
         key: Tensor,
         value: Tensor,
         attention_mask: Any,
-        reading: Reading | None = None,
+        reading: Reading | Step | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if reading is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         layer: int = module.layer_idx  # type: ignore[assignment]
+        if stock is sdpa_attention_forward and isinstance(reading, Step):
+            return reading.attend(query, key, value, layer, _window(module, kwargs), kwargs.get("scaling")), None
         see = reading.visible(query.shape[2], key.shape[2], layer, _window(module, kwargs)).to(query.device)
         key, value = reading.remember(layer, key, value)
         return stock(module, query, key, value, form(see, query.dtype), **kwargs)

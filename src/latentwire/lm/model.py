@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,8 @@ from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 from latentwire.errors import UserError
 from latentwire.lm import adapter_files, attention, checks, decoding, prefix_adapters, scoring, weights
 from latentwire.lm.decoding import Decoding, Generated
+from latentwire.lm.decoding.engine import Engine
+from latentwire.lm.decoding.step import Step
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
 from latentwire.lm.prefix_tuning import PrefixTuning
 from latentwire.lm.prompt_format import PromptFormat
@@ -155,6 +157,11 @@ class LM:
         rotary.probe()
         return rotary
 
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the steps of `generate`; its `mode` says how."""
+        return Engine(self)
+
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
@@ -194,6 +201,19 @@ class LM:
                 reading=reading,
             ).last_hidden_state
         return hidden.to(content.device)
+
+    def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor:
+        """Final hidden states `(B, 1, D)` of one token a row, `(B, 1)`, read in a decoding step."""
+        decoder: nn.Module = self.model.get_decoder()
+        hidden: Tensor = decoder(
+            input_ids=tokens,
+            attention_mask=self._no_mask,
+            position_ids=positions,
+            past_key_values=step,
+            use_cache=True,
+            reading=step,
+        ).last_hidden_state
+        return hidden
 
     def _reading(self, prefix: Prefix) -> Reading:
         self._check_length(int(prefix.next_position.max()))
@@ -300,6 +320,24 @@ class LM:
     ) -> list[Generated]:
         """Continue every row; greedy unless `how` says otherwise."""
         return decoding.generate(self, prefilled, how or Decoding(), seeds)
+
+    def generate_all(
+        self,
+        prefixes: Iterable[Prefix],
+        how: Decoding | None = None,
+        seeds: Iterable[int] | None = None,
+        rows: int = 32,
+    ) -> list[Generated]:
+        """Continue every row of any number of prefixes, `rows` at a time: where one ends, the next begins.
+
+        Args:
+            prefixes: of any kinds and lengths, taken one by one as rows become free.
+            seeds: one a row of them all; 0, 1, 2, ... without.
+
+        Returns:
+            In the order of the prefixes, each what `generate` gives for it alone.
+        """
+        return decoding.generate_all(self, prefixes, how or Decoding(), seeds, rows)
 
 
 def _at(hidden: Tensor, columns: Tensor) -> Tensor:

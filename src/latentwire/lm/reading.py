@@ -10,7 +10,7 @@ Shapes: B rows, Q query columns, K key columns, M memory columns, H key/value he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -73,6 +73,13 @@ class Columns:
         return Columns(
             **{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)}
         )
+
+    @classmethod
+    def join(cls, parts: Sequence[Columns]) -> Columns:
+        """The rows of all parts, padding behind the shorter ones."""
+        width = max(part.width for part in parts)
+        padded = [_pad(part, width) for part in parts]
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in padded]) for f in fields(cls)})
 
     def slice(self, start: int, stop: int) -> Columns:
         return Columns(**{f.name: getattr(self, f.name)[:, start:stop] for f in fields(self)})

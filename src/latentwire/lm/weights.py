@@ -105,9 +105,9 @@ def load(
     prompt_format = PromptFormat() if quantization == "gguf" else _stored_format(source)
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
         prompt_format = _stored_format(str(adapter))  # how it was trained
-    _align(model)
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
+    _align(model)  # what has gone to another device has been aligned there
     return Loaded(model.eval(), tokenizer, prompt_format)
 
 
@@ -211,8 +211,16 @@ def _stored_format(source: str) -> PromptFormat:
 def refuse_broken(model: PreTrainedModel, spec: str) -> None:
     """Raise a UserError that names the first tensor with a value that is not a finite number."""
     for name, tensor in model.named_parameters():
-        if not bool(torch.isfinite(tensor).all()):
+        if not _finite(tensor):
             raise UserError(f"weights: {name} of {spec} holds NaN or infinity, expected finite numbers.")
+
+
+def _finite(tensor: torch.Tensor) -> bool:
+    if not tensor.numel() or tensor.dtype.itemsize == 1:
+        return bool(torch.isfinite(tensor).all())
+    # NaN is the least and the greatest of whatever it stands among, and this reads as fast as memory gives:
+    # `isfinite` makes a second tensor, at a thirtieth of the speed in bfloat16.
+    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def _told(error: Exception) -> str:
