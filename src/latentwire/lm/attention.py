@@ -24,8 +24,8 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 
 from latentwire.errors import UserError
 from latentwire.lm import flex, split
-from latentwire.lm.intervals import intervals
 from latentwire.lm.decoding.step import Step
+from latentwire.lm.intervals import intervals
 from latentwire.lm.reading import Reading
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
@@ -97,15 +97,16 @@ def _trains(stock: Attention, fast: Callable[..., Tensor | None]) -> Attention:
         key: Tensor,
         value: Tensor,
         attention_mask: Any,
-        reading: Reading | None = None,
+        reading: Reading | Step | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if reading is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         # sdpa knows neither soft-capping nor sinks.
         dense = _DENSE["sdpa" if kwargs.get("softcap") is None and kwargs.get("s_aux") is None else "eager"]
-        plain = kwargs.get("s_aux") is None and not kwargs.get("dropout")
-        if plain and reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
+        if isinstance(reading, Step) or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
+            return dense(module, query, key, value, attention_mask, reading=reading, **kwargs)
+        if reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
             alike = _one_dtype(query, key, value)
             out = fast(reading, *alike, layer=module.layer_idx, window=_window(module, kwargs), kwargs=kwargs)
             if out is not None:

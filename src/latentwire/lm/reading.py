@@ -196,7 +196,10 @@ class Reading:
         return made
 
     def whole(self, queries: int, keys: int) -> bool:
-        """Whether a layer's queries and keys are all columns, with nothing before them."""
+        """Whether a layer's queries and keys are all columns, with nothing before them, and columns say it all.
+
+        Only then may a kernel read the columns itself; otherwise `visible` is the mask.
+        """
         return self.memory is None and queries == keys == self.columns.width
 
     def both_ways(self, layer: int) -> bool:

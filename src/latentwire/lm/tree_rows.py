@@ -32,6 +32,10 @@ class TreeReading(Reading):
 
     ends: Tensor | None = None
 
+    def whole(self, queries: int, keys: int) -> bool:
+        """Never: columns alone do not say who sees whom."""
+        return False
+
     def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
         columns, ends = self.columns, self.ends
         if ends is None or offset or not queries == keys == columns.width:
