@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.lm import weights
 from latentwire.lm.prompt_format import PromptFormat
+from tests.lm.checkpoints import write_lora, write_prefix
 from tests.models import tiny_model, tiny_tokenizer
 
 LINES = [
@@ -78,6 +79,40 @@ def test_eval_prints_a_table_and_writes_the_same_numbers(capsys, monkeypatch, fo
     assert set(found["metrics"]["text"]["jsonl"]["exact_match"]) == {"value", "low", "high", "n"}
 
 
+def write_adapter(kind, place):
+    model = tiny_model(max_position_embeddings=256)
+    if kind == "lora":
+        write_lora(model, place)
+    else:
+        write_prefix(model, place, 4)
+    return place
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_an_adapter_changes_the_numbers_and_is_named_beside_them(
+    capsys, monkeypatch, folder, data, tmp_path, kind
+):
+    place = write_adapter(kind, tmp_path / kind)
+    words = ["eval", "--model", folder, "--task", "jsonl", "--data", data, "--wire", "text,mask=prefix"]
+    found = []
+    for more in ([], ["--adapter", place]):
+        status, _, err = run(capsys, monkeypatch, *words, *more, "--json", tmp_path / "numbers.json")
+        assert status == 0, err
+        found.append(json.loads((tmp_path / "numbers.json").read_text()))
+    nll = [each["metrics"]["text,mask=prefix"]["jsonl"]["nll"]["value"] for each in found]
+    assert abs(nll[0] - nll[1]) > 1e-2
+    assert [each.get("adapter") for each in found] == [None, str(place)]
+
+
+@pytest.mark.parametrize("kind", ["lora", "prefix"])
+def test_a_model_with_an_adapter_passes_the_audit(capsys, monkeypatch, folder, tmp_path, kind):
+    monkeypatch.setattr("latentwire.evaluation.audit.KERNELS", ("sdpa", "eager"))
+    words = ["--adapter", write_adapter(kind, tmp_path / kind), "--wire", "text,mask=prefix"]
+    status, out, err = run(capsys, monkeypatch, "audit", "--model", folder, *words)
+    assert status == 0, err + out
+    assert "passed" in out
+
+
 def test_audit_passes_an_honest_wire_and_fails_a_leaky_one(capsys, monkeypatch, folder):
     monkeypatch.setattr("latentwire.evaluation.audit.KERNELS", ("sdpa", "eager"))
     status, out, _ = run(capsys, monkeypatch, "audit", "--model", folder, "--wire", "text,mask=prefix")
@@ -114,6 +149,10 @@ WRONG = {
         "empty.jsonl",
     ),
     "not JSON": (["eval", "--model", "{folder}", "--task", "jsonl", "--data", "{tmp}/bad.jsonl"], "line 1"),
+    "no adapter": (
+        ["eval", "--model", "{folder}", "--task", "one_hop", "--adapter", "{tmp}"],
+        "found no adapter_config.json",
+    ),
     "too long": (["eval", "--model", "{folder}", "--task", "jsonl", "--data", "{tmp}/long.jsonl"], "at most 256"),
     "no place for the numbers": (
         ["eval", "--model", "{folder}", "--task", "one_hop", "--json", "{tmp}/no/x.json"],

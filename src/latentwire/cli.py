@@ -37,7 +37,7 @@ app = typer.Typer(
 Model = Annotated[
     str, typer.Option(help="embedded:heron, embedded:wren, a local folder, a .gguf file or a hub id.")
 ]
-Adapter = Annotated[Path | None, typer.Option(help="The folder of a PEFT LoRA adapter, merged into the model.")]
+Adapter = Annotated[Path | None, typer.Option(help="The folder of a PEFT adapter: LoRA or prefix tuning.")]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
 _UsageError: Any = typer.BadParameter.__base__
@@ -102,6 +102,8 @@ def eval_(
     if (wrong := tables.errors(result)) is not None:
         console.print(wrong)
     for each in tasks:
+        if each.remark:
+            print(each.remark)
         if each.format is not None and each.format != lm.format:
             print(f"{each.name}: read in the benchmark's own words, not in the prompt format of {model}.")
     for name, count in result.unstable.items():

@@ -1,6 +1,7 @@
 """Arms answer the same examples, and nothing but the arm changes an answer."""
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,10 +9,12 @@ import torch
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation import tables
-from latentwire.evaluation.evaluate import batches, evaluate, prepare
+from latentwire.evaluation.evaluate import evaluate, prepare
+from latentwire.evaluation.items import batches
 from latentwire.evaluation.summary import rows, summarize
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.prompts import Example
+from latentwire.lm.sharing import Request
 from latentwire.tasks.base import Task
 from tests.models import tiny_lm
 
@@ -187,3 +190,23 @@ def _text(table):
     console = Console(width=200, record=True, file=open("/dev/null", "w"))  # noqa: SIM115
     console.print(table)
     return console.export_text()
+
+
+@pytest.mark.parametrize("spec", ["text", "text,mask=prefix", "text,mask=segments,layers=0-1", "repeat", "none"])
+def test_choices_cost_hardly_more_than_the_fewest_tokens(lm, spec):
+    wire = wires.parse(spec)
+    examples = [replace(example, id=f"{example.id}/{n}") for n in range(40) for example in CHOICE]
+    work = evaluate(lm, [task("many", "choice", examples)], [wire]).work[wire.label, "many"]
+    assert work.least <= work.run <= 1.05 * work.least
+
+
+@pytest.mark.parametrize("spec", ["text", "text,mask=prefix", "text,mask=segments", "repeat"])
+def test_choices_read_together_are_answered_as_in_two_passes(lm, spec, monkeypatch):
+    wire = wires.parse(spec)
+    together = evaluate(lm, TASKS[1:2], [wire]).outcomes
+    monkeypatch.setattr(Request, "of", classmethod(lambda *_: None))
+    apart = evaluate(lm, TASKS[1:2], [wire])
+    assert apart.work[wire.label, "choices/one"].run == 0
+    for one, two in zip(together, apart.outcomes, strict=True):
+        assert (one.id, one.prediction, one.tokens) == (two.id, two.prediction, two.tokens)
+        assert one.metrics == pytest.approx(two.metrics, abs=1e-4)

@@ -136,3 +136,20 @@ def write_lora(model: PreTrainedModel, folder: Path, **options: Any) -> Any:
                 parameter.data.normal_(std=0.3)
     adapted.save_pretrained(str(folder))
     return adapted.eval()
+
+
+def write_prefix(
+    model: PreTrainedModel, folder: Path, tokens: int, weight: Tensor | None = None, **options: Any
+) -> None:
+    """A prefix-tuning adapter of `model`, saved as PEFT does; random unless `weight` is given."""
+    import peft
+
+    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=tokens, **options)
+    with torch.random.fork_rng():
+        torch.manual_seed(6)
+        tuned = peft.get_peft_model(model, config)
+        for parameter in tuned.prompt_encoder.parameters():
+            parameter.data.normal_()
+    if weight is not None:
+        tuned.prompt_encoder["default"].embedding.weight.data = weight.clone()
+    tuned.save_pretrained(str(folder))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-import peft
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
@@ -87,11 +86,3 @@ def test_an_adapter_of_tied_embeddings_is_refused(tmp_path: Path) -> None:
     write_plain(tiny_model("llama_tied"), tmp_path / "m")
     with pytest.raises(UserError, match="gives other logits than beside it"):
         LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "lora")
-
-
-def test_a_learned_prefix_is_refused_with_its_reason(tmp_path: Path) -> None:
-    config = peft.PrefixTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=3)
-    peft.get_peft_model(tiny_model(), config).save_pretrained(str(tmp_path / "prefix"))
-    write_plain(tiny_model(), tmp_path / "m")
-    with pytest.raises(UserError, match=r"found PREFIX_TUNING .*, expected LORA; .* shift the blocks"):
-        LM.load(tmp_path / "m", device="cpu", adapter=tmp_path / "prefix")

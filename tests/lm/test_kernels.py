@@ -7,10 +7,9 @@ import random
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
 
-from latentwire.errors import UserError
-from latentwire.lm import attention, flex, split
-from latentwire.lm.choice import FASTEST, choose
+from latentwire.lm import attention, flex, split, varlen
 from latentwire.lm.intervals import find, intervals
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
@@ -18,7 +17,7 @@ from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reading import SHARED, Columns, LayerRange, Reading
 from latentwire.training.documents import IGNORE, Document
 from latentwire.training.packing import Rows, collate
-from tests.models import tiny_lm, tiny_model, tiny_tokenizer
+from tests.models import tiny_lm
 
 FAMILIES = ("llama", "qwen3", "mistral", "ministral3", "gemma3", "gpt_neox")
 
@@ -64,7 +63,7 @@ def read(lm: LM, given: Rows) -> tuple[Tensor, dict[str, Tensor]]:
     """States of the real columns, and every weight's gradient of a random function of them."""
     lm.model.zero_grad()
     hidden = lm.run(given.ids, given.columns, Reading(given.columns, given.layers))[given.columns.valid]
-    (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0))).sum().backward()
+    (hidden * torch.randn(hidden.shape, generator=torch.Generator().manual_seed(0)).to(hidden)).sum().backward()
     return hidden.detach(), {n: p.grad.clone() for n, p in lm.model.named_parameters() if p.grad is not None}
 
 
@@ -77,28 +76,28 @@ def agree(ours: tuple[Tensor, dict[str, Tensor]], reference: tuple[Tensor, dict[
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> list[split.Call]:
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[varlen.Call]:
     """The variable-length calls that were made."""
-    seen: list[split.Call] = []
+    seen: list[varlen.Call] = []
 
-    def loop(call, *args, honest=split._loop):
+    def loop(call, *args, honest=varlen.loop):
         seen.append(call)
         return honest(call, *args)
 
-    monkeypatch.setattr(split, "_kernel", lambda query: loop)
+    monkeypatch.setattr(varlen, "kernel", lambda query: loop)
     return seen
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_split_equals_the_dense_mask(family: str, shape: str, calls: list[split.Call]) -> None:
+def test_split_equals_the_dense_mask(family: str, shape: str, calls: list[varlen.Call]) -> None:
     given = rows(shape)
     agree(read(tiny_lm(family, kernel="split"), given), read(tiny_lm(family), given))
     assert calls
 
 
 @pytest.mark.parametrize("family", ["llama", "gemma3"])
-def test_outside_a_range_of_layers_split_is_causal(family: str, calls: list[split.Call]) -> None:
+def test_outside_a_range_of_layers_split_is_causal(family: str, calls: list[varlen.Call]) -> None:
     given = rows("prefix", LayerRange(1, 2))
     lm = tiny_lm(family, kernel="split")
     calls.clear()
@@ -106,7 +105,7 @@ def test_outside_a_range_of_layers_split_is_causal(family: str, calls: list[spli
     assert len(calls) == 1 + 2 + 1
 
 
-def test_split_trains_under_activation_checkpointing(calls: list[split.Call]) -> None:
+def test_split_trains_under_activation_checkpointing(calls: list[varlen.Call]) -> None:
     lm = tiny_lm(kernel="split")
     lm.model.gradient_checkpointing_enable({"use_reentrant": False})
     lm.model.train()
@@ -237,115 +236,39 @@ def test_without_a_reading_split_is_stock_sdpa() -> None:
         assert torch.equal(ours, lm.model(ids).logits)
 
 
-# Which of them trains: a table of what forbids what.
+def _fake_varlen(grouped: bool):
+    """`varlen_attn` by the plain loop, with the signature of torch 2.11 or, `grouped`, of torch 2.13."""
+
+    def run(query, key, value, cu_seq_q, cu_seq_k, max_q, max_k, window_size, scale, enable_gqa):
+        if query.shape[1] != key.shape[1] and not enable_gqa:
+            raise ValueError("Expect query and key/value to have the same number of heads")
+        for ends, longest, tokens in ((cu_seq_q, max_q, query), (cu_seq_k, max_k, key)):
+            assert ends.dtype == torch.int32
+            assert (int(ends.diff().max()), int(ends[-1])) == (longest, len(tokens))
+        call = varlen.Call(len(query), None, True, cu_seq_q, cu_seq_k, (max_q, max_k), window_size[1] == 0)
+        return varlen.loop(call, query, key, value, window_size, scale)
+
+    def new(q, k, v, a, b, c, d, *, scale=None, window_size=(-1, -1), enable_gqa=False):
+        return run(q, k, v, a, b, c, d, window_size, scale, enable_gqa)
+
+    def old(q, k, v, a, b, c, d, *, scale=None, window_size=(-1, -1)):
+        return run(q, k, v, a, b, c, d, window_size, scale, False)
+
+    return new if grouped else old
 
 
-class _OnGpu:
-    """A model as `choose` sees it, on a GPU that is not there."""
-
-    def __init__(self, family: str, **changes: object) -> None:
-        self.model = attention_ready(family, **changes)
-        self.device = torch.device("cuda")
-
-    def __getattr__(self, name: str) -> object:
-        return getattr(self.model, name)
-
-
-def attention_ready(family: str, **changes: object):
-    model = tiny_model(family, **changes)
-    attention.install(model, "eager")
-    return model
-
-
-@pytest.mark.parametrize(
-    ("family", "changes", "dtype", "kernel", "because"),
-    [
-        ("llama", {"head_dim": 64}, torch.bfloat16, FASTEST[0], "the fastest for bfloat16 on a GPU"),
-        ("llama", {"head_dim": 8}, torch.bfloat16, "split", "heads of width 8 are narrower than 16"),
-        ("llama", {"head_dim": 64}, torch.float32, "eager", "half precision, not in float32"),
-        ("llama", {"head_dim": 64, "attention_dropout": 0.1}, torch.bfloat16, "eager", "drops attention weights"),
-        ("gemma2", {"head_dim": 64}, torch.bfloat16, "flex", "fastest"),
-        ("gpt_oss", {"head_dim": 64}, torch.bfloat16, "eager", "attention sinks"),
-        ("mistral", {"head_dim": 64}, torch.float16, FASTEST[0], "fastest"),
-    ],
-)
-def test_the_fastest_kernel_that_is_right_is_chosen(family, changes, dtype, kernel, because) -> None:
-    found = choose(_OnGpu(family, **changes), dtype=dtype)
-    assert found.kernel == kernel
-    assert because in str(found)
-
-
-@pytest.mark.parametrize(
-    ("family", "wanted", "reason"),
-    [
-        ("gemma2", "split", "soft-caps its attention scores"),
-        ("gpt_oss", "split", "attention sinks"),
-        ("llama", "flex", "FlexAttention has no backward pass on a CPU"),
-        ("llama", "flash", "found 'flash', expected sdpa, eager, flex or split"),
-    ],
-)
-def test_a_kernel_that_would_be_wrong_is_refused_with_the_reason(family: str, wanted: str, reason: str) -> None:
-    with pytest.raises(UserError, match=reason):
-        choose(attention_ready(family), wanted, dtype=torch.float32)
-
-
-def test_a_cpu_trains_with_the_dense_mask_and_says_so() -> None:
-    found = choose(tiny_lm().model, dtype=torch.float32)
-    assert str(found) == "attention: sdpa, because the kernels made for packed rows need a GPU, not a cpu"
-    assert choose(tiny_lm().model, "split", dtype=torch.float32).kernel == "split"
-
-
-# The compiled kernels themselves: `pytest tests/lm/test_kernels.py -k gpu` on a machine that has one.
-
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64}
-
-
-@needs_gpu
-@pytest.mark.parametrize("kernel", FASTEST)
-@pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("shape", SHAPES)
-def test_on_a_gpu_in_half_precision(kernel: str, family: str, shape: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """As close to the dense mask in float32 as the dense mask in bfloat16 is."""
-    ran = []
-    module = {"flex": flex, "split": split}[kernel]
-    monkeypatch.setattr(module, "attend", lambda *a, honest=module.attend, **k: ran.append(1) or honest(*a, **k))
-    given = rows(shape, width=flex.MULTIPLE).to(torch.device("cuda"))
-    found = {}
-    for name, dtype in ((kernel, torch.bfloat16), ("sdpa", torch.bfloat16), ("eager", torch.float32)):
-        lm = LM(tiny_model(family, **WIDE).to("cuda", dtype), tiny_tokenizer(), attention_kernel=name)
-        found[name] = read(lm, given)
-    assert ran
-
-    def errors(name: str) -> list[float]:
-        pairs = [(found[name][0], found["eager"][0])]
-        pairs += [(found[name][1][key], wanted) for key, wanted in found["eager"][1].items()]
-        return [float((a.float() - b).norm() / b.norm().clamp_min(1e-3)) for a, b in pairs]
-
-    for ours, usual in zip(errors(kernel), errors("sdpa"), strict=True):
-        assert ours < 2 * usual + 0.01
-
-
-@needs_gpu
-def test_on_a_gpu_another_packing_compiles_nothing_anew() -> None:
-    from torch._dynamo.utils import counters
-
-    lm = LM(tiny_model("llama", **WIDE).to("cuda", torch.bfloat16), tiny_tokenizer(), attention_kernel="flex")
-    for n, shape in enumerate(["prefix", "causal", "some without a prompt", "conversations"]):
-        read(lm, rows(shape, width=flex.MULTIPLE).to(torch.device("cuda")))
-        if n == 0:
-            before = counters["stats"]["unique_graphs"]
-    assert counters["stats"]["unique_graphs"] == before
-
-
-@needs_gpu
-@pytest.mark.parametrize("kernel", FASTEST)
-def test_on_a_gpu_under_autocast(kernel: str) -> None:
-    """Float32 weights, half-precision attention: rotations leave float32 queries beside half-precision values."""
-    given = rows("prefix", width=flex.MULTIPLE).to(torch.device("cuda"))
-    found = []
-    for name in (kernel, "sdpa"):
-        lm = LM(tiny_model("qwen3", **WIDE).to("cuda"), tiny_tokenizer(), attention_kernel=name)
-        with torch.autocast("cuda", torch.bfloat16):
-            found.append(read(lm, given)[0])
-    assert float((found[0] - found[1]).norm() / found[1].norm()) < 0.02
+@pytest.mark.parametrize("grouped", [True, False], ids=["torch 2.13", "torch 2.11"])
+@pytest.mark.parametrize("family", ["llama", "gemma3"])
+def test_what_the_flash_kernel_is_called_with(family: str, grouped: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ends, lengths, windows and heads are right under both signatures; heads are repeated where they must be."""
+    monkeypatch.setattr(torch_varlen, "varlen_attn", _fake_varlen(grouped))
+    monkeypatch.setattr(varlen, "kernel", lambda query: varlen.flash)
+    caches = (varlen._has_groups, varlen._groups_heads)
+    for each in caches:
+        each.cache_clear()
+    try:
+        for shape in ("prefix", "conversations"):
+            agree(read(tiny_lm(family, kernel="split"), rows(shape)), read(tiny_lm(family), rows(shape)))
+    finally:
+        for each in caches:
+            each.cache_clear()

@@ -47,6 +47,11 @@ GSM8K = [
     ("Ada has 12 apples and gives 5 to Bob. How many has she?", "She has 12 - 5 = <<12-5=7>>7.\n#### 7"),
     ("How many are one thousand and two hundred?", "1000 + 200 = 1,200\n#### 1,200"),
 ]
+GSM8K_TRAIN = [
+    (f"Bob counts {n} apples and {n} fish. How many things?", f"He counts {n} + {n} = {2 * n}.\n#### {2 * n}")
+    for n in range(2, 9)
+]
+"""What worked examples are drawn from, five for each question."""
 
 Documents = list[dict[str, Any]]
 
@@ -70,6 +75,7 @@ HUB: dict[str, Documents] = {
     "openbookqa": _science(FOUR_WAY, "question_stem"),
     "gsm8k": [{"question": q, "answer": a} for q, a in GSM8K],
 }
+TRAIN: dict[str, Documents] = {"gsm8k": [{"question": q, "answer": a} for q, a in GSM8K_TRAIN]}
 SPLITS = dict.fromkeys(("piqa", "winogrande", "hellaswag"), "validation")
 """The split that lm-eval evaluates, where it is not the test split."""
 
@@ -92,6 +98,7 @@ def write(folder: Path) -> Path:
     rows = [f"{n}-1\t{stem}\t{choices}\t{stem} {choices}\t{key}\n" for n, (stem, choices, key) in enumerate(lines)]
     (folder / "openbookqa_test.tsv").write_text(header + "".join(rows))
     _jsonl(folder / "gsm8k_test.jsonl", HUB["gsm8k"])
+    _jsonl(folder / "gsm8k_train.jsonl", TRAIN["gsm8k"])
     return folder
 
 

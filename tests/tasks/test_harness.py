@@ -19,7 +19,7 @@ from latentwire.evaluation.metrics import chance
 from latentwire.studies import loading, plan
 from latentwire.tasks import harness, resolve
 from tests.models import tiny_lm
-from tests.tasks.benchmarks import HUB, REAL, SPLITS, write
+from tests.tasks.benchmarks import GSM8K_TRAIN, HUB, REAL, SPLITS, TRAIN, write
 
 TEMPLATE = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 
@@ -45,7 +45,8 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     def load(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
         kind = paths.get(path) or paths[str(name)]
         docs = datasets.Dataset.from_list(HUB[kind])
-        return datasets.DatasetDict({"train": docs.select([0]), SPLITS.get(kind, "test"): docs})
+        train = datasets.Dataset.from_list(TRAIN.get(kind, HUB[kind][:1]))
+        return datasets.DatasetDict({"train": train, SPLITS.get(kind, "test"): docs})
 
     monkeypatch.setattr(datasets, "load_dataset", load)
 
@@ -139,11 +140,24 @@ def test_a_sum_is_judged_by_lm_evals_strict_filter(
 ) -> None:
     (task,) = resolve(["gsm8k"], official)
     example = task.examples()[0]
-    assert example.context == f"Question: {HUB['gsm8k'][0]['question']}\nAnswer:"
+    assert example.context.endswith(f"\n\nQuestion: {HUB['gsm8k'][0]['question']}\nAnswer:")
     assert task.judge is not None
     assert task.judge(text, example) == {"exact_match": right, "unreadable": unreadable}
     assert task.judge("#### 1200", task.examples()[1])["exact_match"] == 1.0
     assert "Question:" in task.stop
+
+
+def test_sums_without_a_train_file_are_asked_zero_shot_and_say_so(official: Path, tmp_path: Path) -> None:
+    (tmp_path / "gsm8k_test.jsonl").write_bytes((official / "gsm8k_test.jsonl").read_bytes())
+    (bare,), (full,) = resolve(["gsm8k"], tmp_path), resolve(["gsm8k"], official / "gsm8k_test.jsonl")
+    assert bare.examples()[0].context == f"Question: {HUB['gsm8k'][0]['question']}\nAnswer:"
+    assert (
+        bare.remark
+        == f"gsm8k: asked zero-shot, not 5-shot as lm-eval does, for want of a train file beside {tmp_path}."
+    )
+    assert full.remark == ""
+    assert sum(answer in full.examples()[0].context for _, answer in GSM8K_TRAIN) == 5
+    assert [e.group for e in bare.examples()] == [e.group for e in full.examples()]
 
 
 @pytest.mark.parametrize("name", ["piqa", "openbookqa", "gsm8k"])

@@ -18,10 +18,10 @@ from latentwire.lm import weights
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.tasks import resolve
-from latentwire.tasks.official import documents
+from latentwire.tasks.official import documents, training
 from latentwire.wires import parse
 from tests.models import tiny_model, tiny_tokenizer
-from tests.tasks.benchmarks import HUB, REAL, SPLITS, write
+from tests.tasks.benchmarks import HUB, REAL, SPLITS, TRAIN, write
 
 CHOICES = [name for name in HUB if name != "gsm8k"]
 FOLDERS: dict[str, tuple[str, dict[str, bool]]] = {
@@ -99,3 +99,39 @@ def test_real_documents_are_scored_as_by_lm_eval(
     manager: TaskManager, readers: tuple[LM, HFLM], name: str
 ) -> None:
     compare(manager, readers, name, REAL, documents(name, REAL)[:40])
+
+
+def compare_prompts(
+    manager: TaskManager, data: Path, docs: list[dict[str, Any]], train: list[dict[str, Any]]
+) -> None:
+    made = datasets.DatasetDict(
+        {"train": datasets.Dataset.from_list(train), "test": datasets.Dataset.from_list(docs)}
+    )
+    entry = {"task": "gsm8k", "custom_dataset": lambda **_: made}
+    (task,) = manager.load([{"group": "reference", "task": [entry]}])["tasks"].values()
+    task.set_fewshot_seed(seed=1234)  # as its evaluator does
+    task.build_all_requests(limit=len(docs), rank=0, world_size=1)
+    (ours,) = resolve(["gsm8k"], data)
+    assert [each.context for each in ours.examples(limit=len(docs))] == [each.args[0] for each in task.instances]
+    (first, *_) = ours.examples(limit=1)
+    assert first.context.count("####") == task.config.num_fewshot == 5
+    assert (ours.stop, ours.remark) == (tuple(task.config.generation_kwargs["until"]), "")
+
+
+def test_sums_are_asked_in_lm_evals_words_worked_examples_included(manager: TaskManager, official: Path) -> None:
+    compare_prompts(manager, official, HUB["gsm8k"], TRAIN["gsm8k"])
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
+def test_real_sums_are_asked_in_lm_evals_words(manager: TaskManager) -> None:
+    compare_prompts(manager, REAL, documents("gsm8k", REAL)[:40], training("gsm8k", REAL))
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
+@pytest.mark.parametrize("spec", ["text", "text,mask=prefix"])
+@pytest.mark.parametrize("name", ["piqa", "openbookqa"])
+def test_a_benchmark_costs_at_most_1_05_of_its_fewest_tokens(name: str, spec: str) -> None:
+    tokenizer = LM.load("embedded:heron").tokenizer
+    lm = LM(tiny_model(max_position_embeddings=2048, vocab_size=len(tokenizer)), tokenizer)
+    work = evaluate(lm, resolve([name], REAL), [parse(spec)], limit=300).work[spec, name]
+    assert work.least <= work.run <= 1.05 * work.least

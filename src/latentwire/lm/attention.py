@@ -24,6 +24,7 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 
 from latentwire.errors import UserError
 from latentwire.lm import flex, split
+from latentwire.lm.decoding.step import Step
 from latentwire.lm.intervals import intervals
 from latentwire.lm.reading import Reading
 
@@ -69,12 +70,14 @@ def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Atte
         key: Tensor,
         value: Tensor,
         attention_mask: Any,
-        reading: Reading | None = None,
+        reading: Reading | Step | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if reading is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         layer: int = module.layer_idx  # type: ignore[assignment]
+        if stock is sdpa_attention_forward and isinstance(reading, Step):
+            return reading.attend(query, key, value, layer, _window(module, kwargs), kwargs.get("scaling")), None
         reading.leave(layer, key, value)
         see = reading.visible(query.shape[2], key.shape[2], layer, _window(module, kwargs)).to(query.device)
         key, value = reading.remember(layer, key, value)
@@ -95,15 +98,16 @@ def _trains(stock: Attention, fast: Callable[..., Tensor | None]) -> Attention:
         key: Tensor,
         value: Tensor,
         attention_mask: Any,
-        reading: Reading | None = None,
+        reading: Reading | Step | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         if reading is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
         # sdpa knows neither soft-capping nor sinks.
         dense = _DENSE["sdpa" if kwargs.get("softcap") is None and kwargs.get("s_aux") is None else "eager"]
-        plain = kwargs.get("s_aux") is None and not kwargs.get("dropout")
-        if plain and reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
+        if isinstance(reading, Step) or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
+            return dense(module, query, key, value, attention_mask, reading=reading, **kwargs)
+        if reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
             reading.leave(module.layer_idx, key, value)  # type: ignore[arg-type]
             alike = _one_dtype(query, key, value)
             out = fast(reading, *alike, layer=module.layer_idx, window=_window(module, kwargs), kwargs=kwargs)

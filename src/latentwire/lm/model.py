@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
@@ -15,9 +15,12 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm import attention, checks, decoding, scoring, weights
+from latentwire.lm import adapter_files, attention, checks, decoding, prefix_adapters, scoring, weights
 from latentwire.lm.decoding import Decoding, Generated
+from latentwire.lm.decoding.engine import Engine
+from latentwire.lm.decoding.step import Step
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
+from latentwire.lm.prefix_tuning import PrefixTuning
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.rotary import Rotary
@@ -34,6 +37,8 @@ class LM:
 
     Construction installs our attention functions and checks, on a few tokens, that the model
     reads under a mask as the mask says and that its head gives its own logits.
+
+    `prefix_tuning`, None unless an adapter brings one, stands before everything that is read.
 
     Raises:
         UserError: the model cannot be read right; one sentence says why.
@@ -52,6 +57,7 @@ class LM:
         self.tokenizer = tokenizer
         self.name = name
         self.format = prompt_format or PromptFormat()
+        self.prefix_tuning: PrefixTuning | None = None
         attention.install(model, attention_kernel)
         # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
         self._no_mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
@@ -78,25 +84,36 @@ class LM:
             dtype: float32 on a CPU and bfloat16 on an accelerator unless given.
             device: the accelerator where there is one unless given.
             device_map: where each module goes, as Transformers takes it, instead of `device`.
-            adapter: folder of a PEFT LoRA adapter, merged into the weights.
-            attention_kernel: `sdpa`, `eager` or `flex`; None takes what the model supports.
+            adapter: folder of a PEFT adapter: LoRA, merged into the weights, or prefix tuning, which stands before
+                them while they are frozen.
+            attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
 
         Raises:
             UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization
                 needs is not installed, weights missing, extra, cut off, without scale, not finite or pickled.
         """
         loaded = weights.load(str(spec), dtype=dtype, device=device, device_map=device_map, adapter=adapter)
-        return cls(
+        lm = cls(
             loaded.model,
             loaded.tokenizer,
             name=str(spec),
             prompt_format=loaded.prompt_format,
             attention_kernel=attention_kernel,
         )
+        if adapter is not None and adapter_files.kind(adapter) == adapter_files.PREFIX_TUNING:
+            lm.prefix_tuning = prefix_adapters.load(lm, adapter)
+        return lm
 
     def save(self, folder: Path) -> None:
-        """Write weights, tokenizer and prompt format; the folder appears only once it reloads equal."""
-        weights.save(self.model, self.tokenizer, self.format, folder)
+        """Write weights, tokenizer and prompt format; the folder appears only once it reloads equal.
+
+        A model behind a learned prefix is frozen: then the folder is a PEFT adapter and a prompt format, to be
+        loaded as `adapter` of the same model.
+        """
+        if self.prefix_tuning is not None:
+            prefix_adapters.save(self, self.prefix_tuning, self.format, folder)
+        else:
+            weights.save(self.model, self.tokenizer, self.format, folder)
 
     @property
     def device(self) -> torch.device:
@@ -106,9 +123,9 @@ class LM:
     def config(self) -> object:
         return self.model.config.get_text_config()
 
-    @cached_property
+    @property
     def max_positions(self) -> int:
-        """How many positions the model was built for, all rotated alike.
+        """How many positions the model was built for, all rotated alike; a learned prefix takes its own of them.
 
         LongRoPE rotates in another way once a pass is longer than the original length, so that keys read before
         would not fit those read after: there the original length counts.
@@ -116,8 +133,13 @@ class LM:
         limit = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
         rope = getattr(self.config, "rope_parameters", None) or {}
         if rope.get("rope_type") == "longrope":
-            return min(limit, int(rope["original_max_position_embeddings"]))
-        return limit
+            limit = min(limit, int(rope["original_max_position_embeddings"]))
+        return limit - self._shift
+
+    @property
+    def _shift(self) -> int:
+        """By how much the model rotates further than positions say: virtual tokens stand before the first."""
+        return 0 if self.prefix_tuning is None else self.prefix_tuning.tokens
 
     @cached_property
     def eos_ids(self) -> frozenset[int]:
@@ -136,6 +158,11 @@ class LM:
         rotary = Rotary(self.model)
         rotary.probe()
         return rotary
+
+    @cached_property
+    def engine(self) -> Engine:
+        """What runs the steps of `generate`; its `mode` says how."""
+        return Engine(self)
 
     def decode(self, ids: Sequence[int]) -> str:
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
@@ -168,13 +195,15 @@ class LM:
                 which is the way to train.
         """
         embeddings = content.is_floating_point()
+        if self.prefix_tuning is not None:
+            reading = self.prefix_tuning.before(reading)
         decoder: nn.Module = self.model.get_decoder()
         with nullcontext() if cache is None else checks.evaluating(self.model):
             hidden: Tensor = decoder(
                 input_ids=None if embeddings else content,
                 inputs_embeds=content if embeddings else None,
                 attention_mask=self._no_mask,
-                position_ids=columns.positions,
+                position_ids=columns.positions + self._shift,
                 past_key_values=cache,
                 use_cache=cache is not None,
                 reading=reading,
@@ -208,6 +237,19 @@ class LM:
         model: PreTrainedModel = copy.deepcopy(self.model, dict(shared))
         return LM(model, self.tokenizer, name=self.name, prompt_format=self.format)
 
+    def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor:
+        """Final hidden states `(B, 1, D)` of one token a row, `(B, 1)`, read in a decoding step."""
+        decoder: nn.Module = self.model.get_decoder()
+        hidden: Tensor = decoder(
+            input_ids=tokens,
+            attention_mask=self._no_mask,
+            position_ids=positions,
+            past_key_values=step,
+            use_cache=True,
+            reading=step,
+        ).last_hidden_state
+        return hidden
+
     def _reading(self, prefix: Prefix) -> Reading:
         self._check_length(int(prefix.next_position.max()))
         memory = None if prefix.memory is None else self._rotated(prefix.memory)
@@ -217,7 +259,7 @@ class LM:
         layers = len(memory.keys)
         if layers != self.model.config.get_text_config().num_hidden_layers:
             raise ValueError(f"memory holds {layers} layers, the model has another number")
-        return self.rotary.memory(memory)
+        return self.rotary.memory(memory, self._shift)
 
     def _check_length(self, positions: int) -> None:
         if positions > self.max_positions:
@@ -313,6 +355,24 @@ class LM:
     ) -> list[Generated]:
         """Continue every row; greedy unless `how` says otherwise."""
         return decoding.generate(self, prefilled, how or Decoding(), seeds)
+
+    def generate_all(
+        self,
+        prefixes: Iterable[Prefix],
+        how: Decoding | None = None,
+        seeds: Iterable[int] | None = None,
+        rows: int = 32,
+    ) -> list[Generated]:
+        """Continue every row of any number of prefixes, `rows` at a time: where one ends, the next begins.
+
+        Args:
+            prefixes: of any kinds and lengths, taken one by one as rows become free.
+            seeds: one a row of them all; 0, 1, 2, ... without.
+
+        Returns:
+            In the order of the prefixes, each what `generate` gives for it alone.
+        """
+        return decoding.generate_all(self, prefixes, how or Decoding(), seeds, rows)
 
 
 def _at(hidden: Tensor, columns: Tensor) -> Tensor:

@@ -73,6 +73,49 @@ class Prefix:
             memory=None if self.memory is None else self.memory.select(rows),
         )
 
+    def trimmed(self) -> Prefix:
+        """The same without the columns on the right that are padding in every row; at least one column stays."""
+        real = self.columns.valid.any(0).nonzero()
+        width = int(real[-1]) + 1 if len(real) else 1
+        return replace(
+            self,
+            ids=None if self.ids is None else self.ids[:, :width],
+            embeddings=None if self.embeddings is None else self.embeddings[:, :width],
+            columns=self.columns.slice(0, width),
+        )
+
+    def joins(self, other: Prefix) -> bool:
+        """Whether both can be rows of one batch."""
+        return (
+            (self.ids is None) == (other.ids is None)
+            and (self.memory is None) == (other.memory is None)
+            and (self.layers, self.leaky) == (other.layers, other.leaky)
+        )
+
+    @classmethod
+    def join(cls, prefixes: Sequence[Prefix]) -> Prefix:
+        """The rows of prefixes that `joins` each other, padded on the right."""
+        first = prefixes[0]
+        if len(prefixes) == 1:
+            return first
+        ids = [prefix.ids for prefix in prefixes if prefix.ids is not None]
+        embeddings = [prefix.embeddings for prefix in prefixes if prefix.embeddings is not None]
+        memories = [prefix.memory for prefix in prefixes if prefix.memory is not None]
+        return cls(
+            ids=_stacked(ids, 1) if ids else None,
+            embeddings=_stacked(embeddings, 1) if embeddings else None,
+            columns=Columns.join([prefix.columns for prefix in prefixes]),
+            layers=first.layers,
+            memory=Memory(
+                tuple(_stacked(keys, 2) for keys in zip(*[memory.keys for memory in memories], strict=True)),
+                tuple(_stacked(values, 2) for values in zip(*[memory.values for memory in memories], strict=True)),
+                Columns.join([memory.columns for memory in memories]),
+            )
+            if memories
+            else None,
+            leaky=first.leaky,
+        )
+
     @property
     def next_position(self) -> Tensor:
         """`(B,)`: the position of the first token behind the prefix."""
@@ -116,6 +159,17 @@ class Forced:
 
     hidden: Tensor
     labels: Tensor
+
+
+def _stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Rows of several tensors below each other, zeros behind the shorter ones along `dim`."""
+    shape = list(parts[0].shape)
+    shape[0], shape[dim] = sum(len(part) for part in parts), max(part.shape[dim] for part in parts)
+    made, start = parts[0].new_zeros(shape), 0
+    for part in parts:
+        made[start : start + len(part)].narrow(dim, 0, part.shape[dim]).copy_(part)
+        start += len(part)
+    return made
 
 
 def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

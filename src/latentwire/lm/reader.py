@@ -10,6 +10,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
+from latentwire.lm.prefix_tuning import PrefixTuning
 from latentwire.lm.reading import Columns, Reading
 
 
@@ -32,9 +33,13 @@ class Reader(Protocol):
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     name: str
+    prefix_tuning: PrefixTuning | None
 
     @property
     def device(self) -> torch.device: ...
+
+    @property
+    def max_positions(self) -> int: ...
 
     @property
     def eos_ids(self) -> frozenset[int]: ...

@@ -10,7 +10,7 @@ Shapes: B rows, Q query columns, K key columns, M memory columns, H key/value he
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypeVar
 
@@ -74,6 +74,13 @@ class Columns:
             **{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)}
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Columns]) -> Columns:
+        """The rows of all parts, padding behind the shorter ones."""
+        width = max(part.width for part in parts)
+        padded = [_pad(part, width) for part in parts]
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in padded]) for f in fields(cls)})
+
     def slice(self, start: int, stop: int) -> Columns:
         return Columns(**{f.name: getattr(self, f.name)[:, start:stop] for f in fields(self)})
 
@@ -100,6 +107,12 @@ class Memory:
             tuple(value[rows] for value in self.values),
             self.columns.select(rows),
         )
+
+    def append(self, other: Memory) -> Memory:
+        """This memory with `other` behind it."""
+        pairs = [zip(self.keys, other.keys, strict=True), zip(self.values, other.values, strict=True)]
+        keys, values = (tuple(torch.cat([mine, its.to(mine)], 2) for mine, its in each) for each in pairs)
+        return Memory(keys, values, self.columns.append(other.columns))
 
 
 @dataclass(frozen=True)
@@ -206,7 +219,10 @@ class Reading:
         return made
 
     def whole(self, queries: int, keys: int) -> bool:
-        """Whether a layer's queries and keys are all columns, with nothing before them."""
+        """Whether a layer's queries and keys are all columns, with nothing before them, and columns say it all.
+
+        Only then may a kernel read the columns itself; otherwise `visible` is the mask.
+        """
         return self.memory is None and queries == keys == self.columns.width
 
     def both_ways(self, layer: int) -> bool:
@@ -239,6 +255,10 @@ class Reading:
     def extend(self, columns: Columns) -> Reading:
         """The reading of a pass whose queries are `columns`, after everything read so far."""
         return replace(self, columns=self.columns.append(columns), _masks={})
+
+    def behind(self, memory: Memory) -> Reading:
+        """The same reading with `memory` (keys rotated) before everything that it remembers itself."""
+        return replace(self, memory=memory if self.memory is None else memory.append(self.memory), _masks={})
 
 
 def _pad(columns: Columns, width: int) -> Columns:

@@ -52,9 +52,10 @@ class Rotary:
         turned = turned * cos + torch.cat([-second, first], -1) * sin
         return torch.cat([turned.to(keys.dtype), rest], -1)
 
-    def memory(self, memory: Memory) -> Memory:
-        """`memory` with its keys rotated to its positions."""
-        keys = tuple(self.rotate(layer, key, memory.columns.positions) for layer, key in enumerate(memory.keys))
+    def memory(self, memory: Memory, shift: int = 0) -> Memory:
+        """`memory` with its keys rotated to its positions, `shift` further on."""
+        at = memory.columns.positions + shift
+        keys = tuple(self.rotate(layer, key, at) for layer, key in enumerate(memory.keys))
         return Memory(keys, memory.values, memory.columns)
 
     @torch.no_grad()

@@ -6,6 +6,8 @@ import copy
 import json
 import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -37,11 +39,7 @@ def save(
             model has no place for it (an adapter that was not merged), or a fresh model answers otherwise; nothing
             is left behind then, and what was in the folder is still there.
     """
-    folder = folder.resolve()
-    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with appearing(folder) as partial:
         config = copy.deepcopy(model.config)
         # It speaks of the file that the weights once came from.
         vars(config).pop("quantization_config", None)
@@ -60,6 +58,20 @@ def save(
         tokenizer.save_pretrained(partial)
         (partial / FORMAT_FILE).write_text(json.dumps(prompt_format.model_dump(), indent=1) + "\n")
         verify(model, partial)
+
+
+@contextmanager
+def appearing(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which takes the place of `folder` once the block has ended well.
+
+    Otherwise nothing of it is left behind, and what was in `folder` is still there.
+    """
+    folder = folder.resolve()
+    partial = folder.with_name(f".{folder.name}.partial-{os.getpid()}")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        yield partial
         # A kill between the two renames loses the name, never the weights.
         old = folder.with_name(f".{folder.name}.old-{os.getpid()}")
         if folder.exists():

@@ -37,6 +37,8 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, folder: Path, log: Log) -> dic
     outcomes = _finished(folder, sizes)
     there = {outcome.task for outcome in outcomes}
     for task in plan.tasks:
+        if task.remark:
+            log(task.remark)
         if task.format is not None and task.format != lm.format:
             log(f"{task.name}: read in the benchmark's own words, not in the prompt format of {lm.name}")
     done = len(outcomes)

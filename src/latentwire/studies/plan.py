@@ -92,10 +92,10 @@ def make(study: Study) -> Plan:
     weights = Input(path=study.model, sha256=identity(model_files(folder)))
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
     inputs = {
-        f"task {entry.name}{' labels' * at}": _file(path)
+        f"task {entry.name}{'' if part == 'documents' else f' {part}'}": _file(path)
         for entry in study.tasks
         if isinstance(entry, FileTask)
-        for at, path in enumerate(data_files(entry.kind, entry.data))
+        for part, path in data_files(entry.kind, entry.data).items()
     }
     plan: dict[str, Planned] = {}
     for name in _ordered(study):

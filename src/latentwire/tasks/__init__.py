@@ -90,9 +90,9 @@ def read(kind: str, data: Path, name: str) -> Task:
     return FILE_KINDS[kind].task(data, name) if kind in FILE_KINDS else harness.task(kind, name, data)
 
 
-def data_files(kind: str, data: Path) -> list[Path]:
-    """The files that `read` reads."""
-    return [data] if kind in FILE_KINDS else official.files(kind, data)
+def data_files(kind: str, data: Path) -> dict[str, Path]:
+    """The files that `read` reads, by what they hold; `documents` always."""
+    return {"documents": data} if kind in FILE_KINDS else official.files(kind, data)
 
 
 def _unknown(name: str, ours: Sequence[str], include_path: Path | None) -> UserError:

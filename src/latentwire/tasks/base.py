@@ -27,6 +27,7 @@ class Task:
 
     `format` words the prompts of a benchmark that has its own words; without one it is the reader's.
     `judge(text, example)` gives a generated answer's metrics where the benchmark scores in its own way.
+    `remark` is one sentence on how the task departs from its definition, printed with every evaluation.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Task:
     stop: tuple[str, ...] = ("\n",)
     format: PromptFormat | None = None
     judge: Callable[[str, Example], dict[str, float]] | None = None
+    remark: str = ""
 
     def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
         """The first `limit` examples of `split` (all of them without a limit)."""

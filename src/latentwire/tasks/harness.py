@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -47,8 +48,8 @@ def task(kind: str, name: str, data: Path | None = None, include_path: Path | No
 
     Documents are those that lm-eval evaluates: of the test split, of the validation split where there is no
     test split. They come from the hub, or from the official files in `data` where `official.RELEASES` knows
-    them. A multiple-choice task keeps the number of worked examples of its definition; what is generated is
-    asked for without any.
+    them. Before each stand as many worked examples as the definition says, the ones that lm-eval draws; where
+    the official files lack what they are drawn from there are none, and the task's `remark` says so.
 
     Raises:
         UserError: lm-eval is not installed, the documents cannot be had or worded, or the task is
@@ -58,9 +59,11 @@ def task(kind: str, name: str, data: Path | None = None, include_path: Path | No
     if manager is None:
         raise UserError(f"task: {kind!r} is a task of lm-eval, which is not installed; {INSTALL}.")
     spec: Any = kind
+    worked: list[official.Document] = []
     if data is not None:
+        worked = official.training(kind, data)
         # A group of one: there, and only there, lm-eval lets an entry change a definition that it knows by name.
-        spec = {"group": "latentwire", "task": [{"task": kind, **_over(official.documents(kind, data))}]}
+        spec = {"group": "latentwire", "task": [{"task": kind, **_over(official.documents(kind, data), worked)}]}
     try:
         (harness,) = manager.load([spec])["tasks"].values()
         documents = harness.eval_docs
@@ -73,9 +76,14 @@ def task(kind: str, name: str, data: Path | None = None, include_path: Path | No
         )
         raise UserError(f"task: {kind!r} of lm-eval cannot {where} ({_first_line(error)}){hint}.") from error
     harness.set_fewshot_seed(FEWSHOT_SEED)
-    if harness.OUTPUT_TYPE == "multiple_choice":
-        return _choice_task(harness, documents, name)
-    return _generation_task(harness, documents, name)
+    shots, remark = int(harness.config.num_fewshot or 0), ""
+    if shots and data is not None and not worked:
+        remark = (
+            f"{name}: asked zero-shot, not {shots}-shot as lm-eval does, for want of a train file beside {data}."
+        )
+        shots = 0
+    made = _choice_task if harness.OUTPUT_TYPE == "multiple_choice" else _generation_task
+    return replace(made(harness, shots, documents, name), remark=remark)
 
 
 @cache
@@ -94,17 +102,19 @@ def _manager(include_path: Path | None) -> Any:
     return TaskManager(include_path=include_path)
 
 
-def _over(documents: list[official.Document]) -> dict[str, Any]:
-    """What makes a definition read `documents` and nothing else."""
+def _over(documents: list[official.Document], worked: list[official.Document]) -> dict[str, Any]:
+    """What makes a definition read `documents`, draw worked examples from `worked`, and nothing else."""
     import datasets
 
     made = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents)})
-    no_other = dict.fromkeys(("training_split", "validation_split", "fewshot_split"))
-    return {**no_other, "test_split": "test", "custom_dataset": lambda **_: made}
+    if worked:
+        made["train"] = datasets.Dataset.from_list(worked)
+    drawn = "train" if worked else None
+    splits = {"training_split": drawn, "validation_split": None, "fewshot_split": drawn, "test_split": "test"}
+    return {**splits, "custom_dataset": lambda **_: made}
 
 
-def _choice_task(harness: Any, documents: Any, name: str) -> Task:
-    shots = harness.config.num_fewshot or 0
+def _choice_task(harness: Any, shots: int, documents: Any, name: str) -> Task:
     examples = (_choice_example(harness, shots, doc, name, at) for at, doc in enumerate(documents))
     return Task(name=name, answer="choice", source=_kept(examples, name), format=_format(harness))
 
@@ -144,7 +154,7 @@ def _choice_example(harness: Any, shots: int, doc: Any, name: str, at: int) -> E
     return example
 
 
-def _generation_task(harness: Any, documents: Any, name: str) -> Task:
+def _generation_task(harness: Any, shots: int, documents: Any, name: str) -> Task:
     config, how = harness.config, harness.config.generation_kwargs or {}
     metrics = [metric["metric"] for metric in config.metric_list or []]
     greedy = not how.get("do_sample") and config.repeats == 1
@@ -155,14 +165,15 @@ def _generation_task(harness: Any, documents: Any, name: str) -> Task:
 
     def example(at: int, doc: Any) -> Example:
         try:
-            context = harness.fewshot_context(doc, num_fewshot=0, gen_prefix=harness.doc_to_prefix(doc))
+            context = harness.fewshot_context(doc, num_fewshot=shots, gen_prefix=harness.doc_to_prefix(doc))
             target = harness.doc_to_target(doc)
         except Exception as error:
             raise _unworded(name, at, error) from error
         answers = tuple(map(str, target)) if isinstance(target, list) else (str(target),)
         made = Example(
             id=f"{digest(context, *answers)}-{at}",
-            group=digest(context),
+            # The question by itself: worked examples are drawn anew for each.
+            group=digest(str(harness.doc_to_text(doc))),
             context=context,
             question="",
             answers=answers,

@@ -73,16 +73,21 @@ class Release:
     """A benchmark's official files.
 
     names: how the evaluated file is called in a folder, the first that is there counts. read: its
-    documents. labels: whether the answers stand in a file of their own, `NAME-labels.lst`.
+    documents. labels: whether the answers stand in a file of their own, `NAME-labels.lst`. train: whether the
+    definition draws worked examples from a train file; beside `x_test.jsonl` that is `x_train.jsonl`.
     """
 
     names: tuple[str, ...]
     read: Callable[[Path], list[Document]]
     labels: bool = False
+    train: bool = False
 
 
-def files(kind: str, data: Path) -> list[Path]:
-    """The files that the documents of `kind` are read from: `data` or one in that folder, and its labels.
+def files(kind: str, data: Path) -> dict[str, Path]:
+    """The files that `kind` is read from, by what they hold.
+
+    `documents` (`data` or one in that folder), their `labels` where those stand apart, and what worked examples
+    are drawn from, `train`, where the definition wants it and it is there.
 
     Raises:
         UserError: the folder holds none of them.
@@ -96,7 +101,13 @@ def files(kind: str, data: Path) -> list[Path]:
                 f"data: expected {' or '.join(release.names)} for {kind} in {data}, found none of them."
             )
         path = there[0]
-    return [path, _labels_of(path)] if release.labels else [path]
+    found = {"documents": path}
+    if release.labels:
+        found["labels"] = _labels_of(path)
+    train = path.with_name(path.name.replace("test", "train"))
+    if release.train and train != path and train.is_file():
+        found["train"] = train
+    return found
 
 
 def documents(kind: str, data: Path) -> list[Document]:
@@ -105,7 +116,20 @@ def documents(kind: str, data: Path) -> list[Document]:
     Raises:
         UserError: a file is missing, cannot be read, has another format or holds no document.
     """
-    path = files(kind, data)[0]
+    return _read(kind, files(kind, data)["documents"])
+
+
+def training(kind: str, data: Path) -> list[Document]:
+    """The documents that worked examples are drawn from; none where there is no such file.
+
+    Raises:
+        UserError: as `documents`.
+    """
+    train = files(kind, data).get("train")
+    return [] if train is None else _read(kind, train)
+
+
+def _read(kind: str, path: Path) -> list[Document]:
     found = RELEASES[kind].read(path)
     if not found:
         raise UserError(f"{path}: expected at least one document, found none.")
@@ -216,6 +240,6 @@ RELEASES = {
     "arc_challenge": Release(("ARC-Challenge-Test.jsonl", "arc_challenge_test.jsonl"), _arc),
     "winogrande": Release(("winogrande_dev.jsonl", "dev.jsonl"), _winogrande, labels=True),
     "openbookqa": Release(("openbookqa_test.tsv", "test.tsv", "openbookqa_test.jsonl"), _openbookqa),
-    "gsm8k": Release(("gsm8k_test.jsonl", "test.jsonl"), _gsm8k),
+    "gsm8k": Release(("gsm8k_test.jsonl", "test.jsonl"), _gsm8k, train=True),
 }
 """By lm-eval's name of the task. In a folder the file of the split that lm-eval evaluates is taken."""

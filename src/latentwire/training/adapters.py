@@ -16,9 +16,16 @@ from latentwire.training.config import Lora
 
 
 class Trainable:
-    """A model made trainable: all of it, or low-rank adapters on every linear layer but the head."""
+    """A model made trainable: all of it, or low-rank adapters on every linear layer but the head.
+
+    Raises:
+        UserError: it stands behind a learned prefix, or adapters are asked for on layers that it has not.
+    """
 
     def __init__(self, lm: LM, lora: Lora | None) -> None:
+        if lm.prefix_tuning is not None:
+            # What is exported is the model alone, which answers otherwise without it.
+            raise UserError(f"model: found {lm.name} with a prefix, expected a model without a learned prefix.")
         self._lm = lm
         self._adapted: Any = None
         if lora is None:

@@ -14,12 +14,11 @@ from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation.audit import audit
 from latentwire.lm import attention, flex
-from latentwire.lm.choice import choose
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.training.adapters import Trainable
-from latentwire.training.checks import check
+from latentwire.training.checks import check, kernel
 from latentwire.training.config import Finetuning
 from latentwire.training.documents import Document, Source, document, sources
 from latentwire.training.loop import Measured, Trained, Training, seed_of
@@ -53,8 +52,7 @@ def finetune(
     """
     check(settings, lm)
     wire = wires.parse(settings.wire).bind(lm)
-    dtype = torch.bfloat16 if settings.precision == "bf16" else lm.model.dtype
-    choice = choose(lm.model, settings.attention, dtype=dtype)
+    choice = kernel(settings, lm)
     log(str(choice))
     before = attention.install(lm.model, choice.kernel)
     try:
@@ -159,8 +157,7 @@ class _Finetuning:
         """Look at model, wire and, in the precision of training and so with its kernel, rows."""
         # Dropout would look like a leak: it changes states that nobody exchanged a token for.
         self.lm.model.eval()
-        kernel = attention.kernel(self.lm.model)
-        problems = audit(self.lm, self.wire, kernels=[kernel]).problems
+        problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)]).problems
         with precision:
             problems += audit_rows(self.lm, self.eval_rows[0])
         if self.settings.force_leaky:

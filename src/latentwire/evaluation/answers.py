@@ -1,0 +1,137 @@
+"""What a reader answers under one wire: its scores and texts, turned into outcomes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import accumulate
+from typing import TypeVar
+
+import torch
+
+from latentwire.evaluation import metrics
+from latentwire.evaluation.items import Item, batches, reading
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.reading import LayerRange
+from latentwire.lm.scoring import Score, score_whole
+from latentwire.lm.sharing import Request
+from latentwire.lm.together import Together, Work
+from latentwire.tasks.base import Task
+from latentwire.wires import Wire
+
+T = TypeVar("T")
+
+
+def answers(
+    lm: LM, task: Task, wire: Wire, items: Sequence[Item], batch_tokens: int, work: Work
+) -> Iterator[Outcome]:
+    """Every item's outcome under one (bound) wire, in the order in which they are done.
+
+    Choices behind plain tokens are scored together, so that what prompts share is read once
+    (`lm.together`); whatever else a wire delivers is read batch by batch.
+    """
+    reader = reading(lm, task)
+    waiting = _Waiting()
+    for batch in batches(items, batch_tokens):
+        rows = [row for item in batch for row in item.rows()]
+        prefix = wire([prompt for prompt, _ in rows], reader)
+        read = prefix.columns.valid.sum(1)
+        if prefix.memory is not None:
+            read = read + prefix.memory.columns.valid.sum(1)
+        columns = _by_item(batch, read.tolist())
+        behind = [answers for _, answers in rows]
+        requests = Request.of(prefix, behind) if task.answer == "choice" else None
+        if requests is not None:
+            waiting.add(batch, columns, requests, prefix.layers)
+            continue
+        texts, scores = _ask(reader, task, prefix, behind)
+        parts = zip(batch, _by_item(batch, texts), columns, _by_item(batch, scores), strict=True)
+        for item, said, count, scored in parts:
+            yield _outcome(task, wire, item, said[0], [s for row in scored for s in row], sum(count))
+    together = Together(reader, waiting.layers, batch_tokens, work)
+    for item, total, found in waiting.scored(together):
+        yield _outcome(task, wire, item, None, found, total)
+
+
+def _by_item(batch: Sequence[Item], rows: Sequence[T]) -> list[Sequence[T]]:
+    """What was found of each row, put together for each item."""
+    ends = [*accumulate(len(item.prompts) for item in batch)]
+    return [rows[end - len(item.prompts) : end] for end, item in zip(ends, batch, strict=True)]
+
+
+@dataclass
+class _Waiting:
+    """Items whose choices are to be scored together, with the requests of their rows and their columns."""
+
+    items: list[tuple[Item, int]] = field(default_factory=list)
+    requests: list[Request] = field(default_factory=list)
+    of: list[int] = field(default_factory=list)
+    layers: LayerRange | None = None
+
+    def add(
+        self,
+        batch: Sequence[Item],
+        columns: Sequence[Sequence[int]],
+        requests: Sequence[Request],
+        layers: LayerRange | None,
+    ) -> None:
+        self.layers = layers
+        for item, count, mine in zip(batch, columns, _by_item(batch, requests), strict=True):
+            self.of += [len(self.items)] * len(mine)
+            self.items.append((item, sum(count)))
+            self.requests += mine
+
+    def scored(self, together: Together) -> Iterator[tuple[Item, int, list[Score]]]:
+        """Items with their columns and the scores of their answers, each as soon as its last row is done."""
+        found: dict[int, dict[int, list[Score]]] = {}
+        for row, scores in together.score(self.requests):
+            at = self.of[row]
+            item, count = self.items[at]
+            rows = found.setdefault(at, {})
+            rows[row] = scores
+            if len(rows) == len(item.prompts):
+                yield item, count, [score for row in sorted(rows) for score in rows[row]]
+
+
+@torch.no_grad()
+def _ask(
+    lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]]
+) -> tuple[list[str | None], list[list[Score]]]:
+    if task.answer == "choice" and prefix.leaky:
+        return [None] * len(answers), score_whole(lm, prefix, answers)
+    prefilled = lm.prefill(prefix)
+    scores = score_whole(lm, prefix, answers) if prefix.leaky else lm.score(prefilled, answers)
+    if task.answer == "choice":
+        return [None] * len(answers), scores
+    how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop)
+    return [text.text.strip() for text in lm.generate(prefilled, how)], scores
+
+
+def _outcome(task: Task, wire: Wire, item: Item, text: str | None, scores: list[Score], columns: int) -> Outcome:
+    example = item.example
+    error = None
+    if text is None:
+        logprobs = [score.logprob for score in scores]
+        found = metrics.score_choice(logprobs, example.choices, example.gold)
+        gold = scores[example.gold]
+        text = example.choices[logprobs.index(max(logprobs))]
+    elif task.answer == "span":
+        found, gold = metrics.score_span(text, example.answers), scores[0]
+        error = metrics.span_error(text, example)
+    else:
+        found = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
+        gold = scores[0]
+        error = "unreadable" if found["unreadable"] else None if found["exact_match"] else "wrong number"
+    return Outcome(
+        task=task.name,
+        arm=wire.label,
+        id=example.id,
+        group=example.group,
+        prediction=text,
+        metrics={**found, "nll": -gold.logprob / gold.tokens},
+        error=error,
+        tokens=columns,
+    )

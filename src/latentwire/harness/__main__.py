@@ -1,0 +1,27 @@
+"""lm-eval's command line, with `--model latentwire` known to it."""
+
+from __future__ import annotations
+
+import sys
+
+from latentwire.errors import UserError
+from latentwire.harness import register
+
+
+def main() -> None:
+    """Run lm-eval on the arguments of this process; bad input to our model is one sentence and exit status 2."""
+    try:
+        from lm_eval.__main__ import cli_evaluate
+    except ImportError:
+        print("latentwire: lm-eval is not installed; pip install 'latentwire[harness]'.", file=sys.stderr)
+        raise SystemExit(2) from None
+    register()
+    try:
+        cli_evaluate()
+    except UserError as error:
+        print(f"latentwire: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+if __name__ == "__main__":
+    main()

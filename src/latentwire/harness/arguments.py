@@ -1,0 +1,83 @@
+"""What `--model_args` names: a model or a run's checkpoint, and the wire to read over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import torch
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+from latentwire.runs.store import Run
+from latentwire.wires import Wire
+
+Checkpoint = Literal["best", "final"]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A reader and the wire bound to it. source: the model as it was named; run: the run it comes from."""
+
+    lm: LM
+    wire: Wire
+    source: str
+    run: str | None
+
+
+def load(
+    model: str | LM | None,
+    wire: str | None,
+    run: str | None,
+    checkpoint: str,
+    *,
+    adapter: str | None,
+    dtype: str | None,
+    device: str | None,
+    options: dict[str, Any],
+) -> Loaded:
+    """Load what the arguments name.
+
+    Args:
+        model: what `LM.load` takes, or a model that is loaded already.
+        wire: KIND or KIND,OPTION=VALUE; None takes the one that the run was trained with, else `text`.
+        options: the wire's options as arguments of their own, because lm-eval splits at every comma.
+
+    Raises:
+        UserError: an argument is missing, unknown or wrong, or the checkpoint is not what the run wrote.
+    """
+    if (model is None) == (run is None):
+        found = "neither" if model is None else "both"
+        raise UserError(f"model_args: found {found} of model and run, expected one of them.")
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"model_args: found dtype={dtype}, expected one of {', '.join(DTYPES)}.")
+    source = str(model)
+    if run is not None:
+        folder, trained = _checkpoint(Path(run), checkpoint)
+        source, wire = str(folder), wire if wire is not None or options else trained
+    written = ",".join([wire or "text", *(f"{name}={value}" for name, value in options.items())])
+    parsed = wires.parse(written)
+    if isinstance(model, LM):
+        return Loaded(model, parsed.bind(model), model.name, None)
+    lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter)
+    return Loaded(lm, parsed.bind(lm), source, run)
+
+
+def _checkpoint(folder: Path, checkpoint: str) -> tuple[Path, str]:
+    """The folder of a finetuning's checkpoint and the wire that it was trained with."""
+    if checkpoint not in get_args(Checkpoint):
+        known = ", ".join(get_args(Checkpoint))
+        raise UserError(f"model_args: found checkpoint={checkpoint}, expected one of {known}.")
+    run = Run.read(folder)
+    place = f"checkpoints/{checkpoint}"
+    if not any(path.startswith(f"{place}/") for path in run.record.artifacts):
+        raise UserError(
+            f"model_args: run {folder} ({run.record.kind}, {run.record.status}) has no {checkpoint} checkpoint; "
+            "expected the run of a finished finetuning."
+        )
+    if changed := run.changed_artifacts(place):
+        raise UserError(f"model_args: {folder / changed[0]} is gone or not as the run wrote it.")
+    return folder / place, str(run.record.configuration.get("wire", "text"))

@@ -1,0 +1,229 @@
+"""lm-eval's three kinds of request, answered over a wire.
+
+What stands before a continuation is split off as lm-eval splits it, and read as `evaluate` reads it: the choices
+of one document together say how far its bidirectional block goes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Sequence
+from copy import copy
+from itertools import groupby
+from typing import Any
+
+from lm_eval import utils
+from lm_eval.api.model import LM as HarnessLM
+from lm_eval.api.model import TemplateLM
+from tqdm import tqdm
+
+from latentwire import __version__
+from latentwire.errors import UserError
+from latentwire.harness.arguments import load
+from latentwire.harness.requests import Asked, Verbatim, alike, decoding, parts, scores
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.prompts import CAUSAL, Example, Prompt
+from latentwire.lm.scoring import Score
+from latentwire.lm.together import BATCH_TOKENS, Together, Work
+from latentwire.wires.text import TextWire
+
+log = logging.getLogger(__name__)
+
+
+class LatentWire(HarnessLM):  # type: ignore[misc]
+    """`--model latentwire`.
+
+    Args:
+        model: what `LM.load` takes, or a loaded one; run: instead of it a finetuning's run folder.
+        checkpoint: of the run: best or final.
+        wire: KIND or KIND,OPTION=VALUE. Options may also be arguments of their own (`wire=text,mask=prefix`).
+        batch_tokens: columns of a forward pass. lm-eval's `batch_size` is in rows and changes nothing here.
+
+    Raises:
+        UserError: an argument is wrong, or the wire delivers something else than tokens.
+    """
+
+    def __init__(
+        self,
+        model: str | LM | None = None,
+        wire: str | None = None,
+        run: str | None = None,
+        checkpoint: str = "best",
+        adapter: str | None = None,
+        dtype: str | None = None,
+        device: str | None = None,
+        batch_tokens: int = BATCH_TOKENS,
+        batch_size: int | str | None = None,
+        max_batch_size: int | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__()
+        self.loaded = load(
+            model, wire, run, checkpoint, adapter=adapter, dtype=dtype, device=device, options=options
+        )
+        if not isinstance(self.loaded.wire, TextWire):
+            raise UserError(f"wire: {self.loaded.wire.label} delivers no text, which is all that lm-eval has.")
+        self.batch_tokens = batch_tokens
+        self.work = Work()
+        self.reader = copy(self.loaded.lm)
+        self.reader.format = PromptFormat(template="raw", anchor="")
+        self.tokenizer = self.loaded.lm.tokenizer
+        self._device = self.loaded.lm.device
+        if self.loaded.wire.leaks:
+            log.warning("LEAKS: under %s a scored token sees itself; its scores are no reading.", self.wire.label)
+
+    @property
+    def wire(self) -> TextWire:
+        wire = self.loaded.wire
+        assert isinstance(wire, TextWire)
+        return wire
+
+    def set_cache_hook(self, cache_hook: Any) -> None:
+        """Refuse `use_cache`: its key is the request alone, so that it returns any other model's answers as ours.
+
+        Raises:
+            UserError: there is a cache behind the hook.
+        """
+        if getattr(cache_hook, "dbdict", None) is not None:
+            raise UserError(
+                "use_cache: lm-eval's cache knows neither which model nor which wire gave an answer, and would "
+                "give one's to the other; expected none."
+            )
+        super().set_cache_hook(cache_hook)
+
+    def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
+        """(log-probability, whether greedy) of each request's continuation behind its context."""
+        # The choices of one document are one prompt: together they say where its block ends.
+        order = sorted(range(len(requests)), key=lambda n: _document(requests[n]))
+        groups = [list(group) for _, group in groupby(order, key=lambda n: _document(requests[n]))]
+        prompts, behind = [], []
+        for group in groups:
+            context = self._bare(requests[group[0]].args[0])
+            choices = tuple(requests[n].args[1] for n in group)
+            example = Example(id=repr(context[-40:]), group="", context=context, question="", choices=choices)
+            prompt, answers = self.reader.format.encode(example, self.reader)
+            prompts.append(prompt)
+            behind.append(answers)
+        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+        with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
+            for at, scores in self._scores(self._delivered(prompts), behind):
+                for n, score in zip(groups[at], scores, strict=True):
+                    found[n] = (score.logprob, score.greedy)
+                bar.update(len(scores))
+        return found
+
+    def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
+        """Log-probability of each whole text, in lm-eval's windows.
+
+        A text is all continuation: nothing of it crosses the wire, whose mask counts in what a window repeats.
+        """
+        rows, behind, of = [], [], []
+        for n, request in enumerate(requests):
+            windows = utils.get_rolling_token_windows(
+                token_list=self.reader.format.whole("", "", self._bare(request.args[0]), self.reader),
+                prefix_token=self.prefix_token_id,
+                # Where the last token may be seen it is read too.
+                max_seq_len=self.loaded.lm.max_positions - int(self.wire.leaks),
+                context_len=1,
+            )
+            for context, text in map(utils.make_disjoint_window, windows):
+                rows.append(context)
+                behind.append([text])
+                of.append(n)
+        inside = CAUSAL if self.wire.mask == "causal" else 0
+        prefixes = (
+            Prefix.of_tokens(
+                part,
+                [[inside] * len(row) for row in part],
+                device=self.reader.device,
+                layers=self.wire.layers,
+                leaky=self.wire.leaks,
+            )
+            for part in parts(rows)
+        )
+        found = [0.0] * len(requests)
+        with tqdm(total=len(rows), desc=self.wire.label, disable=disable_tqdm) as bar:
+            for at, (score,) in self._scores(prefixes, behind):
+                found[of[at]] += score.logprob
+                bar.update(1)
+        return found
+
+    def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
+        """Each context's continuation up to a stop string, the end of the text or `max_gen_toks` tokens."""
+        reader = copy(self.reader)
+        reader.format = Verbatim(template="raw", anchor="")
+        asked = []
+        for n, request in enumerate(requests):
+            prompt = Prompt(context=self._bare(request.args[0]), question="")
+            length = len(reader.format.tokens(prompt.context, "", reader).ids)
+            asked.append(Asked(n, prompt, length, decoding(request.args[1])))
+        found = [""] * len(requests)
+        with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
+            for batch in alike(asked, self.batch_tokens):
+                prefilled = reader.prefill(self.wire([each.prompt for each in batch], reader))
+                made = reader.generate(prefilled, batch[0].how, seeds=[each.at for each in batch])
+                for each, text in zip(batch, made, strict=True):
+                    found[each.at] = text.text
+                bar.update(len(batch))
+        return found
+
+    def _delivered(self, prompts: Sequence[Prompt]) -> Iterator[Prefix]:
+        for part in parts(prompts):
+            yield self.wire(part, self.reader)
+
+    def _scores(
+        self, prefixes: Iterator[Prefix], behind: Sequence[Sequence[list[int]]]
+    ) -> Iterator[tuple[int, list[Score]]]:
+        return scores(Together(self.reader, self.wire.layers, self.batch_tokens, self.work), prefixes, behind)
+
+    def _bare(self, text: str) -> str:
+        """The text without the token that the tokenizer will begin it with anyway."""
+        begins = self.tokenizer.bos_token
+        adds = begins is not None and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
+        return text.removeprefix(begins) if adds else text
+
+    @property
+    def prefix_token_id(self) -> int:
+        """What an empty context is read as: the token that begins a text, for want of it the one that ends it."""
+        begins = self.tokenizer.bos_token_id
+        return int(self.tokenizer.eos_token_id if begins is None else begins)
+
+    @property
+    def tokenizer_name(self) -> str:
+        return str(self.tokenizer.name_or_path or self.loaded.source).replace("/", "__")
+
+    chat_template = TemplateLM.chat_template
+
+    def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        return str(
+            self.tokenizer.apply_chat_template(
+                chat_history,
+                tokenize=False,
+                add_generation_prompt=add_generation_prompt,
+                continue_final_message=not add_generation_prompt,
+            )
+        )
+
+    def get_model_info(self) -> dict[str, Any]:
+        """What lm-eval writes beside its results, in `config`."""
+        lm = self.loaded.lm
+        return {
+            "model_num_parameters": lm.model.num_parameters(),
+            "model_dtype": str(lm.model.dtype),
+            "latentwire": {
+                "version": __version__,
+                "model": self.loaded.source,
+                "run": self.loaded.run,
+                "wire": self.wire.label,
+                "leaks": self.wire.leaks,
+                "batch_tokens": self.batch_tokens,
+                "tokens_run": self.work.run,
+                "fewest_tokens": self.work.least,
+            },
+        }
+
+
+def _document(request: Any) -> tuple[str, str, str]:
+    return str(request.task_name), str(request.doc_id), request.args[0]

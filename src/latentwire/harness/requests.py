@@ -1,0 +1,94 @@
+"""lm-eval's requests in batches: prompts to be continued, and rows to be scored."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from lm_eval.models.utils import normalize_gen_kwargs
+
+from latentwire.errors import UserError
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.prompts import Prompt
+from latentwire.lm.scoring import Score, score_whole
+from latentwire.lm.sharing import Request
+from latentwire.lm.together import Together
+
+T = TypeVar("T")
+PROMPTS = 256
+"""Prompts that a wire delivers at once, before any is read."""
+MAX_NEW_TOKENS = 256  # lm-eval's default
+
+
+class Verbatim(PromptFormat):
+    """A prompt to be continued is read to its last blank, as lm-eval's `hf` model reads it."""
+
+    def _kept(self, text: str) -> str:
+        return text
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The request at place `at`: a prompt of `length` tokens to be continued."""
+
+    at: int
+    prompt: Prompt
+    length: int
+    how: Decoding
+
+
+def parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
+    """Rows in their order, `PROMPTS` at a time."""
+    for start in range(0, len(rows), PROMPTS):
+        yield rows[start : start + PROMPTS]
+
+
+def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
+    """Prompts continued in the same way, longest first, as many as fit with what each may grow by."""
+    batch: list[Asked] = []
+    for each in sorted(asked, key=lambda each: (repr(each.how), -each.length)):
+        width = batch[0].length + each.how.max_new_tokens if batch else 0
+        if batch and (each.how != batch[0].how or width * (len(batch) + 1) > batch_tokens):
+            yield batch
+            batch = []
+        batch.append(each)
+    if batch:
+        yield batch
+
+
+def scores(
+    together: Together, prefixes: Iterator[Prefix], behind: Sequence[Sequence[list[int]]]
+) -> Iterator[tuple[int, list[Score]]]:
+    """Pairs of a row's index and the scores of its continuations; rows that leak take a whole pass each."""
+    requests: list[Request] = []
+    at = 0
+    for prefix in prefixes:
+        rows = len(prefix.columns.valid)
+        mine = behind[at : at + rows]
+        made = Request.of(prefix, mine)
+        if made is None:
+            for n in range(rows):
+                row = prefix.select(prefix.columns.positions.new_tensor([n]))
+                yield at + n, score_whole(together.lm, row, [mine[n]])[0]
+        else:
+            requests += made
+        at += rows
+    yield from together.score(requests)
+
+
+def decoding(how: dict[str, Any]) -> Decoding:
+    """lm-eval's settings as ours.
+
+    Raises:
+        UserError: sampling in a way that is not known here.
+    """
+    settings = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
+    stop = tuple(each for each in settings.pop("until", None) or () if each)
+    tokens, sample = int(settings.pop("max_gen_toks")), settings.pop("do_sample", False)
+    temperature, top_p = float(settings.pop("temperature", 0) or 0), float(settings.pop("top_p", 1) or 1)
+    if sample and settings:
+        raise UserError(f"gen_kwargs: found {sorted(settings)[0]}, expected temperature and top_p alone.")
+    return Decoding(max_new_tokens=tokens, stop=stop, temperature=temperature if sample else 0.0, top_p=top_p)

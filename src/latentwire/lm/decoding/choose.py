@@ -1,0 +1,93 @@
+"""How to choose the next token: greedily or by sampling."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Decoding:
+    """How to choose tokens.
+
+    temperature: 0 is greedy. top_p: nucleus of the probability mass to sample from.
+    first_temperature, first_top_p: the same for the first token; None takes the general value.
+    min_new_tokens: no end-of-sequence token before so many tokens.
+    stop: strings at which a text ends; they are cut off.
+    """
+
+    max_new_tokens: int = 32
+    min_new_tokens: int = 0
+    temperature: float = 0.0
+    top_p: float = 1.0
+    first_temperature: float | None = None
+    first_top_p: float | None = None
+    stop: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for name in ("temperature", "first_temperature"):
+            if (value := getattr(self, name)) is not None and not value >= 0:
+                raise ValueError(f"{name}: found {value}, expected >= 0")
+        for name in ("top_p", "first_top_p"):
+            if (value := getattr(self, name)) is not None and not 0 < value <= 1:
+                raise ValueError(f"{name}: found {value}, expected a number in (0, 1]")
+        if self.max_new_tokens < 1:
+            raise ValueError(f"max_new_tokens: found {self.max_new_tokens}, expected >= 1")
+        if not 0 <= self.min_new_tokens <= self.max_new_tokens:
+            raise ValueError(
+                f"min_new_tokens: found {self.min_new_tokens}, expected 0 to max_new_tokens, {self.max_new_tokens}"
+            )
+        if "" in self.stop:
+            raise ValueError("stop: found an empty string, expected strings to look for")
+
+
+@dataclass(frozen=True)
+class Generated:
+    """ids: without the end-of-sequence token. text: cut at the stop string.
+    ended: by the end-of-sequence token, a stop string, or the length limit."""
+
+    text: str
+    ids: tuple[int, ...]
+    ended: Literal["eos", "stop", "length"]
+
+
+def choose(
+    logits: Tensor,
+    decoding: Decoding,
+    draws: Sequence[torch.Generator],
+    *,
+    first: bool,
+    held: Sequence[bool],
+    eos_ids: Collection[int],
+) -> Tensor:
+    """The next token `(B,)` of every row.
+
+    Args:
+        logits: `(B, V)`. draws: one generator a row, so that neither the batch nor its order changes a sample.
+        first: whether it is the first token of a text. held: `B`, rows that may not end yet.
+    """
+    logits = logits.float()
+    if any(held) and eos_ids:
+        banned = torch.zeros_like(logits[:1], dtype=torch.bool)
+        banned[:, sorted(eos_ids)] = True
+        logits = logits.masked_fill(torch.tensor(held, device=logits.device)[:, None] & banned, -torch.inf)
+    temperature = _or(decoding.first_temperature if first else None, decoding.temperature)
+    if temperature == 0:
+        return logits.argmax(-1)
+    chance, order = torch.sort((logits / temperature).softmax(-1), dim=-1, descending=True, stable=True)
+    below = chance.cumsum(-1) - chance
+    chance = chance.masked_fill(below >= _or(decoding.first_top_p if first else None, decoding.top_p), 0)
+    # Drawn in the vocabulary's order: tokens that rounding alone ranks may change places between two batches.
+    chance = torch.zeros_like(chance).scatter(1, order, chance)
+    draw = torch.stack([torch.rand((), generator=g) for g in draws]).to(chance)
+    total = chance.cumsum(-1)
+    # Behind the last token that may be drawn the sum stays the same, so rounding cannot reach a token beyond it.
+    return (total <= (draw[:, None] * total[:, -1:]).clamp_max(total[:, -1:] * (1 - 1e-6))).sum(-1)
+
+
+def _or(value: float | None, otherwise: float) -> float:
+    return otherwise if value is None else value

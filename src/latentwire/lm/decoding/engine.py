@@ -1,0 +1,228 @@
+"""Runs the steps of decoding: one after the other, as a captured CUDA graph, or compiled and captured.
+
+What a graph replays is what was there when it was captured, so the engine looks before every batch whether the
+model is still the same one, and takes the plain steps wherever a replay could be something else.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable
+from functools import cache
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from latentwire.lm.decoding.slots import Slots
+from latentwire.lm.decoding.step import Split, Step, advance, bucket
+from latentwire.lm.prefix import Prefilled
+
+Mode = Literal["plain", "graph", "compiled"]
+Attention = Literal["split", "sdpa"]
+MORE_ROWS = 4
+"""Slots serve a batch of so many times fewer rows too: a step reads the weights, however few the rows."""
+SPAN = 256
+"""The fewest columns that a captured step reads."""
+COMPILER: dict[str, str | int | bool | Callable[..., Any]] = {
+    "coordinate_descent_tuning": True,
+    "triton.cudagraphs": False,
+}
+"""With the first, a row times a matrix becomes a reduction, which reads weights nearly as fast as a copy does."""
+
+
+class Model(Protocol):
+    """What the engine needs of a model; `LM` is it."""
+
+    model: PreTrainedModel
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def eos_ids(self) -> frozenset[int]: ...
+
+    def head(self, hidden: Tensor) -> Tensor: ...
+
+    def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor: ...
+
+
+class Engine:
+    """The decoding steps of one model.
+
+    mode: `plain`; `graph`, the default on a GPU, captured in about a second for each size; `compiled`, fused
+        kernels in the graph, for which the compiler takes about a minute for each size. A size is (rows, columns),
+        rounded up, so that prompts of other lengths rarely make another one.
+    attention: `split`, the default on a GPU, our kernels where they give what sdpa gives; `sdpa`.
+    compiler: options of the compiler, for steps not compiled yet.
+    captures: how many graphs there were. refused: why steps are plain although a graph was wanted.
+    """
+
+    def __init__(self, lm: Model, mode: Mode | None = None) -> None:
+        self.lm = lm
+        self.mode: Mode = mode or ("graph" if lm.device.type == "cuda" else "plain")
+        self.attention: Attention = "split"
+        self.compiler = COMPILER
+        self.captures = 0
+        self.refused: str | None = None
+        self._slots: Slots | None = None
+        self._eos = self._end_tokens()
+        self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
+        self._split: Split | None = None
+        self._state: tuple[object, ...] = ()
+        self._compiled: Callable[..., None] | None = None
+
+    @property
+    def slots(self) -> Slots:
+        assert self._slots is not None, "open() comes first"
+        return self._slots
+
+    @property
+    def captured(self) -> bool:
+        """Whether steps run as graphs, so that the host need not look at each."""
+        return self.mode != "plain" and self.refused is None
+
+    def open(self, like: Prefilled, rows: int, columns: int) -> Slots:
+        """Empty slots for at least so many rows of so many columns."""
+        self.refused = None if self.mode == "plain" else unfit(self.lm.model)
+        self._split = splitting(self.lm.model) if self.attention == "split" else None
+        if not self.captured:
+            self.release()
+            self._slots, self._eos = Slots(like, rows, columns), self._end_tokens()
+            return self._slots
+        state = (*fingerprint(self.lm.model), self.mode, self._split)
+        rows, columns = bucket(rows, 1), bucket(columns, SPAN)
+        mine = self._slots
+        if (
+            mine is None
+            or state != self._state
+            or not mine.fits(like)
+            or mine.capacity < columns
+            or not rows <= mine.rows <= MORE_ROWS * rows
+        ):
+            self.release()
+            self._slots, self._state, self._eos = Slots(like, rows, columns), state, self._end_tokens()
+        self.slots.free(range(self.slots.rows))
+        return self.slots
+
+    def grow(self, columns: int) -> None:
+        """Room for rows of so many columns; what is being written stays."""
+        if columns > self.slots.capacity:
+            self._graphs.clear()
+            self.slots.grow(bucket(columns, SPAN))
+
+    def release(self) -> None:
+        """Give back slots and graphs."""
+        self._slots = None
+        self._graphs.clear()
+
+    def close(self) -> None:
+        """Called behind every batch: what cannot be used again is given back."""
+        if not self.captured:
+            self.release()
+
+    def steps(self, count: int, longest: int) -> Tensor:
+        """Take steps; returns the chosen tokens `(B, count)` on the host.
+
+        Args:
+            count: at most `HISTORY`. longest: keys of the longest row, the new ones counted.
+        """
+        slots = self.slots
+        slots.cursor.zero_()
+        if self.captured:
+            # A span that follows the texts saves sdpa columns to read; our kernels read no more than there are.
+            whole = self.mode == "compiled" or self._split is not None
+            span = slots.capacity if whole else min(slots.capacity, bucket(longest, SPAN))
+            graph = self._graphs.get(span) or self._capture(span)
+            if graph is not None:
+                for _ in range(count):
+                    graph.replay()
+                return slots.history[:, :count].cpu()
+        for _ in range(count):
+            self._advance(longest)
+        return slots.history[:, :count].cpu()
+
+    def _end_tokens(self) -> Tensor:
+        return torch.tensor(sorted(self.lm.eos_ids), device=self.lm.device, dtype=torch.long)
+
+    def _advance(self, span: int, step: Callable[..., None] = advance) -> None:
+        step(self.lm.states, self.lm.head, self.slots, span, self._eos, self._split)
+
+    def _capture(self, span: int) -> torch.cuda.CUDAGraph | None:
+        """A graph of one step, or None with the reason in `refused`."""
+        step = self._compile() if self.mode == "compiled" else advance
+        slots = self.slots
+        room = slots.room.clone()
+        slots.room.zero_()  # rows without room stay where they are, however often a step is tried
+        try:
+            aside = torch.cuda.Stream()
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside), torch._dynamo.config.patch(recompile_limit=64):
+                for _ in range(3):
+                    slots.cursor.zero_()
+                    self._advance(span, step)
+            torch.cuda.current_stream().wait_stream(aside)
+            slots.cursor.zero_()
+            graph = torch.cuda.CUDAGraph()
+            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+                self._advance(span, step)
+        except Exception as error:  # of the compiler, the driver or the model: the plain step is always there
+            self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            warnings.warn(f"decoding runs without a captured graph: {self.refused}", stacklevel=2)
+            return None
+        finally:
+            slots.cursor.zero_()
+            slots.room.copy_(room)
+        self._graphs[span] = graph
+        self.captures += 1
+        return graph
+
+    def _compile(self) -> Callable[..., None]:
+        if self._compiled is None:
+            self._compiled = torch.compile(advance, fullgraph=True, dynamic=False, options=self.compiler)
+        return self._compiled
+
+
+def fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
+    """Changes whenever a captured graph would read other memory or other code than the model now."""
+    tensors = [*model.parameters(), *model.buffers()]
+    return (model.config._attn_implementation, *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
+
+
+@cache
+def _split_for(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> Split | None:
+    try:
+        from latentwire.lm.decoding import split
+
+        return split.attend if split.right(device, dtype, heads, shared, width) else None
+    except Exception as error:  # no Triton, or one that cannot compile here: sdpa is always there
+        warnings.warn(f"decoding attends with sdpa: {type(error).__name__}: {str(error)[:200]}", stacklevel=2)
+        return None
+
+
+def splitting(model: PreTrainedModel) -> Split | None:
+    """Our attention kernels, where they run and give what sdpa gives."""
+    config = model.config.get_text_config()
+    heads, shared = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    alone = len({parameter.device for parameter in model.parameters()}) == 1
+    if model.device.type != "cuda" or not alone or width < 16 or width & (width - 1):
+        return None
+    return _split_for(model.device, model.dtype, heads, shared or heads, width)
+
+
+def unfit(model: PreTrainedModel) -> str | None:
+    """Why a captured graph would not do what the model does; None where it would."""
+    if model.device.type != "cuda":
+        return "the model is not on a GPU"
+    if str(model.config._attn_implementation).endswith("flex"):
+        return "flex attention makes its mask on the host"
+    if len({tensor.device for tensor in model.parameters()}) > 1:
+        return "the model stands on several devices"
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return f"{name or 'the model'} has a hook, which a replay would leave out"
+        if hasattr(module, "disable_adapters"):
+            return f"{name} carries an adapter that can be switched off, which a replay would not notice"
+    return None

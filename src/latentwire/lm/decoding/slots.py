@@ -1,0 +1,146 @@
+"""A static cache in which every row has a write position of its own.
+
+Row r's keys lie side by side: the `lengths[r]` valid ones first, whatever the prefix looked like (padding and
+columns that no later token may see are left out, a memory's keys come first). Nothing moves while tokens come:
+each is written behind its row's last key. So no step copies the cache, rows of any lengths stand in one batch,
+and a row that has ended makes room for another prompt.
+
+Shapes: B slots, C columns of capacity, L layers, H key/value heads, D head width, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm.prefix import Prefilled
+from latentwire.lm.reading import SHARED
+
+HISTORY = 16
+"""Steps between two looks of the host at what a captured graph has chosen."""
+
+
+class Slots:
+    """B rows of at most C columns, with the state of the text that each is writing.
+
+    keys, values: L tensors `(B, H, C, D)`, rotated. positions: `(B, C)`, of the keys. lengths: `(B,)`, valid keys.
+    tokens: `(B,)`, the token to read next. next_position: `(B,)`, its position. room: `(B,)`, steps that the row
+    may still take; at 0 it stays where it is. held: `(B,)`, tokens before which it may not end.
+    history: `(B, HISTORY)`, tokens chosen since the host looked; cursor: `(1,)`, how many. logits: `(B, V)`.
+    """
+
+    def __init__(self, like: Prefilled, rows: int, capacity: int) -> None:
+        def zeros(*shape: int, of: Tensor) -> Tensor:
+            # Zeros, since what is never written is still multiplied by a weight of zero: NaN would stay NaN.
+            return torch.zeros(shape, dtype=of.dtype, device=of.device)
+
+        at = like.next_position
+        self.rows, self.capacity = rows, capacity
+        layers = _layers(like)
+        self.keys = [zeros(rows, key.shape[1], capacity, key.shape[3], of=key) for key, _ in layers]
+        self.values = [zeros(rows, value.shape[1], capacity, value.shape[3], of=value) for _, value in layers]
+        self.positions = zeros(rows, capacity, of=at)
+        self.lengths, self.next_position = zeros(rows, of=at), zeros(rows, of=at)
+        self.tokens, self.room, self.held = zeros(rows, of=at), zeros(rows, of=at), zeros(rows, of=at)
+        self.history, self.cursor = zeros(rows, HISTORY, of=at), zeros(1, of=at)
+        self.logits = zeros(rows, like.logits.shape[1], of=like.logits)
+        self.every = torch.arange(rows, device=at.device)
+
+    @property
+    def nbytes(self) -> int:
+        """Of keys and values."""
+        return sum(tensor.numel() * tensor.element_size() for tensor in [*self.keys, *self.values])
+
+    def fits(self, like: Prefilled) -> bool:
+        """Whether keys and values of this kind can stand here."""
+        found = _layers(like)
+        return len(found) == len(self.keys) and all(
+            (key.shape[1], key.shape[3], value.shape[3]) == (mine.shape[1], mine.shape[3], other.shape[3])
+            and (key.dtype, key.device, value.dtype) == (mine.dtype, mine.device, other.dtype)
+            for (key, value), mine, other in zip(found, self.keys, self.values, strict=True)
+        )
+
+    def grow(self, capacity: int) -> None:
+        """More columns for every row, what stands there kept; tensors are new ones."""
+        more = capacity - self.capacity
+        self.keys = [nn.functional.pad(key, (0, 0, 0, more)) for key in self.keys]
+        self.values = [nn.functional.pad(value, (0, 0, 0, more)) for value in self.values]
+        self.positions = nn.functional.pad(self.positions, (0, more))
+        self.capacity = capacity
+
+    def free(self, slots: Sequence[int]) -> None:
+        """These rows write no more and hold nothing."""
+        index = torch.tensor(slots, device=self.lengths.device)
+        for tensor in (self.lengths, self.next_position, self.room, self.held):
+            tensor.index_fill_(0, index, 0)
+
+    def admit(
+        self,
+        prefilled: Prefilled,
+        rows: Sequence[int],
+        slots: Sequence[int],
+        tokens: Tensor,
+        room: Sequence[int],
+        held: Sequence[int],
+    ) -> None:
+        """Copy rows of a prefill into slots.
+
+        Args:
+            tokens: `(len(rows),)`, what each row has said first. room, held: see the class.
+        """
+        device = self.lengths.device
+        # From here on everything is of as many rows as are admitted: row `source[n]` goes to slot `target[n]`.
+        source, target = torch.tensor(rows, device=device), torch.tensor(slots, device=device)
+        order, lengths = packed(prefilled, source)
+        width = order.shape[1]
+        in_place = bool((order == torch.arange(width, device=device)).all())
+        columns = prefilled.reading.columns
+        memory = prefilled.reading.memory
+        if memory is not None:
+            columns = memory.columns.append(columns)
+        self.positions[target, :width] = columns.positions[source].gather(1, order)
+        for layer, (key, value) in enumerate(_layers(prefilled)):
+            pairs = ((self.keys[layer], key), (self.values[layer], value))
+            for which, (mine, theirs) in enumerate(pairs):
+                if memory is not None:
+                    before = (memory.keys, memory.values)[which][layer]
+                    theirs = torch.cat([before.to(theirs), theirs], 2)
+                theirs = theirs[source.to(theirs.device)]
+                if not in_place:
+                    index = order.to(theirs.device)[:, None, :, None]
+                    theirs = theirs.gather(2, index.expand(-1, theirs.shape[1], -1, theirs.shape[3]))
+                mine[target.to(mine.device), :, :width] = theirs[:, :, :width]
+        self.lengths[target] = lengths
+        self.next_position[target] = prefilled.next_position[source]
+        self.tokens[target] = tokens.to(self.tokens)
+        self.room[target] = torch.tensor(room, device=device)
+        self.held[target] = torch.tensor(held, device=device)
+
+
+def _layers(prefilled: Prefilled) -> list[tuple[Tensor, Tensor]]:
+    """Keys and values of every layer."""
+    found: Any = prefilled.cache.layers
+    return [(layer.keys, layer.values) for layer in found]
+
+
+def packed(prefilled: Prefilled, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Which columns of some rows of a prefill a later token may see, memory first.
+
+    Returns:
+        Column indices `(n, widest)`, each row's seen columns first and in order, and their numbers `(n,)`.
+    """
+    seen = seen_later(prefilled)[rows]
+    lengths = seen.sum(1)
+    widest = max(1, int(lengths.max()))
+    return torch.sort((~seen).to(torch.int8), dim=1, stable=True).indices[:, :widest], lengths
+
+
+def seen_later(prefilled: Prefilled) -> Tensor:
+    """`(B, M + P)`: columns that a later token may see: real ones of every document of the row."""
+    columns, memory = prefilled.reading.columns, prefilled.reading.memory
+    if memory is not None:
+        columns = memory.columns.append(columns)
+    return columns.valid & (columns.documents == SHARED)
