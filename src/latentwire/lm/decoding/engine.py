@@ -214,15 +214,17 @@ def splitting(model: PreTrainedModel) -> Split | None:
 
 def unfit(model: PreTrainedModel) -> str | None:
     """Why a captured graph would not do what the model does; None where it would."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return f"{name or 'the model'} has a hook, which a replay would leave out"
+        if isinstance(module, BaseTunerLayer):
+            return f"{name} carries an adapter that can be switched off, which a replay would not notice"
     if model.device.type != "cuda":
         return "the model is not on a GPU"
     if str(model.config._attn_implementation).endswith("flex"):
         return "flex attention makes its mask on the host"
     if len({tensor.device for tensor in model.parameters()}) > 1:
         return "the model stands on several devices"
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return f"{name or 'the model'} has a hook, which a replay would leave out"
-        if hasattr(module, "disable_adapters"):
-            return f"{name} carries an adapter that can be switched off, which a replay would not notice"
     return None
