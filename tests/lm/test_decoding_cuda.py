@@ -60,7 +60,7 @@ def test_our_kernels_attend_as_sdpa_does(dtype: torch.dtype) -> None:
 def test_both_ways_of_attending_say_the_same(family: str) -> None:
     lm = on_gpu(family, head_dim=16)
     made = [said(lm, "graph", ROWS[:4], max_new_tokens=40, min_new_tokens=40)]
-    assert family == "gpt_neox" or lm.engine._split is not None
+    assert family == "gpt_neox" or lm.engine._split is not None  # whose heads stay 8 wide
     lm.engine.attention = "sdpa"
     made.append(said(lm, "graph", ROWS[:4], max_new_tokens=40, min_new_tokens=40))
     assert made[0] == made[1]

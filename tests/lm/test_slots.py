@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from latentwire.lm.decoding import Decoding
@@ -190,6 +191,8 @@ def test_a_step_compiles_whole_and_once_for_prompts_of_all_lengths(lm: LM) -> No
 def test_a_hook_an_adapter_or_another_kernel_keeps_decoding_plain(llama: LM) -> None:
     model = tiny_lm("llama").model
     assert unfit(model) == "the model is not on a GPU"
+    adapted = get_peft_model(tiny_lm("llama").model, LoraConfig(r=2, target_modules=["q_proj"]))
+    assert "adapter" in str(unfit(adapted.get_base_model()))
     before = fingerprint(model)
     assert fingerprint(model) == before
     model.get_input_embeddings().weight.data.add_(1)

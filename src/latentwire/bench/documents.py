@@ -10,10 +10,12 @@ from torch import Tensor
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.shared import IGNORE
 from latentwire.training.documents import Document
-from latentwire.training.packing import pack
+from latentwire.training.packing import Plan
 
 FIRST_ID = 5
 """Token ids below are left to special tokens."""
+POOL = 256
+"""Documents that are packed together; rows are as full as they are in a training of so many."""
 
 
 @dataclass(frozen=True)
@@ -31,14 +33,13 @@ class Regime:
     long: bool = False
 
     def documents(self, vocabulary: int, packed: bool) -> list[Document]:
-        """The first documents of one fixed stream: as many as the rows hold, or those of the padded batch."""
+        """Of one fixed stream: those of the padded batch, its first ones, or those of a training's first step."""
         lengths = _lengths(self.long)
         if not packed:
             return [_document(pair, n, vocabulary) for n, pair in enumerate(lengths[: self.padded])]
-        count = 1
-        while len(pack([sum(pair) for pair in lengths[: count + 1]], self.width)) <= self.rows:
-            count += 1
-        return [_document(pair, n, vocabulary) for n, pair in enumerate(lengths[:count])]
+        stream = [_document(pair, n, vocabulary) for n, pair in enumerate(lengths[:POOL])]
+        (rows,) = Plan(stream, self.width, self.rows, seed=0).steps(0, 1)
+        return [document for row in rows for document in row]
 
 
 def _lengths(long: bool) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from latentwire.lm.decoding.slots import Slots
+from latentwire.lm.decoding.slots import Slots, layers_of
 from latentwire.lm.decoding.step import Split, Step, advance, bucket
 from latentwire.lm.prefix import Prefilled
 
@@ -86,7 +86,7 @@ class Engine:
     def open(self, like: Prefilled, rows: int, columns: int) -> Slots:
         """Empty slots for at least so many rows of so many columns."""
         self.refused = None if self.mode == "plain" else unfit(self.lm.model)
-        self._split = splitting(self.lm.model) if self.attention == "split" else None
+        self._split = splitting(self.lm.model, like) if self.attention == "split" else None
         if not self.captured:
             self.release()
             self._slots, self._eos = Slots(like, rows, columns), self._end_tokens()
@@ -201,28 +201,31 @@ def _split_for(device: torch.device, dtype: torch.dtype, heads: int, shared: int
         return None
 
 
-def splitting(model: PreTrainedModel) -> Split | None:
-    """Our attention kernels, where they run and give what sdpa gives."""
-    config = model.config.get_text_config()
-    heads, shared = config.num_attention_heads, getattr(config, "num_key_value_heads", None)
-    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+def splitting(model: PreTrainedModel, like: Prefilled) -> Split | None:
+    """Our attention kernels, where they run and give what sdpa gives on keys and values such as a prefill's."""
+    heads = model.config.get_text_config().num_attention_heads
+    # Of the keys themselves: configurations also name heads and widths that a model does not have.
+    key = layers_of(like)[0][0]
+    shared, width = key.shape[1], key.shape[3]
     alone = len({parameter.device for parameter in model.parameters()}) == 1
     if model.device.type != "cuda" or not alone or width < 16 or width & (width - 1):
         return None
-    return _split_for(model.device, model.dtype, heads, shared or heads, width)
+    return _split_for(model.device, model.dtype, heads, shared, width)
 
 
 def unfit(model: PreTrainedModel) -> str | None:
     """Why a captured graph would not do what the model does; None where it would."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    for name, module in model.named_modules():
+        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
+            return f"{name or 'the model'} has a hook, which a replay would leave out"
+        if isinstance(module, BaseTunerLayer):
+            return f"{name} carries an adapter that can be switched off, which a replay would not notice"
     if model.device.type != "cuda":
         return "the model is not on a GPU"
     if str(model.config._attn_implementation).endswith("flex"):
         return "flex attention makes its mask on the host"
     if len({tensor.device for tensor in model.parameters()}) > 1:
         return "the model stands on several devices"
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return f"{name or 'the model'} has a hook, which a replay would leave out"
-        if hasattr(module, "disable_adapters"):
-            return f"{name} carries an adapter that can be switched off, which a replay would not notice"
     return None

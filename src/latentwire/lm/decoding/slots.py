@@ -39,7 +39,7 @@ class Slots:
 
         at = like.next_position
         self.rows, self.capacity = rows, capacity
-        layers = _layers(like)
+        layers = layers_of(like)
         self.keys = [zeros(rows, key.shape[1], capacity, key.shape[3], of=key) for key, _ in layers]
         self.values = [zeros(rows, value.shape[1], capacity, value.shape[3], of=value) for _, value in layers]
         self.positions = zeros(rows, capacity, of=at)
@@ -56,7 +56,7 @@ class Slots:
 
     def fits(self, like: Prefilled) -> bool:
         """Whether keys and values of this kind can stand here."""
-        found = _layers(like)
+        found = layers_of(like)
         return len(found) == len(self.keys) and all(
             (key.shape[1], key.shape[3], value.shape[3]) == (mine.shape[1], mine.shape[3], other.shape[3])
             and (key.dtype, key.device, value.dtype) == (mine.dtype, mine.device, other.dtype)
@@ -102,7 +102,7 @@ class Slots:
         if memory is not None:
             columns = memory.columns.append(columns)
         self.positions[target, :width] = columns.positions[source].gather(1, order)
-        for layer, (key, value) in enumerate(_layers(prefilled)):
+        for layer, (key, value) in enumerate(layers_of(prefilled)):
             pairs = ((self.keys[layer], key), (self.values[layer], value))
             for which, (mine, theirs) in enumerate(pairs):
                 if memory is not None:
@@ -120,7 +120,7 @@ class Slots:
         self.held[target] = torch.tensor(held, device=device)
 
 
-def _layers(prefilled: Prefilled) -> list[tuple[Tensor, Tensor]]:
+def layers_of(prefilled: Prefilled) -> list[tuple[Tensor, Tensor]]:
     """Keys and values of every layer."""
     found: Any = prefilled.cache.layers
     return [(layer.keys, layer.values) for layer in found]

@@ -99,6 +99,7 @@ def _parts(
     start = split * share
     stop = tl.minimum(start + share, count)
     at = tl.load(next_position + row)
+    scale = tl.full([], scale, dtype=tl.float32)  # a compiler that calls this kernel passes numbers as float64
 
     group = tl.arange(0, PADDED)
     lane = tl.arange(0, WIDTH)
