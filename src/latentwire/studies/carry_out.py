@@ -1,4 +1,4 @@
-"""One stage, carried out in its run folder: an evaluation or a finetuning."""
+"""One stage, carried out in its run folder: an evaluation, a finetuning or the training of a wire."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log, duration
 from latentwire.studies.plan import Plan
-from latentwire.studies.spec import Evaluate, Finetune
+from latentwire.studies.readers import Readers
+from latentwire.studies.spec import Evaluate, Finetune, FitWire
+from latentwire.training.loop import Trained
 
 OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
 
 
-def evaluate(lm: LM, stage: Evaluate, plan: Plan, folder: Path, log: Log) -> dict[str, Any]:
+def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path, log: Log) -> dict[str, Any]:
     """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
 
     Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, tokens and seconds.
@@ -30,7 +32,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, folder: Path, log: Log) -> dic
         UserError: a prompt is longer than the model.
     """
     split, limit = plan.study.split, plan.study.limit
-    wires = stage.wires()
+    wires = stage.wires(readers.wire)
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
     sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}
     total = sum(sizes.values())
@@ -89,6 +91,24 @@ def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:
 
     with log.progress(folder.parent.name, "steps") as report:
         found = finetuning.finetune(lm, stage.settings(), folder, log=log, progress=report)
+    return _told(found, log)
+
+
+def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[str, Any]:
+    """Train a wire before its readers; see `training.fit.fit.fit`."""
+    from latentwire.training.fit.fit import fit
+
+    models = readers.models(stage.models())
+    reading = {name: models[name] for name in stage.wire.adapters}
+    start = readers.wire(stage.start_from, stage.checkpoint) if stage.start_from else None
+    with log.progress(folder.parent.name, "steps") as report:
+        found = fit(
+            reading, models[stage.wire.source], stage.settings(), folder, start=start, log=log, progress=report
+        )
+    return _told(found, log)
+
+
+def _told(found: Trained, log: Log) -> dict[str, Any]:
     log(
         f"{found.steps:,} steps in {duration(found.seconds)}, ended by: {found.stopped}; "
         f"best evaluation loss {found.best_loss:.4f} at step {found.best_step:,}"

@@ -91,6 +91,10 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
 
 def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
     """Every effect with the readings that its formula's letters stand for."""
+    for reading in effects.retained:
+        yield "retention", {"b": effects.baseline, "x": reading}
+    if effects.ablated is None:
+        return
     before = {"b": effects.baseline, "a": effects.ablated}
     yield "damage", before
     yield "retention", {**before, "x": effects.ablated}
@@ -108,8 +112,9 @@ def _derive(
     formula = FORMULAS[effect]
     of = named[formula.of]
     at = f"floor of {of}"
-    floor, ablated = arms.value(at), arms.value(named["a"])
-    named = {**named, "f": at, "s": at if floor > ablated else named["a"]}
+    named = {**named, "f": at}
+    if "a" in named:
+        named["s"] = at if arms.value(at) > arms.value(named["a"]) else named["a"]
     if formula.raw_over is not None:
         raw = arms.ratio(_weights(formula.raw, named), _weights(formula.raw_over, named))
     elif len(formula.raw) == 3:  # a difference of two: the same numbers as a comparison's
@@ -119,7 +124,9 @@ def _derive(
         raw = arms.linear(_weights(formula.raw, named))
     above = arms.ratio(_weights(formula.above, named), _weights(formula.above_over, named))
     low = arms.linear({of: 1, at: -1}).low
-    return Derived(effect, of, task, raw, above, floor, called[of], low is None or low <= 0, len(part[of]))
+    return Derived(
+        effect, of, task, raw, above, arms.value(at), called[of], low is None or low <= 0, len(part[of])
+    )
 
 
 def _weights(formula: str, named: Mapping[str, str]) -> dict[str, float]:

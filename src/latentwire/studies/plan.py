@@ -17,11 +17,13 @@ from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
-from latentwire.studies.spec import Evaluate, FileTask, Finetune, Source, Study, one_of
+from latentwire.studies.spec import Evaluate, FileTask, Finetune, FitWire, Source, Study, one_of
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
+from latentwire.tasks.world.reading import ask_all
 from latentwire.training.config import FileData, WorldData
+from latentwire.training.fit.config import TaskPassages, WorldPassages
 
 _TRAIN_SAMPLE = 100
 """Examples of an endless train split that stand for it in an identity."""
@@ -32,7 +34,7 @@ class Planned:
     """A stage as it will be carried out. inputs: the files that it reads, with their hashes."""
 
     name: str
-    stage: Evaluate | Finetune
+    stage: Evaluate | Finetune | FitWire
     configuration: dict[str, Any]
     inputs: dict[str, Input]
     identity: str
@@ -42,18 +44,23 @@ class Planned:
         return self.stage.start_from
 
     @property
+    def needs(self) -> list[str]:
+        """The stages that must be done before it."""
+        return self.stage.needs()
+
+    @property
     def source(self) -> Source:
-        """The weights that the stage starts from."""
-        return self.stage.start_from, self.stage.checkpoint
+        """The weights that an evaluation or a finetuning reads with."""
+        return self.configuration["model"], self.stage.start_from, self.stage.checkpoint
 
 
 @dataclass(frozen=True)
 class Plan:
-    """A study, its tasks, the folder of its model, and its stages, each behind what it starts from."""
+    """A study, its tasks, the folders of its models, and its stages, each behind what it needs."""
 
     study: Study
     tasks: list[Task]
-    model: Path
+    models: dict[str, Path]
     stages: dict[str, Planned]
 
     @cached_property
@@ -71,10 +78,10 @@ class Plan:
         for name in names:
             if name not in self.stages:
                 raise UserError(f"--stage: found {name!r}, expected {one_of(name, self.stages)}.")
-            at: str | None = name
-            while at is not None:
-                wanted.add(at)
-                at = self.stages[at].start_from
+        left = list(names)
+        while left:
+            wanted.add(at := left.pop())
+            left += self.stages[at].needs
         return [name for name in self.stages if name in wanted or not names]
 
 
@@ -88,8 +95,8 @@ def make(study: Study) -> Plan:
     tasks = _tasks(study)
     references.check_tasks(study, tasks)
     _check_split(study, tasks)
-    folder = model_folder(study.model)
-    weights = Input(path=study.model, sha256=identity(model_files(folder)))
+    folders = {spec: model_folder(spec) for spec in _models(study)}
+    weights = {spec: Input(path=spec, sha256=identity(model_files(path))) for spec, path in folders.items()}
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
     inputs = {
         f"task {entry.name}{'' if part == 'documents' else f' {part}'}": _file(path)
@@ -100,8 +107,12 @@ def make(study: Study) -> Plan:
     plan: dict[str, Planned] = {}
     for name in _ordered(study):
         stage = study.stages[name]
-        start = plan[stage.start_from].identity if stage.start_from else weights.sha256
-        configuration: dict[str, Any] = {"model": study.model, **stage.model_dump(mode="json")}
+        named = stage.model_dump(mode="json", exclude={"model"})
+        model = (stage.model if isinstance(stage, Evaluate) else None) or study.model
+        configuration: dict[str, Any] = {"model": model, **named}
+        # A wire that is trained has its own encoder and readers, whatever the study's model.
+        models = stage.models() if isinstance(stage, FitWire) else [] if stage.start_from else [model]
+        start = [*(plan[need].identity for need in stage.needs()), *(weights[each].sha256 for each in models)]
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
@@ -111,9 +122,20 @@ def make(study: Study) -> Plan:
         # Where files lie is no part of what a stage is; what is in them is.
         what = {key: value for key, value in configuration.items() if key not in ("model", "start_from", "data")}
         parts = {"stage": what, "version": __version__, "start": start, "data": content}
-        files = {**({} if stage.start_from else {"model": weights}), **read}
+        files = {**{f"model {each}" if at else "model": weights[each] for at, each in enumerate(models)}, **read}
         plan[name] = Planned(name, stage, configuration, files, identity(parts))
-    return Plan(study, tasks, folder, plan)
+    return Plan(study, tasks, folders, plan)
+
+
+def _models(study: Study) -> list[str]:
+    """Every model that a stage reads with."""
+    found = [study.model]
+    for stage in study.stages.values():
+        if isinstance(stage, FitWire):
+            found += stage.models()
+        elif isinstance(stage, Evaluate) and stage.model:
+            found.append(stage.model)
+    return list(dict.fromkeys(found))
 
 
 def _tasks(study: Study) -> list[Task]:
@@ -166,9 +188,8 @@ def _ordered(study: Study) -> list[str]:
 
     def place(name: str) -> None:
         if name not in order:
-            parent = study.stages[name].start_from
-            if parent is not None:
-                place(parent)
+            for need in study.stages[name].needs():
+                place(need)
             order.append(name)
 
     for name in study.stages:
@@ -176,8 +197,14 @@ def _ordered(study: Study) -> list[str]:
     return order
 
 
-def _training_data(stage: Finetune) -> tuple[dict[str, Input], Any]:
-    """The files that a finetuning reads, and what stands for its data in its identity."""
+def _training_data(stage: Finetune | FitWire) -> tuple[dict[str, Input], Any]:
+    """The files that a training reads, and what stands for its data in its identity."""
+    if isinstance(stage.data, WorldPassages):
+        return {}, [_hash_of(ask_all(stage.data.tiers, number)) for number in range(_TRAIN_SAMPLE)]
+    if isinstance(stage.data, TaskPassages):
+        paths = data_files(stage.data.task, stage.data.data) if stage.data.data else {}
+        files = {f"training data {part}": _file(path) for part, path in paths.items()}
+        return files, [stage.data.task, *(each.sha256 for each in files.values())]
     if isinstance(stage.data, FileData):
         file = _file(stage.data.path)
         return {"training data": file}, file.sha256

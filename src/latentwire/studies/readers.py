@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -29,7 +29,7 @@ class Readers:
         return self._held is not None and self._held[0][0] == source
 
     def load(self, source: Source, *, to_train: bool = False) -> LM:
-        """The reader that a finetuning left, or the study's model for None; in float32 if it is to be trained.
+        """The reader that a finetuning left, or a model as it is; in float32 if it is to be trained.
 
         Raises:
             UserError: the checkpoint is gone or is not what the finetuning wrote.
@@ -39,7 +39,7 @@ class Readers:
         if self._held is None or self._held[0] != (source, dtype):
             self.drop()
             lm = LM.load(self._folder(*source), dtype=dtype)
-            lm.name = f"{self._plan.study.model} after {source[0]}" if source[0] else self._plan.study.model
+            lm.name = f"{source[0]} after {source[1]}" if source[1] else source[0]
             self._held = ((source, dtype), lm)
         return self._held[1]
 
@@ -50,9 +50,22 @@ class Readers:
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
 
-    def _folder(self, start: str | None, checkpoint: Checkpoint) -> Path:
+    def wire(self, stage: str, checkpoint: Checkpoint = "best") -> Path:
+        """The folder of the wire that a stage has trained. Raises as `load` does."""
+        return self._folder("", stage, checkpoint)
+
+    def models(self, specs: Sequence[str]) -> dict[str, LM]:
+        """Models as they are, in float32, all of them in memory: a wire's encoder and readers."""
+        self.drop()
+        found = {}
+        for spec in specs:
+            found[spec] = LM.load(self._plan.models[spec], dtype=torch.float32)
+            found[spec].name = spec
+        return found
+
+    def _folder(self, model: str, start: str | None, checkpoint: Checkpoint) -> Path:
         if start is None:
-            return self._plan.model
+            return self._plan.models[model]
         run, place = self._runs[start], f"checkpoints/{checkpoint}"
         if not any(path.startswith(place) for path in run.record.artifacts):
             raise UserError(f"{run.folder}: {start} ended without a {checkpoint} checkpoint; its log says why.")

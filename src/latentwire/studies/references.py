@@ -7,8 +7,10 @@ from collections.abc import Iterable, Sequence
 from latentwire.errors import UserError
 from latentwire.evaluation.metrics import METRICS
 from latentwire.evaluation.summary import rows
-from latentwire.studies.spec import Evaluate, Study, one_of
+from latentwire.studies.spec import TRAINED, Evaluate, Finetune, FitWire, Study, one_of
 from latentwire.tasks.base import Task
+
+_KINDS: dict[type, str] = {Finetune: "finetune", FitWire: "wire"}
 
 
 def check(study: Study) -> None:
@@ -20,14 +22,23 @@ def check(study: Study) -> None:
     for name, stage in study.stages.items():
         key = f"stages.{name}.start_from"
         if stage.start_from is not None:
-            _known(key, stage.start_from, study.stages, "a finetune stage")
+            wanted: type = FitWire if isinstance(stage, FitWire) else Finetune
+            _known(key, stage.start_from, study.stages, f"a {_KINDS[wanted]} stage")
             _refuse_circle(study, name)
-            if isinstance(study.stages[stage.start_from], Evaluate):
-                raise UserError(f"{key}: found {stage.start_from!r}, an evaluation; expected a finetune stage.")
+            start = study.stages[stage.start_from]
+            if not isinstance(start, wanted):
+                what = {"evaluate": "an evaluation", "finetune": "a finetuning", "wire": "a wire"}[start.kind]
+                raise UserError(f"{key}: found {stage.start_from!r}, {what}; expected a {_KINDS[wanted]} stage.")
+        if isinstance(stage, Evaluate):
+            fits = [each for each, of in study.stages.items() if isinstance(of, FitWire)]
+            for arm, text in stage.arms.items():
+                if text.startswith(TRAINED):
+                    found = text.removeprefix(TRAINED).split(":")[0]
+                    _known(f"stages.{name}.arms.{arm}", found, fits, "a wire stage")
     if study.effects is not None:
         for key, reading in study.effects.readings():
             _check_reading(study, f"effects.{key}", reading)
-        finetunings = [name for name, stage in study.stages.items() if not isinstance(stage, Evaluate)]
+        finetunings = [name for name, stage in study.stages.items() if isinstance(stage, Finetune)]
         for name in study.effects.after:
             _known(f"effects.after.{name}", name, finetunings, "a finetune stage")
     for at, comparison in enumerate(study.comparisons):
@@ -69,7 +80,7 @@ def _refuse_circle(study: Study, name: str) -> None:
         if parent in path:
             circle = [*path[path.index(parent) :], parent]
             found = "the stage itself" if len(circle) == 2 else f"a circle ({' from '.join(circle)})"
-            raise UserError(f"stages.{path[-1]}.start_from: found {found}, expected an earlier finetune stage.")
+            raise UserError(f"stages.{path[-1]}.start_from: found {found}, expected an earlier stage.")
         path.append(parent)
 
 

@@ -17,7 +17,8 @@ from latentwire.studies import plan, summary
 from latentwire.studies.plan import Plan, Planned
 from latentwire.studies.readers import Readers
 from latentwire.studies.shape import Summary
-from latentwire.studies.spec import Evaluate, Study
+from latentwire.studies.spec import Evaluate, Finetune, FitWire, Study
+from latentwire.wires import Wire
 
 
 class StageFailed(RuntimeError):
@@ -92,10 +93,11 @@ def current(planned: Plan, root: Path) -> dict[str, Run]:
 
 
 def _starts_from(run: Run, stage: Planned, found: dict[str, Run]) -> bool:
-    if stage.start_from is None:
-        return True
-    parent, accepted = run.record.parents.get(stage.start_from), found.get(stage.start_from)
-    return parent is not None and accepted is not None and parent.run == accepted.record.run
+    for need in stage.needs:
+        parent, accepted = run.record.parents.get(need), found.get(need)
+        if parent is None or accepted is None or parent.run != accepted.record.run:
+            return False
+    return True
 
 
 def _descendants(planned: Plan, names: Iterable[str]) -> list[str]:
@@ -103,7 +105,7 @@ def _descendants(planned: Plan, names: Iterable[str]) -> list[str]:
     changed = set(names)
     found = []
     for name, stage in planned.stages.items():
-        if stage.start_from in changed:
+        if changed.intersection(stage.needs):
             changed.add(name)
             found.append(name)
     return found
@@ -113,26 +115,44 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
     """What can be known to be wrong before anything is written."""
     from latentwire.evaluation.evaluate import ready
 
-    # The first pending stage's reader; finetuning changes weights only, so what fits it fits all of them.
-    lm = readers.load(planned.stages[pending[0]].source)
-    wires = {}
+    study, wires = planned.study, dict[str, dict[str, Wire]]()
+    finetunings = []
     for name in pending:
         stage = planned.stages[name].stage
         if isinstance(stage, Evaluate):
-            wires.update({wire.label: wire for wire in stage.wires()})
+            found = {wire.label: wire for wire in stage.wires()}
+            wires.setdefault(planned.stages[name].configuration["model"], {}).update(found)
+        elif isinstance(stage, Finetune):
+            finetunings.append(planned.stages[name])
         else:
-            _check_finetuning(planned.stages[name], lm)
-    if wires:
-        study = planned.study
-        ready(lm, planned.tasks, list(wires.values()), split=study.split, limit=study.limit)
+            _check_wire(planned.stages[name], stage, readers)
+    # A model as it is; finetuning changes weights only, so what fits it fits all of them.
+    for model in dict.fromkeys([*wires, *([study.model] if finetunings else [])]):
+        lm = readers.load((model, None, "best"))
+        for each in finetunings if model == study.model else ():
+            _check_finetuning(each, lm)
+        if wires.get(model):
+            ready(lm, planned.tasks, list(wires[model].values()), split=study.split, limit=study.limit)
 
 
 def _check_finetuning(planned: Planned, lm: LM) -> None:
     from latentwire.training import checks
 
-    assert not isinstance(planned.stage, Evaluate)
+    assert isinstance(planned.stage, Finetune)
     try:
         checks.check(planned.stage.settings(), lm)
+    except UserError as error:
+        raise UserError(f"stages.{planned.name}: {error}") from error
+
+
+def _check_wire(planned: Planned, stage: FitWire, readers: Readers) -> None:
+    from latentwire.training.fit import fit
+
+    try:
+        models = readers.models(stage.models())
+        fit.check(
+            {name: models[name] for name in stage.wire.adapters}, models[stage.wire.source], stage.settings()
+        )
     except UserError as error:
         raise UserError(f"stages.{planned.name}: {error}") from error
 
@@ -148,7 +168,7 @@ def _check_writable(folder: Path) -> None:
 
 def _next(planned: Plan, pending: Sequence[str], readers: Readers) -> str:
     """The first stage that can start; an evaluation whose reader is in memory goes before it."""
-    able = [name for name in pending if planned.stages[name].start_from not in pending]
+    able = [name for name in pending if not set(planned.stages[name].needs) & set(pending)]
     at_hand = [
         name
         for name in able
@@ -159,7 +179,7 @@ def _next(planned: Plan, pending: Sequence[str], readers: Readers) -> str:
 
 def _record(planned: Plan, name: str, found: dict[str, Run]) -> Record:
     stage = planned.stages[name]
-    parent = found[stage.start_from].record if stage.start_from else None
+    parents = [found[need].record for need in stage.needs]
     return Record(
         run="",
         study=planned.study.name,
@@ -167,11 +187,17 @@ def _record(planned: Plan, name: str, found: dict[str, Run]) -> Record:
         kind=stage.stage.kind,
         identity=stage.identity,
         configuration=stage.configuration,
-        seeds={} if isinstance(stage.stage, Evaluate) else {"finetuning": stage.stage.seed},
+        seeds={} if isinstance(stage.stage, Evaluate) else {"training": stage.stage.seed},
         inputs=stage.inputs,
-        parents={parent.stage: Parent(run=parent.run, identity=parent.identity)} if parent else {},
+        parents={parent.stage: Parent(run=parent.run, identity=parent.identity) for parent in parents},
         **provenance.gather(),
     )
+
+
+def _of(planned: Planned) -> str:
+    """The models of a stage that starts from no other."""
+    stage = planned.stage
+    return ", ".join(stage.models()) if isinstance(stage, FitWire) else str(planned.configuration["model"])
 
 
 def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) -> None:
@@ -183,13 +209,17 @@ def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) 
         if resumed:
             made.write(**provenance.gather())
         verb = "resuming" if resumed else "starting"
-        log(f"\n{verb} {name} ({stage.kind} from {stage.start_from or planned.study.model}) in {made.folder}")
+        log(
+            f"\n{verb} {name} ({stage.kind} from {stage.start_from or _of(planned.stages[name])}) in {made.folder}"
+        )
         try:
-            lm = readers.load(planned.stages[name].source, to_train=not isinstance(stage, Evaluate))
+            source = planned.stages[name].source
             if isinstance(stage, Evaluate):
-                results = carry_out.evaluate(lm, stage, planned, made.folder, log)
+                results = carry_out.evaluate(readers.load(source), stage, planned, readers, made.folder, log)
+            elif isinstance(stage, Finetune):
+                results = carry_out.finetune(readers.load(source, to_train=True), stage, made.folder, log)
             else:
-                results = carry_out.finetune(lm, stage, made.folder, log)
+                results = carry_out.fit_wire(stage, readers, made.folder, log)
             made.finish(results)
         except Exception as error:
             made.fail(f"{type(error).__name__}: {error}")

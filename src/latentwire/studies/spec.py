@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -14,6 +14,7 @@ from latentwire.errors import UserError
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
+from latentwire.training.fit.config import Fit
 from latentwire.wires import Wire
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -44,8 +45,10 @@ TaskEntry = Annotated[
 
 
 Checkpoint = Literal["best", "final"]
-Source = tuple[str | None, Checkpoint]
-"""A finetuning and which of its checkpoints; None for the study's model."""
+Source = tuple[str, str | None, Checkpoint]
+"""A model, and the finetuning of it whose checkpoint is read; None for the model as it is."""
+TRAINED = "stage:"
+"""An arm's wire that an earlier stage has trained is written `stage:NAME`, a control of it `stage:NAME:VARIANT`."""
 
 
 class Start(Settings):
@@ -67,9 +70,13 @@ class Start(Settings):
 
 
 class Evaluate(Start):
-    """Score tasks over one or several arms, each a wire by name; all arms answer the same examples."""
+    """Score tasks over one or several arms, each a wire by name; all arms answer the same examples.
+
+    model: who reads; the study's model unless given.
+    """
 
     kind: Literal["evaluate"]
+    model: str | None = None
     arms: dict[Name, str] = Field(min_length=1)
 
     @field_validator("arms")
@@ -77,14 +84,33 @@ class Evaluate(Start):
     def _known_wires(cls, value: dict[str, str]) -> dict[str, str]:
         labels: dict[str, str] = {}
         for arm, text in value.items():
-            label = _wire(text, arm)
+            label = text if text.startswith(TRAINED) else _wire(text, arm)
             if label in labels.values():
                 raise ValueError(f"{arm}: found the wire {label!r} a second time, expected every arm's wire once")
             labels[arm] = label
         return labels
 
-    def wires(self) -> list[Wire]:
-        return [wires.parse(text) for text in self.arms.values()]
+    def wires(self, trained: Callable[[str], Path] | None = None) -> list[Wire]:
+        """The arms' wires.
+
+        Args:
+            trained: where the wire of a stage lies; without it such arms are left out.
+        """
+        found = []
+        for text in self.arms.values():
+            if not text.startswith(TRAINED):
+                found.append(wires.parse(text))
+            elif trained is not None:
+                stage, _, variant = text.removeprefix(TRAINED).partition(":")
+                found.append(wires.parse(f"{trained(stage)}:{variant}".rstrip(":")))
+        return found
+
+    def needs(self) -> list[str]:
+        """The stages whose weights or wires it reads with."""
+        stages = [
+            text.removeprefix(TRAINED).split(":")[0] for text in self.arms.values() if text.startswith(TRAINED)
+        ]
+        return list(dict.fromkeys([*([self.start_from] if self.start_from else []), *stages]))
 
 
 class Finetune(Finetuning, Start):
@@ -100,8 +126,27 @@ class Finetune(Finetuning, Start):
     def settings(self) -> Finetuning:
         return Finetuning.model_validate(self.model_dump(exclude={"kind", *Start.model_fields}))
 
+    def needs(self) -> list[str]:
+        return [self.start_from] if self.start_from else []
 
-Stage = Annotated[Evaluate | Finetune, Field(discriminator="kind")]
+
+class FitWire(Fit, Start):
+    """The training of a latent wire. start_from: an earlier one, whose wire is trained on."""
+
+    kind: Literal["wire"]
+
+    def settings(self) -> Fit:
+        return Fit.model_validate(self.model_dump(exclude={"kind", *Start.model_fields}))
+
+    def needs(self) -> list[str]:
+        return [self.start_from] if self.start_from else []
+
+    def models(self) -> list[str]:
+        """The encoder's model and the readers."""
+        return list(dict.fromkeys([self.wire.source, *self.wire.adapters]))
+
+
+Stage = Annotated[Evaluate | Finetune | FitWire, Field(discriminator="kind")]
 
 
 class After(Settings):
@@ -115,26 +160,38 @@ class Effects(Settings):
     """What to derive: damage, retention, gain, recovery, side effect, interaction (see `studies.derived`).
 
     Readings are written STAGE/ARM. after: by the finetuning's stage. none: the arm that reads no context,
-    a floor, where a stage has it.
+    a floor, where a stage has it. retained: readings whose retention is wanted; above the floor it is the gap
+    closed between reading nothing and reading the text.
     """
 
     baseline: str
-    ablated: str
+    ablated: str | None = None
     none: str = "none"
     after: dict[str, After] = Field(default_factory=dict)
+    retained: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _after_what(self) -> Self:
+        if self.after and self.ablated is None:
+            raise ValueError("ablated: found nothing, expected the reading that `after` is compared with")
+        return self
 
     def readings(self) -> Iterator[tuple[str, str]]:
         """Key and STAGE/ARM of every reading."""
         yield "baseline", self.baseline
-        yield "ablated", self.ablated
+        if self.ablated is not None:
+            yield "ablated", self.ablated
         for name, after in self.after.items():
             yield f"after.{name}.ablated", after.ablated
             yield f"after.{name}.plain", after.plain
+        for at, reading in enumerate(self.retained):
+            yield f"retained.{at}", reading
 
     def derived(self) -> Iterator[tuple[Effect, str]]:
         """Every effect with the reading that it is of."""
-        yield "damage", self.ablated
-        yield "retention", self.ablated
+        if self.ablated is not None:
+            yield "damage", self.ablated
+            yield "retention", self.ablated
         for after in self.after.values():
             yield "retention", after.ablated
             yield "gain", after.ablated
@@ -142,6 +199,8 @@ class Effects(Settings):
             yield "recovery_of_plain", after.ablated
             yield "side_effect", after.plain
             yield "interaction", after.ablated
+        for reading in self.retained:
+            yield "retention", reading
 
 
 class Comparison(Settings):

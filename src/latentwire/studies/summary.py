@@ -21,8 +21,8 @@ from latentwire.studies import report
 from latentwire.studies.derived import Derived, derive
 from latentwire.studies.plan import Plan
 from latentwire.studies.shape import Compared, StageSummary, Summary
+from latentwire.studies.spec import TRAINED, Evaluate, Gate, Study
 from latentwire.studies.spec import Comparison as Asked
-from latentwire.studies.spec import Evaluate, Finetune, Gate, Study
 
 JSON, MARKDOWN = "summary.json", "summary.md"
 _FORM = 2
@@ -52,7 +52,7 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
             "finetunings": {
                 name: run.record.results
                 for name, run in runs.items()
-                if isinstance(plan.study.stages[name], Finetune) and stages[name]["status"] == "done"
+                if not isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] == "done"
             },
             "evaluations": {
                 name: {key: (runs[name].record.results or {}).get(key, {}) for key in _TOLD}
@@ -154,8 +154,10 @@ def _compare(
 
 
 def _trained(study: Study, reading: str) -> bool:
-    """Whether a reading depends on a finetuning, of which a study has one seed."""
-    return study.stages[reading.split("/")[0]].start_from is not None
+    """Whether a reading depends on a training, of which a study has one seed."""
+    stage, arm = reading.split("/")
+    found = study.stages[stage]
+    return found.start_from is not None or (isinstance(found, Evaluate) and found.arms[arm].startswith(TRAINED))
 
 
 def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Outcome]]) -> list[Derived]:

@@ -13,8 +13,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
+from latentwire.tasks.base import Split
 from latentwire.training.fit.config import Fit
 from latentwire.training.fit.objectives import AnswerCrossEntropy
 from latentwire.training.fit.passages import Passage, passages
@@ -55,6 +57,24 @@ def fit(
     done = training.finish()
     trainee.check_frozen()
     return done
+
+
+def check(readers: Mapping[str, LM], source: LM, settings: Fit) -> None:
+    """Refuse what must fail later: pieces that do not fit the models, data that cannot be read.
+
+    Raises:
+        UserError: one of those.
+    """
+    modules = LatentModules(settings.wire, readers, source)
+    splits: tuple[Split, ...] = ("train", "validation")
+    for split in splits:
+        found = passages(settings.data, readers, split, 1)
+        if not found:
+            raise UserError(f"data: found no passage in its {split} split, expected at least one.")
+        with torch.no_grad():
+            message = modules([found[0].context])
+            for name in readers:
+                modules.deliver(message, name)
 
 
 class _Fitting:
