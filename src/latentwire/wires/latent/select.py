@@ -77,3 +77,9 @@ class Slots(_Select):
 
 
 Select = Annotated[Anchors | Mean | Slots, Field(discriminator="kind")]
+
+
+def spread(length: Tensor, count: int) -> Tensor:
+    """`(B, count)`: positions evenly over sources of `length` `(B,)` tokens, inside them (EPL, 2409.14364)."""
+    halves = 2 * torch.arange(count, device=length.device) + 1
+    return (halves * length[:, None]).div(2 * count, rounding_mode="floor")
