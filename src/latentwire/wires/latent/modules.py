@@ -178,5 +178,5 @@ def _prefixes(readers: Collection[str]) -> tuple[str, ...]:
 
 
 def key_of(name: str) -> str:
-    """A reader's name as a module may be called."""
-    return name.replace(".", "·")
+    """A reader's name as a module may be called: without a dot, and unlike any method of modules (`half`)."""
+    return "@" + name.replace(".", "·")
