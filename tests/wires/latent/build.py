@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from transformers import AutoModel, BertConfig
+from transformers import AutoModel, BertConfig, T5Config
 
 from latentwire.lm.model import LM
 from latentwire.lm.shared import Questions
@@ -20,7 +20,19 @@ CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one 
 QUESTIONS = ["Where does Ada live?", "Who stood?", "What follows?"]
 ANSWERS = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
 
-ENCODERS = ("anchors", "mean", "slots", "copied", "vectors", "both", "tokens", "decoder", "bytes", "sentence")
+ENCODERS = (
+    "anchors",
+    "mean",
+    "slots",
+    "copied",
+    "vectors",
+    "both",
+    "tokens",
+    "decoder",
+    "seq2seq",
+    "bytes",
+    "sentence",
+)
 ADAPTERS: dict[str, Adapter] = {
     "native": Native(),
     "embeddings": Embeddings(hidden=12, film=True),
@@ -36,11 +48,13 @@ PAIRS.remove(("both", "native"))  # it leaves the vectors unread, and what makes
 
 
 def text_models(folder: Path) -> Path:
-    """A folder with a random `encoder` (BERT's shape) and a random `decoder`, each with a tokenizer."""
+    """A folder with a random `encoder` (BERT's shape), `seq2seq` (T5's) and `decoder`, each with a tokenizer."""
     torch.manual_seed(0)
     shape = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
     bert = AutoModel.from_config(BertConfig(vocab_size=VOCABULARY, max_position_embeddings=64, **shape))
-    for name, model in {"encoder": bert, "decoder": tiny_model("llama", seed=5)}.items():
+    small = {"d_model": 16, "d_kv": 8, "d_ff": 24, "num_layers": 2, "num_heads": 2}
+    t5 = AutoModel.from_config(T5Config(vocab_size=VOCABULARY, decoder_start_token_id=0, **small))
+    for name, model in {"encoder": bert, "seq2seq": t5, "decoder": tiny_model("llama", seed=5)}.items():
         model.save_pretrained(folder / name)
         tiny_tokenizer(bos=True).save_pretrained(folder / name)
     return folder
@@ -57,6 +71,7 @@ def encoder(name: str, models: Path) -> Encoder:
         "both": lambda: SelfEncoder(rank=2, gives="both"),
         "tokens": lambda: TokensEncoder(model=str(models / "encoder"), **pooled),
         "decoder": lambda: TokensEncoder(model=str(models / "decoder"), **pooled),
+        "seq2seq": lambda: TokensEncoder(model=str(models / "seq2seq"), **pooled),
         "bytes": lambda: BytesEncoder(layers=1, **pooled),
         "sentence": lambda: SentenceEncoder(model=str(models / "encoder"), latents=6, width=16, hidden=24),
     }[name]()

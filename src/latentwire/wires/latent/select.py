@@ -22,7 +22,7 @@ class Anchors(_Select):
     kind: Literal["anchors"] = "anchors"
     ratio: int = Field(default=4, ge=1)
     keep_first: bool = True
-    slots: int = 0
+    slots: Literal[0] = 0
 
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`: each latent as a mixture of columns, for columns `(B, T)` padded on the right."""
@@ -48,7 +48,7 @@ class Mean(_Select):
     kind: Literal["mean"] = "mean"
     ratio: int = Field(default=4, ge=1)
     keep_first: bool = True
-    slots: int = 0
+    slots: Literal[0] = 0
 
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`; see `Anchors.weights`."""

@@ -50,8 +50,9 @@ class _Embeddings(nn.Module):
         self.scale = nn.Parameter(torch.ones(width)) if settings.affine else None
         self.shift = nn.Parameter(torch.zeros(width)) if settings.affine else None
         self.gain = nn.Parameter(torch.ones(())) if settings.gain else None
-        # A function of the reader's weights, so nothing to save. On the CPU, where every machine adds alike.
-        self.register_buffer("rms", table.float().cpu().square().mean().sqrt(), persistent=False)
+        # A function of the reader's weights, so nothing to save; added so finely that machines agree to the bit.
+        size = table.cpu().float().square().mean(dtype=torch.float64).sqrt().float()
+        self.register_buffer("rms", size, persistent=False)
 
     def forward(self, latents: Latents) -> Delivered:
         flat = self.norm(latents.flat().float())

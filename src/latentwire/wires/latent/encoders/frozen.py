@@ -47,8 +47,7 @@ class FrozenText:
         if model.config.is_encoder_decoder:
             model = model.get_encoder()
         self._model: nn.Module = model.to(device).eval().requires_grad_(False)
-        self.width = int(model.get_input_embeddings().weight.shape[1])
-        self.width = int(getattr(model.config, "hidden_size", None) or self.width)
+        self.width = int(model.config.get_text_config().hidden_size)
         limits = (self._tokenizer.model_max_length, getattr(model.config, "max_position_embeddings", None))
         self._limit = min(int(each) for each in (*limits, 2**31) if each)
 
