@@ -5,12 +5,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentwire.errors import UserError
+from latentwire.lm.prompts import Prompt
 from latentwire.wires.latent.adapters import DeepPrefix, Embeddings, Native
 from latentwire.wires.latent.checkpoint import WEIGHTS
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules
-from tests.wires.latent.build import ADAPTERS, delivered, loss, named_lm, shaken, wire
+from latentwire.wires.latent.wire import Latent
+from tests.wires.latent.build import ADAPTERS, CONTEXTS, QUESTIONS, delivered, loss, named_lm, shaken, wire
 
 VECTORS = SelfEncoder(rank=2, gives="vectors")
 
@@ -117,3 +119,21 @@ def test_private_latents_are_shared_out_once_and_for_all(heron, wren, tmp_path):
     more = wire(heron, wren, adapter=Embeddings(hidden=8), **settings)
     with pytest.raises(UserError, match="private: found a new reader"):
         more.restore(tmp_path, new=["wren"])
+
+
+def test_a_saved_wire_is_evaluated_as_it_was_trained(heron, tmp_path):
+    modules = finished(heron, tmp_path)
+    bound = Latent(path=str(tmp_path)).bind(heron)
+    prompts = [
+        Prompt(context=c, question=q, unstable=0, tokens=1) for c, q in zip(CONTEXTS, QUESTIONS, strict=True)
+    ]
+    prefix = bound.deliver(bound.encode(CONTEXTS), prompts, heron)
+    assert all(
+        torch.equal(ours, theirs)
+        for ours, theirs in zip(
+            [*prefix.memory.keys, *prefix.memory.values], delivered(modules, "heron")[3:], strict=True
+        )
+    )
+    heron.model.get_input_embeddings().weight.data[0] += 1
+    with pytest.raises(UserError, match="other weights"):
+        Latent(path=str(tmp_path)).bind(heron)
