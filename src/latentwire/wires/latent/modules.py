@@ -2,60 +2,40 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
-from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.lm.reading import SHARED, Columns, Memory
 from latentwire.lm.shared import Shared
-from latentwire.wires.latent.adapters import Adapter, Delivered, Native
-from latentwire.wires.latent.encoders import Encoder, SelfEncoder
+from latentwire.wires.latent import checkpoint
+from latentwire.wires.latent.adapters import Delivered
+from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
+from latentwire.wires.latent.config import LatentConfig, read_config
+from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
 from latentwire.wires.latent.message import Latents
+from latentwire.wires.latent.refine import Refine, columns, seen_by
 
-CONFIG, WEIGHTS = "wire.json", "wire.safetensors"
-
-
-def _native() -> dict[str, Adapter]:
-    return {"embedded:heron": Native()}
-
-
-class LatentConfig(BaseModel):
-    """What a latent wire is made of.
-
-    source: the encoder's model. adapters: by reader, the models that read the wire (`embedded:heron`, a folder, a
-        hub id). fingerprints: of the weights that the wire was trained with, by model; None before.
-    positions: where latents stand for the reader: `spread` over the source's span, with the question behind all
-        of it (EPL, 2409.14364), or `contiguous`, with the question right behind them.
-    """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    source: str = "embedded:heron"
-    encoder: Encoder = SelfEncoder()
-    adapters: dict[str, Adapter] = Field(default_factory=_native, min_length=1)
-    positions: Literal["spread", "contiguous"] = "spread"
-    fingerprints: dict[str, str] | None = None
+__all__ = ["CONFIG", "WEIGHTS", "LatentConfig", "LatentModules", "fingerprint", "read_config"]
 
 
 class LatentModules(nn.Module):
     """Encoder and adapters of a wire.
 
-    Everything in it that wants a gradient is what the wire has learned, and all of that is saved.
+    Every parameter in it that wants a gradient when it is made is a piece of the wire: `save` writes all pieces
+    and `restore` wants all of them back, whatever is frozen in between.
 
     Args:
         readers: the models that read, by the names in `config.adapters`; those missing get no adapter.
         source: the encoder's model.
+
+    Raises:
+        UserError: an adapter or a refiner that cannot read what the encoder gives.
     """
 
     def __init__(self, config: LatentConfig, readers: Mapping[str, LM], source: LM) -> None:
@@ -63,23 +43,47 @@ class LatentModules(nn.Module):
         self.config = config
         self.encoder = config.encoder.build(source)
         with torch.no_grad():
-            sample = self.encoder(["A few words."])
+            sample: Latents = self.encoder(["A few words."])
+        self.refine = Refine(sample, config.width, config.refiner).to(source.device)
+        with torch.no_grad():
+            sample = self.refine(sample)
         width = sample.flat().shape[-1]
         self.adapters = nn.ModuleDict(
             {key_of(name): config.adapters[name].build(width, lm).to(lm.device) for name, lm in readers.items()}
         )
+        with torch.no_grad():
+            for adapter in self.adapters.values():
+                adapter(sample)
+        self._pieces = [name for name, each in self.named_parameters() if each.requires_grad]
+        self._kept: Collection[str] = ()
+        self._absent: dict[str, Tensor] = {}
+        models: dict[str, Callable[[], str]] = {
+            name: partial(fingerprint, lm) for name, lm in {source.name: source, **readers}.items()
+        }
+        models |= {f"encoder {name}": each for name, each in self.encoder.frozen.items()}
+        self._fingerprints = Fingerprints(models)
+        self._known = dict(config.fingerprints or {})
 
     def forward(self, contexts: Sequence[str]) -> Latents:
-        latents: Latents = self.encoder(contexts)
+        latents: Latents = self.refine(self.encoder(contexts))
         return latents
 
     def deliver(self, latents: Latents, reader: str) -> Shared:
         """What stands before any question about the latents' contexts, for one reader."""
-        delivered: Delivered = self.adapters[key_of(reader)](latents)
-        columns, end = self._places(latents)
-        memory = Memory(delivered.keys, delivered.values, columns) if delivered.keys else None
+        seen = self._seen(latents, reader)
+        delivered: Delivered = self.adapters[key_of(reader)](seen)
+        places, end = self._places(seen)
+        memory = Memory(delivered.keys, delivered.values, places) if delivered.keys else None
         soft = delivered.embeddings
-        return Shared(end, memory, soft, columns if soft is not None else None)
+        return Shared(end, memory, soft, places if soft is not None else None)
+
+    def _seen(self, latents: Latents, reader: str) -> Latents:
+        """Without the private latents of other readers."""
+        if not self.config.private:
+            return latents
+        names = list(self.config.adapters)
+        seen = seen_by(names.index(reader), len(names), self.config.private, latents.valid.shape[1])
+        return columns(latents, seen.to(latents.valid.device))
 
     def _places(self, latents: Latents) -> tuple[Columns, Tensor]:
         """Columns `(B, M)` of the latents for a reader, and the position `(B,)` of what stands behind them."""
@@ -89,70 +93,90 @@ class LatentModules(nn.Module):
         count = latents.valid.long().cumsum(1)
         return Columns.of(latents.valid, (count - 1).clamp_min(0), documents=shared), count[:, -1]
 
+    def pieces(self) -> dict[str, Tensor]:
+        """Everything that belongs to the wire, by name, whether it is being trained or not."""
+        found = dict(self.named_parameters())
+        return {name: found[name] for name in self._pieces}
+
     def trained(self) -> dict[str, Tensor]:
-        """Everything that was learned, by name."""
-        return {name: each for name, each in self.named_parameters() if each.requires_grad}
+        """What is being trained, by name."""
+        return {name: each for name, each in self.pieces().items() if each.requires_grad}
 
-    def save(self, folder: Path) -> None:
-        """Write what was learned into `folder`, as `wire.json` and `wire.safetensors`."""
-        folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: each.detach().cpu().contiguous() for name, each in self.trained().items()}
-        save_file(tensors, folder / WEIGHTS)
-        write_atomically(folder / CONFIG, json.dumps(self.config.model_dump(mode="json"), indent=1) + "\n")
-
-    def restore(self, folder: Path) -> None:
-        """Take what was learned from `folder`; adapters of readers that are not here stay where they are.
+    def freeze_all_but(self, reader: str) -> None:
+        """Train this reader's adapter alone: how a finished wire gets one more reader.
 
         Raises:
-            UserError: a piece is missing, is one too many, has another shape, or is not finite.
+            UserError: no such reader, or its adapter has nothing to train.
         """
-        try:
-            found = load_file(folder / WEIGHTS)
-        except (OSError, SafetensorError) as error:
-            raise UserError(f"wire: {folder / WEIGHTS} cannot be read: {error}.") from error
-        absent = tuple(f"adapters.{key_of(name)}." for name in self.config.adapters)
-        absent = tuple(each for each in absent if each.split(".")[1] not in self.adapters)
-        found = {name: each for name, each in found.items() if not name.startswith(absent)}
-        wanted = self.trained()
-        for name, each in wanted.items():
-            _check_piece(folder, name, each, found.get(name))
-        for name in found.keys() - wanted.keys():
-            raise UserError(f"wire: {folder} holds {name}, which this wire has no place for.")
+        own = f"adapters.{key_of(reader)}."
+        if not any(name.startswith(own) for name in self._pieces):
+            raise UserError(
+                f"reader: found {reader!r}, expected a reader of this wire whose adapter can be trained."
+            )
+        for name, each in self.pieces().items():
+            each.requires_grad_(name.startswith(own))
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write all pieces and the configuration, with fingerprints of the frozen models.
+
+        Adapters of readers that are not here are written as `restore` found them.
+
+        Args:
+            dtype: what numbers are rounded to, such as bfloat16 for a wire that ships.
+
+        Raises:
+            UserError: a reader is not here and neither is its adapter, or a piece is not finite.
+        """
+        lacking = [name for name in self._away() if name not in self._kept]
+        if lacking:
+            raise UserError(f"wire: found no adapter for {lacking[0]}, expected one for every reader it names.")
+        config = self.config.model_copy(update={"fingerprints": self._fingerprints.filled(self._known)})
+        checkpoint.write(folder, config, {**self._absent, **self.pieces()}, dtype)
+
+    def restore(self, folder: Path, *, new: Collection[str] = ()) -> None:
+        """Take all pieces from `folder`; those of adapters whose readers are not here are kept for `save`.
+
+        Args:
+            new: readers that the saved wire did not have; their adapters stay as they are.
+
+        Raises:
+            UserError: a piece is missing, is one too many, has another shape, or is not finite; the wire was
+                trained for other weights than those here.
+        """
+        known = read_config(folder)
+        self._check_readers(folder, known, new)
+        self._fingerprints.check(folder, known.fingerprints)
+        found, wanted = checkpoint.read(folder), self.pieces()
+        away = _prefixes(self._away())
+        absent = {name: found.pop(name) for name in list(found) if name.startswith(away)}
+        wanted = {name: each for name, each in wanted.items() if not name.startswith(_prefixes(new))}
+        checkpoint.check(folder, found, wanted)
         with torch.no_grad():
             for name, each in wanted.items():
                 each.copy_(found[name])
+        self._kept, self._absent = known.adapters.keys(), absent
+        self._known = {**(known.fingerprints or {}), **self._known}
+
+    def _away(self) -> list[str]:
+        return [name for name in self.config.adapters if key_of(name) not in self.adapters]
+
+    def _check_readers(self, folder: Path, known: LatentConfig, new: Collection[str]) -> None:
+        for name in new:
+            if name in known.adapters or name not in self.config.adapters:
+                raise UserError(
+                    f"reader: found {name!r} as new to {folder}, expected one that only this wire has."
+                )
+        if new and known.private:
+            raise UserError(
+                f"private: found a new reader for {folder}, expected a wire without private latents, "
+                "which are shared out once and for all."
+            )
 
 
-def _check_piece(folder: Path, name: str, wanted: Tensor, found: Tensor | None) -> None:
-    if found is None:
-        raise UserError(f"wire: {folder} lacks {name}, expected every piece that was trained.")
-    if found.shape != wanted.shape:
-        raise UserError(
-            f"wire: {folder}, {name}: found shape {tuple(found.shape)}, expected {tuple(wanted.shape)}."
-        )
-    if not bool(torch.isfinite(found).all()):
-        raise UserError(f"wire: {folder}, {name}: found values that are not finite numbers.")
-
-
-def fingerprint(lm: LM) -> str:
-    """Of a model's weights, as bfloat16 holds them: the same in whatever precision they were loaded."""
-    digest = hashlib.sha256()
-    for name, each in sorted(lm.model.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(each.detach().to("cpu", torch.bfloat16).contiguous().view(torch.int16).numpy().tobytes())
-    return digest.hexdigest()
-
-
-def read_config(folder: Path) -> LatentConfig:
-    """The configuration of a saved wire. Raises `UserError` where there is none that can be read."""
-    try:
-        return LatentConfig.model_validate_json((folder / CONFIG).read_text())
-    except OSError as error:
-        raise UserError(f"wire: {folder} holds no {CONFIG}, expected the folder of a trained wire.") from error
-    except ValidationError as error:
-        raise UserError(f"wire: {folder / CONFIG} is not a wire's: {error.errors()[0]['msg']}.") from error
+def _prefixes(readers: Collection[str]) -> tuple[str, ...]:
+    return tuple(f"adapters.{key_of(name)}." for name in readers)
 
 
 def key_of(name: str) -> str:
-    """A reader's name as a module may be called."""
-    return name.replace(".", "·")
+    """A reader's name as a module may be called: without a dot, and unlike any method of modules (`half`)."""
+    return "@" + name.replace(".", "·")

@@ -22,7 +22,7 @@ class Anchors(_Select):
     kind: Literal["anchors"] = "anchors"
     ratio: int = Field(default=4, ge=1)
     keep_first: bool = True
-    slots: int = 0
+    slots: Literal[0] = 0
 
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`: each latent as a mixture of columns, for columns `(B, T)` padded on the right."""
@@ -48,7 +48,7 @@ class Mean(_Select):
     kind: Literal["mean"] = "mean"
     ratio: int = Field(default=4, ge=1)
     keep_first: bool = True
-    slots: int = 0
+    slots: Literal[0] = 0
 
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`; see `Anchors.weights`."""
@@ -77,3 +77,9 @@ class Slots(_Select):
 
 
 Select = Annotated[Anchors | Mean | Slots, Field(discriminator="kind")]
+
+
+def spread(length: Tensor, count: int) -> Tensor:
+    """`(B, count)`: positions evenly over sources of `length` `(B,)` tokens, inside them (EPL, 2409.14364)."""
+    halves = 2 * torch.arange(count, device=length.device) + 1
+    return (halves * length[:, None]).div(2 * count, rounding_mode="floor")

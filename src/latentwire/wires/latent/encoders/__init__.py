@@ -1,7 +1,14 @@
 """Encoders: how a context becomes latents. A new one is a file and a line in `Encoder`."""
 
+from typing import Annotated
+
+from pydantic import Field
+
+from latentwire.wires.latent.encoders.bytes import BytesEncoder
 from latentwire.wires.latent.encoders.own import SelfEncoder
+from latentwire.wires.latent.encoders.sentence import SentenceEncoder
+from latentwire.wires.latent.encoders.tokens import TokensEncoder
 
-__all__ = ["Encoder", "SelfEncoder"]
+__all__ = ["BytesEncoder", "Encoder", "SelfEncoder", "SentenceEncoder", "TokensEncoder"]
 
-Encoder = SelfEncoder
+Encoder = Annotated[SelfEncoder | TokensEncoder | BytesEncoder | SentenceEncoder, Field(discriminator="kind")]

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import copy
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 from torch import Tensor, nn
 
+from latentwire.errors import UserError
+from latentwire.lm import checks
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reading import Columns, Memory
+from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.message import Latents
-from latentwire.wires.latent.select import Anchors, Select
+from latentwire.wires.latent.select import Anchors, Select, spread
 
 
-class SelfEncoder(BaseModel):
+class SelfEncoder(EncoderConfig):
     """Configuration of `Own`.
 
-    mask: how the encoder reads its context. rank: of its low-rank adapters, 0 for none (then nothing but slots
-        and marks can learn). marks: whether columns that become latents get a learned embedding added.
+    mask: how the encoder reads its context. copied: a full copy of the weights, all of it trained and saved,
+        rather than the model's own, shared, with low-rank adapters. rank: of these, 0 for none (then nothing but
+        slots and marks can learn). marks: whether columns that become latents get a learned embedding added.
     gives: hidden states, keys and values, or both.
+    scaffold: what stands before the context: as in the model's prompts (`prompt`), or the opening of a user turn
+        in the model's chat template (`chat`). bos: whether a BOS token begins it; None leaves that to the
+        tokenizer.
     """
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
     kind: Literal["self"] = "self"
     select: Select = Anchors()
@@ -34,34 +41,56 @@ class SelfEncoder(BaseModel):
     alpha: int = Field(default=64, gt=0)
     marks: bool = True
     gives: Literal["vectors", "keys", "both"] = "keys"
+    copied: bool = False
+    scaffold: Literal["prompt", "chat"] = "prompt"
+    bos: bool | None = None
+
+    @property
+    def count(self) -> int | None:
+        return self.select.slots or None
 
     def build(self, lm: LM) -> Own:
         return Own(self, lm)
 
 
 class Own(nn.Module):
-    """Reads contexts with `lm`'s own weights, shared, and adapters of its own."""
+    """Reads contexts with `lm`'s own weights, shared, and adapters of its own, or with a copy of them."""
 
     def __init__(self, settings: SelfEncoder, lm: LM) -> None:
         super().__init__()
         self.settings = settings
-        self._lm = lm.twin()
-        self.adapters = _adapt(self._lm, settings) if settings.rank else nn.ModuleDict()
+        self.frozen: dict[str, Callable[[], str]] = {}
+        self._lm = _copy(lm) if settings.copied else lm.twin()
+        self.copy = self._lm.model if settings.copied else None
+        adapted = settings.rank and not settings.copied
+        self.adapters = _adapt(self._lm, settings) if adapted else nn.ModuleDict()
+        self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
         width = lm.embeddings().shape[1]
         self.mark = nn.Parameter(torch.zeros(width, device=lm.device)) if settings.marks else None
         slots = settings.select.slots
         table = lm.embeddings().detach().float()
         # Slots begin as tokens do: drawn with the embeddings' own mean and spread.
-        spread = table.std(0) * torch.randn(slots, width, device=lm.device) + table.mean(0)
-        self.slots = nn.Parameter(spread) if slots else None
+        drawn = table.std(0) * torch.randn(slots, width, device=lm.device) + table.mean(0)
+        self.slots = nn.Parameter(drawn) if slots else None
+        self._leave_what_nothing_reaches()
+
+    def _leave_what_nothing_reaches(self) -> None:
+        """Only what latents depend on is trained and saved.
+
+        Behind the last layer's keys and values there are weights that get no gradient (its queries, its MLP, the
+        final norm); DDP refuses such parameters, and a checkpoint would carry them for nothing.
+        """
+        wanted = [each for each in self.parameters() if each.requires_grad]
+        if wanted:
+            with torch.enable_grad(), checks.evaluating(self._lm.model):
+                total = torch.stack([each.float().sum() for each in self(["A few words."]).tensors]).sum()
+                gradients = torch.autograd.grad(total, wanted, allow_unused=True)
+            for each, gradient in zip(wanted, gradients, strict=True):
+                each.requires_grad_(gradient is not None)
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         """Latents of B contexts; the M of one never depend on another's."""
-        return self.forward_ids([self._lm.format.before(context, self._lm) for context in contexts])
-
-    def forward_ids(self, rows: Sequence[Sequence[int]]) -> Latents:
-        """`forward`, for contexts tokenized already."""
-        lm = self._lm
+        lm, rows = self._lm, [self._ids(context) for context in contexts]
         ids = pad_rows(rows, 0).to(lm.device)
         length = torch.tensor([len(row) for row in rows], device=lm.device)
         valid = torch.arange(ids.shape[1], device=lm.device) < length[:, None]
@@ -82,11 +111,22 @@ class Own(nn.Module):
         hidden, memory = lm.memorize(Prefix(embeddings=content, columns=Columns.of(valid, positions, block)))
         return self._latents(hidden, memory, weights, length)
 
+    def _ids(self, context: str) -> list[int]:
+        ids, bos = self._format.before(context, self._lm), self._lm.tokenizer.bos_token_id
+        if self.settings.bos is None:
+            return ids
+        if bos is None:
+            raise UserError(f"encoder: found bos: {self.settings.bos}, but {self._lm.name} has no such token.")
+        bare = ids[1:] if ids[:1] == [bos] else ids
+        return [bos, *bare] if self.settings.bos else bare
+
     def _latents(self, hidden: Tensor, memory: Memory, weights: Tensor, length: Tensor) -> Latents:
         kept = weights.sum(-1) > 0
         end = torch.arange(weights.shape[-1], device=weights.device) * (weights > 0)
         last = end.amax(-1)
-        positions = memory.columns.positions.gather(1, last)
+        # Slots are read behind the text; a reader finds them inside the text's span, before any question.
+        slots = self.slots is not None
+        positions = spread(length, len(weights[0])) if slots else memory.columns.positions.gather(1, last)
         keyed = self.settings.gives != "vectors"
         return Latents(
             valid=kept,
@@ -96,6 +136,12 @@ class Own(nn.Module):
             keys=tuple(weights.to(each)[:, None] @ each for each in memory.keys) if keyed else (),
             values=tuple(weights.to(each)[:, None] @ each for each in memory.values) if keyed else (),
         )
+
+
+def _copy(lm: LM) -> LM:
+    """The same model with weights of its own, in float32, which is what an optimizer needs."""
+    model = copy.deepcopy(lm.model).float().requires_grad_(True)
+    return LM(model, lm.tokenizer, name=lm.name, prompt_format=lm.format)
 
 
 def _adapt(lm: LM, settings: SelfEncoder) -> nn.ModuleDict:

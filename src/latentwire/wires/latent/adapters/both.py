@@ -1,0 +1,36 @@
+"""Two carriers at once: soft tokens in the input, and keys and values before them."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import Field
+from torch import nn
+
+from latentwire.lm.model import LM
+from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered
+from latentwire.wires.latent.adapters.deep_prefix import DeepPrefix
+from latentwire.wires.latent.adapters.embeddings import Embeddings
+from latentwire.wires.latent.adapters.native import Native
+from latentwire.wires.latent.message import Latents
+
+
+class Both(AdapterConfig):
+    """Each latent as a soft token and as keys and values, at one position; the tokens see the keys."""
+
+    kind: Literal["both"] = "both"
+    embeddings: Embeddings = Embeddings()
+    prefix: Annotated[Native | DeepPrefix, Field(discriminator="kind")] = DeepPrefix()
+
+    def build(self, source: int, lm: LM) -> nn.Module:
+        return _Both(self, source, lm)
+
+
+class _Both(nn.Module):
+    def __init__(self, settings: Both, source: int, lm: LM) -> None:
+        super().__init__()
+        self.embeddings, self.prefix = settings.embeddings.build(source, lm), settings.prefix.build(source, lm)
+
+    def forward(self, latents: Latents) -> Delivered:
+        soft, deep = self.embeddings(latents), self.prefix(latents)
+        return Delivered(embeddings=soft.embeddings, keys=deep.keys, values=deep.values)

@@ -1,0 +1,67 @@
+"""Soft tokens in the reader's input."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentwire.lm.model import LM
+from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered, Film
+from latentwire.wires.latent.message import Latents
+
+
+class Embeddings(AdapterConfig):
+    """Soft tokens: a residual two-layer MLP, scaled to the size of the reader's own embeddings.
+
+    hidden: its inner width. dropout: there, in training. film: scale and shift by how many tokens a latent stands
+    for. affine: a learned scale and shift a channel. gain: a learned factor on all of it.
+    """
+
+    kind: Literal["embeddings"] = "embeddings"
+    hidden: int = Field(default=512, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    film: bool = False
+    affine: bool = True
+    gain: bool = True
+
+    def build(self, source: int, lm: LM) -> nn.Module:
+        return _Embeddings(self, source, lm)
+
+
+class _Embeddings(nn.Module):
+    rms: Tensor
+
+    def __init__(self, settings: Embeddings, source: int, lm: LM) -> None:
+        super().__init__()
+        table = lm.embeddings().detach()
+        width = table.shape[1]
+        self._dtype = table.dtype
+        self.norm = nn.RMSNorm(source)
+        self.skip = nn.Identity() if source == width else nn.Linear(source, width, bias=False)
+        self.inner, self.outer = nn.Linear(source, settings.hidden), nn.Linear(settings.hidden, width)
+        nn.init.zeros_(self.outer.weight)
+        nn.init.zeros_(self.outer.bias)
+        self.dropout = nn.Dropout(settings.dropout)
+        self.film = Film(settings.hidden) if settings.film else None
+        self.scale = nn.Parameter(torch.ones(width)) if settings.affine else None
+        self.shift = nn.Parameter(torch.zeros(width)) if settings.affine else None
+        self.gain = nn.Parameter(torch.ones(())) if settings.gain else None
+        # A function of the reader's weights, so nothing to save; added so finely that machines agree to the bit.
+        size = table.cpu().float().square().mean(dtype=torch.float64).sqrt().float()
+        self.register_buffer("rms", size, persistent=False)
+
+    def forward(self, latents: Latents) -> Delivered:
+        flat = self.norm(latents.flat().float())
+        inner = self.inner(flat)
+        if self.film is not None:
+            inner = self.film(inner, latents)
+        made = self.skip(flat) + self.outer(self.dropout(F.gelu(inner)))
+        made = F.rms_norm(made, made.shape[-1:]) * self.rms
+        if self.scale is not None and self.shift is not None:
+            made = made * self.scale + self.shift
+        made = made if self.gain is None else made * self.gain
+        return Delivered(embeddings=made.to(self._dtype))

@@ -1,0 +1,36 @@
+"""The encoder's own keys and values."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from torch import nn
+
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered, kv_shape
+from latentwire.wires.latent.message import Latents
+
+
+class Native(AdapterConfig):
+    """Keys and values as the encoder gives them: the reader has the encoder's own layers. Nothing to train."""
+
+    kind: Literal["native"] = "native"
+
+    def build(self, source: int, lm: LM) -> nn.Module:
+        return _Native(lm)
+
+
+class _Native(nn.Module):
+    def __init__(self, lm: LM) -> None:
+        super().__init__()
+        self._layers, self._heads, self._width = kv_shape(lm)
+
+    def forward(self, latents: Latents) -> Delivered:
+        shape = (self._layers, self._heads, self._width)
+        found = (len(latents.keys), *(latents.keys[0].shape[i] for i in (1, 3))) if latents.keys else (0, 0, 0)
+        if found != shape:
+            raise UserError(
+                f"adapter: found native for {found} layers, heads and width, expected the reader's {shape}."
+            )
+        return Delivered(keys=latents.keys, values=latents.values)

@@ -1,0 +1,73 @@
+"""A trained wire on disk: its configuration, and every piece that was trained."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from pydantic import BaseModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.files import write_atomically
+from latentwire.lm.saving import appearing
+
+CONFIG, WEIGHTS = "wire.json", "wire.safetensors"
+
+
+def write(folder: Path, config: BaseModel, pieces: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
+    """Write a wire; the folder appears only once it reads back equal, in place of what was there.
+
+    Args:
+        dtype: what numbers are rounded to; None keeps them as they are.
+
+    Raises:
+        UserError: a piece is not finite. RuntimeError: what was read back is not what was written.
+    """
+    tensors = {name: each.detach().to("cpu", dtype or each.dtype).contiguous() for name, each in pieces.items()}
+    for name, each in tensors.items():
+        _check_finite(folder, name, each)
+    with appearing(folder) as partial:
+        save_file(tensors, partial / WEIGHTS)
+        write_atomically(partial / CONFIG, config.model_dump_json(indent=1) + "\n")
+        back = load_file(partial / WEIGHTS)
+        wrong = [name for name, each in tensors.items() if name not in back or not torch.equal(back[name], each)]
+        if wrong or back.keys() != tensors.keys():
+            raise RuntimeError(f"{(wrong or ['a piece'])[0]} did not come back from disk as it was written")
+        if type(config).model_validate_json((partial / CONFIG).read_text()) != config:
+            raise RuntimeError(f"{CONFIG} did not come back from disk as it was written")
+
+
+def read(folder: Path) -> dict[str, Tensor]:
+    """All pieces in a wire's folder. Raises `UserError` where there are none that can be read."""
+    try:
+        return load_file(folder / WEIGHTS)
+    except (OSError, SafetensorError) as error:
+        raise UserError(f"wire: {folder / WEIGHTS} cannot be read: {error}.") from error
+
+
+def check(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """Compare what a folder holds with what a wire has places for.
+
+    Raises:
+        UserError: a piece is missing, is one too many, has another shape, or is not finite.
+    """
+    for name, each in wanted.items():
+        if name not in found:
+            raise UserError(f"wire: {folder} lacks {name}, expected every piece that was trained.")
+        if found[name].shape != each.shape or not found[name].is_floating_point():
+            raise UserError(
+                f"wire: {folder}, {name}: found {found[name].dtype} of shape {tuple(found[name].shape)}, "
+                f"expected floating-point numbers of shape {tuple(each.shape)}."
+            )
+        _check_finite(folder, name, found[name])
+    for name in sorted(found.keys() - wanted.keys()):
+        raise UserError(f"wire: {folder} holds {name}, which this wire has no place for.")
+
+
+def _check_finite(folder: Path, name: str, found: Tensor) -> None:
+    if not bool(torch.isfinite(found).all()):
+        raise UserError(f"wire: {folder}, {name}: found values that are not finite, expected numbers.")

@@ -1,0 +1,51 @@
+"""The `tokens` encoder: learned queries over the token states of a frozen text model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from torch import nn
+
+from latentwire.lm.model import LM
+from latentwire.wires.latent.encoders.base import Pooling
+from latentwire.wires.latent.encoders.frozen import FrozenText
+from latentwire.wires.latent.encoders.pool import Pool
+from latentwire.wires.latent.message import Latents
+from latentwire.wires.latent.select import spread
+
+
+class TokensEncoder(Pooling):
+    """M learned queries over the states of a frozen encoder or decoder.
+
+    model: the frozen model: a hub id, a folder, or `embedded:NAME`; it is named and fingerprinted, not saved.
+    """
+
+    kind: Literal["tokens"] = "tokens"
+    model: str
+
+    def build(self, source: LM) -> Tokens:
+        return Tokens(self, source)
+
+
+class Tokens(nn.Module):
+    """Positions and lengths are in the frozen model's tokens."""
+
+    def __init__(self, settings: TokensEncoder, source: LM) -> None:
+        super().__init__()
+        self._text = FrozenText(settings.model, source.device)
+        self.frozen: dict[str, Callable[[], str]] = {settings.model: self._text.fingerprint}
+        self.pool = Pool(
+            self._text.width,
+            settings.width,
+            settings.latents,
+            heads=settings.heads,
+            layers=settings.pool_layers,
+        ).to(source.device)
+
+    def forward(self, contexts: Sequence[str]) -> Latents:
+        """Latents of B contexts, M vectors each."""
+        states, valid = self._text(contexts)
+        vectors, length = self.pool(states, valid), valid.sum(1)
+        positions = spread(length, vectors.shape[1])
+        return Latents(valid=positions >= 0, positions=positions, length=length, vectors=vectors)

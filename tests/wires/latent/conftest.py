@@ -1,0 +1,8 @@
+import pytest
+
+from tests.wires.latent.build import text_models
+
+
+@pytest.fixture(scope="session")
+def models(tmp_path_factory):
+    return text_models(tmp_path_factory.mktemp("text_models"))
