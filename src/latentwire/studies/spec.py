@@ -48,7 +48,7 @@ Checkpoint = Literal["best", "final"]
 Source = tuple[str, str | None, Checkpoint]
 """A model, and the finetuning of it whose checkpoint is read; None for the model as it is."""
 TRAINED = "stage:"
-"""An arm's wire that an earlier stage has trained is written `stage:NAME`, a control of it `stage:NAME:VARIANT`."""
+"""An arm's wire that an earlier stage trained is written `stage:NAME`, a control of it `stage:NAME:VARIANT`."""
 
 
 class Start(Settings):
