@@ -210,7 +210,7 @@ def test_a_stage_starts_from_the_checkpoint_that_it_names(carry: Carry) -> None:
     trained = folders(done)["prefix_ft"] / "checkpoints"
     readers = Readers(done.plan, done.runs)
     for checkpoint in ("best", "final"):
-        lm = readers.load(("prefix_ft", checkpoint))
+        lm = readers.load((done.plan.study.model, "prefix_ft", checkpoint))
         on_disk = LM.load(trained / checkpoint)
         assert all(map(torch.equal, lm.model.state_dict().values(), on_disk.model.state_dict().values()))
     plain, untrained = (
