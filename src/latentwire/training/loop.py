@@ -96,7 +96,8 @@ class Training:
         self.optimizer.step()
         self.optimizer.zero_grad()
         found = _summed(accelerator, sums)
-        loss, accuracy = found["total"] / labels, found["right"] / max(1.0, found["firsts"])
+        loss = found["total"] / labels
+        accuracy = found["right"] / found["firsts"] if found["firsts"] else None
         if adapting is not None:
             adapting.stepped(accuracy, {name: int(n) for name, n in _under(found, "skipped/").items()})
             if adapting.wants_norms:

@@ -43,8 +43,8 @@ class Adapting(Protocol):
     def wants_norms(self) -> bool:
         """Whether the objectives' gradient norms are needed in every step, not only in those logged."""
 
-    def stepped(self, accuracy: float, skipped: Mapping[str, int]) -> None:
-        """Told after a step: the accuracy of first tokens, and how often objectives had no memory."""
+    def stepped(self, accuracy: float | None, skipped: Mapping[str, int]) -> None:
+        """Told after a step: the accuracy of first tokens, None if unknown, and what there was no memory for."""
 
     def measured(self, norms: Mapping[str, float]) -> None:
         """Told the objectives' gradient norms."""

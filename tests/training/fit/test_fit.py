@@ -11,18 +11,22 @@ from latentwire.training import loop
 from latentwire.training.config import Lora
 from latentwire.training.fit import readers as pieces
 from latentwire.training.fit.config import PRESETS, Fit, KeepProb, TextPassages, TextSteps
+from latentwire.training.fit.fit import fit
 from latentwire.training.fit.objectives import (
     Align,
     AnswerCrossEntropy,
     Contrast,
     Distill,
+    DistillHidden,
     FirstTokens,
     GrowingTokens,
     Reconstruct,
     Scale,
 )
-from latentwire.wires.latent.modules import LatentModules, fingerprint
-from tests.training.fit.small import KEYS, SOFT, config, run, settings, start
+from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
+from latentwire.wires.latent.select import Anchors
+from tests.training.fit.small import KEYS, SOFT, config, one_step, run, settings, start
 
 ADAPTIVE = (
     AnswerCrossEntropy(),
@@ -102,8 +106,8 @@ def test_the_readers_own_weights_stay_and_what_they_learn_is_saved_with_the_wire
     assert fingerprint(lm) == before
     assert lm.prefix_tuning is None
     found = weights_of(tmp_path / "b", "best")
-    assert any("readers.llama.lora" in name for name in found)
-    assert "readers.llama.prefix.weight" in found
+    assert any(name.startswith(f"readers.{key_of('llama')}.lora") for name in found)
+    assert f"readers.{key_of('llama')}.prefix.weight" in found
     modules = LatentModules(config(lm), {lm.name: lm}, lm)
     trained = pieces.restore(modules, {lm.name: lm}, tmp_path / "b" / "checkpoints" / "best")[lm.name]
     own = dict(modules.named_parameters())
@@ -121,7 +125,8 @@ def test_a_piece_of_a_reader_that_is_missing_is_an_error(tmp_path):
     _, lm, _ = run(tmp_path / "b", steps=1, **STAGE_B)
     folder = tmp_path / "b" / "checkpoints" / "best"
     whole = weights_of(tmp_path / "b", "best")
-    for name in ("readers.llama.prefix.weight", next(n for n in whole if "readers.llama.lora" in n)):
+    learned = [name for name in whole if name.startswith("readers.")]
+    for name in (learned[0], learned[-1]):
         save_file({key: each for key, each in whole.items() if key != name}, folder / "wire.safetensors")
         with pytest.raises(UserError, match=f"lacks {name.split('/')[0]}"):
             pieces.restore(LatentModules(config(lm), {lm.name: lm}, lm), {lm.name: lm}, folder)
@@ -175,6 +180,22 @@ def test_the_teacher_reads_without_what_the_reader_learns(tmp_path):
     assert not torch.allclose(student, moved)
 
 
+def test_latents_behind_a_learned_prefix_stand_where_the_text_would():
+    """One layer: there the text's keys and values do not depend on the prefix, and ratio 1 is the text itself."""
+    lm = start(num_hidden_layers=1)
+    identity = SelfEncoder(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
+    modules = LatentModules(config(lm, KEYS, identity), {lm.name: lm}, lm)
+    _, step, part = one_step(lm=lm)
+    reader = pieces.attach(modules, {lm.name: lm}, pieces.ReaderConfig(prefix=3))[lm.name]
+    one = step.evidence(part)[0]
+    with torch.no_grad():
+        latent = one.questions.forced(modules.deliver(modules(part.contexts), lm.name), reader).hidden
+        text = one.questions.forced(one.text, reader).hidden
+        bare = one.questions.forced(one.text, lm).hidden
+    torch.testing.assert_close(latent, text, atol=1e-4, rtol=0)
+    assert not torch.allclose(text, bare, atol=1e-2)
+
+
 def test_text_steps_read_the_text_and_only_then_train_no_encoder(tmp_path):
     from latentwire.training.fit.fit import _Fitting
 
@@ -189,12 +210,11 @@ def test_text_steps_read_the_text_and_only_then_train_no_encoder(tmp_path):
     losses.total.backward()
     moved = {name.split(".")[0] for name, p in trainee.modules.named_parameters() if p.grad is not None}
     assert moved == {"readers"}
+    assert (losses.first_right, losses.firsts) == (0, 0), "what adapts must not take text for latents"
     assert [TextSteps(tail=0.2, steps=10).at(step) for step in (0, 10, 99)] == [1.0, 0.2, 0.2]
 
 
 def test_latents_are_dropped_by_context_and_step_never_all():
-    from tests.training.fit.small import one_step
-
     _, step, part = one_step(keep=0.5)
     kept = step.evidence(part)[0].message.valid
     _, step, whole = one_step()
@@ -209,6 +229,24 @@ def test_latents_are_dropped_by_context_and_step_never_all():
 
 def alone_width(step, part):
     return step.evidence(part)[0].message.valid.shape[1]
+
+
+def test_several_readers_are_trained_in_one_step(tmp_path):
+    """Other widths, depths and layers tapped: each has its own teacher, adapters and soft tokens."""
+    first, second = start(), start("qwen3", hidden_size=24, num_hidden_layers=2, seed=1)
+    readers = {"llama": first, "qwen3": second}
+    wire = config(first, SOFT).model_copy(update={"adapters": {"llama": SOFT, "qwen3": SOFT}})
+    objectives = (AnswerCrossEntropy(), Distill(), DistillHidden(layers=(-1,)), Align(), Reconstruct(limit=8))
+    given = settings(first, wire=wire, objectives=objectives, reader_lora=Lora(rank=2), steps=2)
+    (tmp_path / "run").mkdir()
+    fit(readers, first, given, tmp_path / "run", log=lambda line: None)
+    found = weights_of(tmp_path / "run")
+    for name in readers:
+        learned = [
+            each for key, each in found.items() if key.startswith(f"readers.{key_of(name)}") and "lora_B" in key
+        ]
+        assert any(bool(each.any()) for each in learned), f"{name} has learned nothing"
+        assert any(key.startswith(f"adapters.{key_of(name)}") for key in found)
 
 
 def test_unlabelled_text_trains_a_reader_to_go_on(tmp_path):

@@ -36,11 +36,12 @@ class Adapting:
         """Whether the objectives' gradient norms are needed, logged or not."""
         return bool(self._auto)
 
-    def stepped(self, accuracy: float, skipped: Mapping[str, int]) -> None:
-        """Tell a step's accuracy and what it had no memory for, in all processes."""
-        before = accuracy if self.accuracy is None else self.accuracy
-        self.accuracy = SMOOTHING * before + (1 - SMOOTHING) * accuracy
-        self.best = max(self.best, self.accuracy)
+    def stepped(self, accuracy: float | None, skipped: Mapping[str, int]) -> None:
+        """Tell a step's accuracy, None if it read the text, and what it had no memory for, in all processes."""
+        if accuracy is not None:
+            before = accuracy if self.accuracy is None else self.accuracy
+            self.accuracy = SMOOTHING * before + (1 - SMOOTHING) * accuracy
+            self.best = max(self.best, self.accuracy)
         for kind, count in skipped.items():
             if count:
                 self.skipped[kind] = self.skipped.get(kind, 0) + count

@@ -169,20 +169,30 @@ class Evidence:
         assert self.text.content is not None
         return self.lm.embed(self.text.content).detach().float()
 
+    @property
+    def _soft_columns(self) -> Columns:
+        assert self.delivered.columns is not None
+        return self.delivered.columns
+
+    @property
+    def soft_valid(self) -> Tensor:
+        """`(B, M)`: the reader's soft tokens that are no padding."""
+        return self._soft_columns.valid
+
     @cached_property
     def spans(self) -> Tensor:
-        """`(B, M, T)` in float32: one where a text's token stands in the span that a latent stands for.
+        """`(B, M, T)` in float32: one where a text's token stands in the span that a soft token stands for.
 
-        A span ends where its latent stands and begins behind the one before; positions count in the source's
-        tokens and are scaled to the reader's. Latents behind the text (slots) share it equally.
+        A span ends where its soft token stands and begins behind the one before; their positions, in the source's
+        tokens or by rank, are scaled to the reader's tokens. Those behind the text (slots) share it equally.
         """
-        message, columns = self.message, self._text_columns
-        rank = message.valid.long().cumsum(1) * message.valid
+        soft, columns = self._soft_columns, self._text_columns
+        rank = soft.valid.long().cumsum(1) * soft.valid
         count = rank.amax(1, keepdim=True).clamp_min(1)
-        source = message.length[:, None].clamp_min(1)
-        behind = torch.where(message.valid, message.positions, 0).amax(1, keepdim=True) >= source
-        ends = torch.where(behind, rank / count, (message.positions + 1) / source)
-        ends = torch.where(message.valid, ends, 0.0)
+        source = self.delivered.end[:, None].clamp_min(1)
+        behind = torch.where(soft.valid, soft.positions, 0).amax(1, keepdim=True) >= source
+        ends = torch.where(behind, rank / count, (soft.positions + 1) / source)
+        ends = torch.where(soft.valid, ends, 0.0)
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends.cummax(1).values[:, :-1]], 1)
         place = ((columns.positions + 0.5) / self.text.end[:, None].clamp_min(1))[:, None]
         member = (starts[..., None] < place) & (place <= ends[..., None]) & columns.valid[:, None]

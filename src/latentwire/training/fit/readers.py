@@ -59,10 +59,10 @@ def attach(modules: LatentModules, readers: Mapping[str, LM], config: ReaderConf
 
 def save(modules: LatentModules, config: ReaderConfig, folder: Path) -> None:
     """Write the wire with all its pieces."""
-    folder.mkdir(parents=True, exist_ok=True)
+    modules.save(folder)
+    # Behind the weights: killed in between, the folder holds pieces that nothing has a place for, and is refused.
     if config != ReaderConfig():
         write_atomically(folder / FILE, json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
-    modules.save(folder)
 
 
 def saved(folder: Path) -> ReaderConfig:

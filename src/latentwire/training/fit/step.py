@@ -137,7 +137,8 @@ class FitStep(nn.Module):
             total = total + weight * terms[each.kind]
         # Before accuracies are taken, which needs no gradients: what is computed there first would have none.
         at = (found[0].student.hidden,) if part.textual else found[0].message.tensors
-        right, firsts = first_right(found)
+        # How well a reader reads the text says nothing of the latents.
+        right, firsts = (0, 0) if part.textual else first_right(found)
         if not total.requires_grad:  # everything was left out: a step that changes nothing
             total = total + 0 * torch.stack([each.sum() for each in at]).sum()
         return Losses(total, terms, part.labels, right, firsts, at, skipped)

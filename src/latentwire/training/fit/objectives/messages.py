@@ -66,7 +66,7 @@ class Manifold(Term):
     kind: Literal["manifold"] = "manifold"
 
     def loss(self, evidence: Evidence) -> Tensor:
-        soft = soft_tokens(evidence)[evidence.message.valid]
+        soft = soft_tokens(evidence)[evidence.soft_valid]
         mean, spread, _ = evidence.table
         off = ((soft.mean(0) - mean) / spread).square().mean()
         # A variance with a floor: the root's slope has no end where all soft tokens are equal.
@@ -87,7 +87,7 @@ class InfoNce(Term):
     temperature: float = Field(default=0.07, gt=0)
 
     def loss(self, evidence: Evidence) -> Tensor:
-        valid = evidence.message.valid[..., None]
+        valid = evidence.soft_valid[..., None]
         soft = (soft_tokens(evidence) * valid).sum(1) / valid.sum(1).clamp_min(1)
         known = evidence.text_valid[..., None]
         text = (evidence.text_embeddings * known).sum(1) / known.sum(1).clamp_min(1)
