@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-from array import array
 from collections.abc import Callable, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import cached_property, lru_cache
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +15,9 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.config import Fit
+from latentwire.training.fit.feed import Feed
 from latentwire.training.fit.objectives import AnswerCrossEntropy
-from latentwire.training.fit.passages import Passage, passages
+from latentwire.training.fit.passages import passages
 from latentwire.training.fit.readers import ReaderConfig, attach, save
 from latentwire.training.fit.readers import start as go_on
 from latentwire.training.fit.step import FitStep, Part, collate, first_right
@@ -92,14 +89,12 @@ class _Fitting:
         self.step: nn.Module = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
         self._check_carriers()
         wanted = settings.contexts or settings.steps * settings.passages
-        self._train = passages(settings.data, readers, "train", wanted)
+        train = passages(settings.data, readers, "train", wanted)
+        self._feed = Feed(settings, train, self._devices)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)
         self._objective = AnswerCrossEntropy()
-        self._order = lru_cache(maxsize=2)(self._shuffled)
-        self._ahead: dict[tuple[int, int, int], Future[list[Part]]] = {}
-        self._helper = ThreadPoolExecutor(1)
         trained = sum(each.numel() for each in self.modules.trained().values())
-        log(f"{len(self._train):,} contexts, {trained / 1e6:.2f} M parameters to train")
+        log(f"{len(train):,} contexts, {trained / 1e6:.2f} M parameters to train")
 
     @torch.no_grad()
     def _check_carriers(self) -> None:
@@ -126,84 +121,23 @@ class _Fitting:
     def mode(self, training: bool) -> None:
         self.modules.train(training)
 
-    def _numbers(self, step: int) -> list[int]:
-        """The contexts of a step: every pass over them is shuffled anew."""
-        count, size = len(self._train), self.settings.passages
-        found: list[int] = []
-        for at in range(step * size, (step + 1) * size):
-            epoch, place = divmod(at, count)
-            found.append(self._order(epoch)[place])
-        return found
-
-    def _shuffled(self, epoch: int) -> list[int]:
-        order = list(range(len(self._train)))
-        random.Random(f"{self.settings.seed}/order/{epoch}").shuffle(order)
-        return order
-
     def parts(self, step: int, process: int, processes: int) -> list[Part]:
-        """A step's parts; those of the next one are made meanwhile."""
-        if self.settings.passages % processes:
-            raise UserError(
-                f"passages: found {self.settings.passages}, expected a multiple of the {processes} processes."
-            )
-        ready = self._ahead.pop((step, process, processes), None)
-        if step + 1 < self.settings.steps:
-            following = (step + 1, process, processes)
-            self._ahead = {following: self._helper.submit(self._parts, *following)}
-        return self._parts(step, process, processes) if ready is None else ready.result()
-
-    def _parts(self, step: int, process: int, processes: int) -> list[Part]:
-        asked = [(number, self._questions(step, number)) for number in self._numbers(step)]
-        lengths = {
-            name: [len(self._train[number].pairs[name][n][1]) for number, chosen in asked for n in chosen]
-            for name in self.readers
-        }
-        mine = asked[process::processes]
-        size = -(-len(mine) // self.settings.accumulation)
-        return [self._part(step, mine[at : at + size], lengths) for at in range(0, len(mine), size)]
-
-    def _questions(self, step: int, number: int) -> list[int]:
-        draw = random.Random(f"{self.settings.seed}/questions/{step}/{number}")
-        count = len(_any(self._train[number]))
-        return draw.sample(range(count), min(count, self.settings.questions))
-
-    def _part(self, step: int, asked: list[tuple[int, list[int]]], lengths: dict[str, list[int]]) -> Part:
-        settings, text = self.settings, self.settings.text_steps
-        return collate(
-            [self._train[number] for number, _ in asked],
-            [chosen for _, chosen in asked],
-            self._devices,
-            [f"{settings.seed}/{step}/{number}" for number, _ in asked],
-            lengths=lengths,
-            keep=settings.keep_prob.at(step / settings.steps),
-            textual=text is not None and random.Random(f"{settings.seed}/text/{step}").random() < text.at(step),
-        )
+        return self._feed.parts(step, process, processes)
 
     def labels(self, part: Part) -> int:
         return part.labels
 
     def tokens(self, step: int) -> int:
-        numbers = self._numbers(step)
-        return sum(len(ids) for number in numbers for ids in self._train[number].text.values())
-
-    @cached_property
-    def _sha256(self) -> str:
-        digest = hashlib.sha256(repr((self.settings.passages, self.settings.questions)).encode())
-        for passage in self._train:
-            for name, ids in passage.text.items():
-                digest.update(array("q", ids).tobytes())
-                for question, answer in passage.pairs[name]:
-                    digest.update(array("q", [*question, -1, *answer, -1]).tobytes())
-        return digest.hexdigest()
+        return self._feed.tokens(step)
 
     def sha256(self) -> str:
-        return self._sha256
+        return self._feed.sha256
 
     @cached_property
     def _held_out_parts(self) -> list[Part]:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
-        return [collate(each, [range(len(_any(p))) for p in each], self._devices) for each in batches]
+        return [collate(each, [range(p.asked) for p in each], self._devices) for each in batches]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:
@@ -246,7 +180,3 @@ class _Fitting:
         for name, lm in self._frozen.items():
             if fingerprint(lm) != (self.modules.config.fingerprints or {})[name]:
                 raise RuntimeError(f"{name} was to stay frozen, and its weights have changed")
-
-
-def _any(passage: Passage) -> list[Any]:
-    return next(iter(passage.pairs.values()))

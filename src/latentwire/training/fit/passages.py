@@ -57,6 +57,11 @@ class Passage:
     text: dict[str, list[int]]
     pairs: dict[str, list[Pair]]
 
+    @property
+    def asked(self) -> int:
+        """How many questions there are."""
+        return len(next(iter(self.pairs.values())))
+
 
 def passages(data: PassageData, readers: Mapping[str, LM], split: Split, count: int) -> list[Passage]:
     """The first `count` passages, always the same ones.
