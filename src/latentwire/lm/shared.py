@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -37,6 +38,16 @@ class Shared:
         positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
         valid = positions < end[:, None]
         return cls(end, content=ids, columns=Columns.of(valid, positions, documents=torch.full_like(ids, SHARED)))
+
+    def select(self, rows: slice) -> Shared:
+        """What stands before the questions of these rows."""
+        at = torch.arange(len(self.end), device=self.end.device)[rows]
+        return Shared(
+            self.end[rows],
+            None if self.memory is None else self.memory.select(at),
+            None if self.content is None else self.content[rows],
+            None if self.columns is None else self.columns.select(at),
+        )
 
     def ask(self, questions: Sequence[Sequence[int]], lm: LM) -> Prefix:
         """The prefix of one question a row, from its token ids."""
@@ -72,37 +83,50 @@ class Questions:
     def of(cls, rows: Sequence[Sequence[tuple[list[int], list[int]]]], device: torch.device | str) -> Questions:
         """From token ids of question and answer, a list of pairs a context."""
 
-        def columns(of: Callable[[int, list[int], list[int]], list[int]], fill: int) -> Tensor:
-            return pad_rows([[t for n, (q, a) in enumerate(row) for t in of(n, q, a)] for row in rows], fill).to(
-                device
-            )
+        flat = [(n, q, a) for row in rows for n, (q, a) in enumerate(row)]
+        asked = torch.tensor([len(q) for _, q, _ in flat])
+        sizes = torch.tensor([len(q) + len(a) for _, q, a in flat])
+        tokens = torch.tensor([token for _, q, a in flat for token in (*q, *a)])
+        steps = torch.arange(len(tokens)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
+        places = (steps - asked.repeat_interleave(sizes)).clamp_min(-1)
+        widths = torch.tensor([sum(len(q) + len(a) for q, a in row) for row in rows])
+        valid = torch.arange(int(widths.max())) < widths[:, None]
+
+        def columns(values: Tensor, fill: int) -> Tensor:
+            made = torch.full(valid.shape, fill)
+            made[valid] = values
+            return made.to(device)
 
         return cls(
-            ids=columns(lambda n, q, a: q + a, 0),
-            labels=columns(lambda n, q, a: [IGNORE] * len(q) + a, IGNORE),
-            numbers=columns(lambda n, q, a: [n] * len(q + a), 0),
-            steps=columns(lambda n, q, a: list(range(len(q + a))), 0),
-            places=columns(lambda n, q, a: [-1] * len(q) + list(range(len(a))), -1),
-            valid=columns(lambda n, q, a: [1] * len(q + a), 0).bool(),
+            ids=columns(tokens, 0),
+            labels=columns(torch.where(places >= 0, tokens, IGNORE), IGNORE),
+            numbers=columns(torch.tensor([n for n, _, _ in flat]).repeat_interleave(sizes), 0),
+            steps=columns(steps, 0),
+            places=columns(places, -1),
+            valid=valid.to(device),
         )
 
-    @property
+    def select(self, rows: slice) -> Questions:
+        """The questions of these rows."""
+        return Questions(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+    @cached_property
     def learned(self) -> Tensor:
         """`(B, T)`: the columns whose next token is an answer's. N of them are true."""
         labelled = self.labels != IGNORE
         return torch.cat([labelled[:, 1:], torch.zeros_like(labelled[:, :1])], 1)
 
-    @property
+    @cached_property
     def place(self) -> Tensor:
         """`(N,)`: which token of its answer each learned column predicts, from 0."""
         return torch.roll(self.places, -1, 1)[self.learned]
 
-    @property
+    @cached_property
     def first(self) -> Tensor:
         """`(N,)`: of the N learned columns, those that predict an answer's first token."""
         return self.place == 0
 
-    @property
+    @cached_property
     def row(self) -> Tensor:
         """`(N,)`: the row of each learned column."""
         return self.learned.nonzero()[:, 0]
@@ -111,7 +135,9 @@ class Questions:
         """Teacher forcing behind what is shared: hidden `(N, D)` and labels `(N,)`; gradients flow."""
         start = shared.end[:, None]
         own = Columns.of(self.valid, torch.where(self.valid, start + self.steps, 0), documents=self.numbers)
-        memory = None if shared.memory is None else lm.rotary.memory(shared.memory)
+        # A learned prefix stands before the first position: the model rotates by so much further.
+        shift = 0 if lm.prefix_tuning is None else lm.prefix_tuning.tokens
+        memory = None if shared.memory is None else lm.rotary.memory(shared.memory, shift)
         if shared.content is None or shared.columns is None:
             hidden = lm.run(self.ids, own, Reading(own, memory=memory))
         else:

@@ -18,7 +18,7 @@ from latentwire.runs.log import Log, duration
 from latentwire.studies.plan import Plan
 from latentwire.studies.readers import Readers
 from latentwire.studies.spec import Evaluate, Finetune, FitWire
-from latentwire.training.loop import Trained
+from latentwire.training.trainee import Trained
 
 OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
 

@@ -38,7 +38,7 @@ class Trainable:
             r=lora.rank,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules="all-linear" if lora.layers is None else _linears(lm.model, lora.layers),
+            target_modules="all-linear" if lora.layers is None else linears(lm.model, lora.layers),
             task_type="CAUSAL_LM",
         )
         # The adapters go into the layers of `lm.model` itself, which reads on as before.
@@ -67,7 +67,7 @@ def check_layers(lm: LM, lora: Lora) -> None:
         raise UserError(f"lora.layers: found {lora.layers}, expected at most the {count} of {lm.name}.")
 
 
-def _linears(model: nn.Module, layers: int) -> list[str]:
+def linears(model: nn.Module, layers: int) -> list[str]:
     """Names of the linear modules in the first layers; a layer's number is the first one in the name."""
     numbers = ((name, re.search(r"\.(\d+)\.", name), module) for name, module in model.named_modules())
     return [name for name, at, module in numbers if at and int(at[1]) < layers and isinstance(module, nn.Linear)]

@@ -21,12 +21,13 @@ from latentwire.training.adapters import Trainable
 from latentwire.training.checks import check, kernel
 from latentwire.training.config import Finetuning
 from latentwire.training.documents import Document, Source, document, sources
-from latentwire.training.loop import Measured, Trained, Training, seed_of
+from latentwire.training.loop import Training, seed_of
 from latentwire.training.objectives import AnswerCrossEntropy
 from latentwire.training.packing import Plan, Rows, collate, pack
 from latentwire.training.row_audit import audit_rows, without_leaks
 from latentwire.training.step import Step, labels_of, read
 from latentwire.training.stopping import Leak
+from latentwire.training.trainee import Measured, Trained
 from latentwire.wires import Wire
 
 SAMPLE_TOKENS = 48
@@ -89,6 +90,10 @@ class _Finetuning:
     @property
     def device(self) -> torch.device:
         return self.lm.device
+
+    @property
+    def adapting(self) -> None:
+        return None
 
     def mode(self, training: bool) -> None:
         self.lm.model.train(training)

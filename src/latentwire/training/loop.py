@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from collections import defaultdict
+from collections.abc import Callable, Mapping
+from dataclasses import fields
 from pathlib import Path
-from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from torch import Tensor, nn
+from accelerate.utils import DistributedDataParallelKwargs
+from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.training import checkpoints
@@ -21,74 +22,10 @@ from latentwire.training.diagnostics import Diagnostics, memory_gib
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.step import Losses
 from latentwire.training.stopping import Judge
+from latentwire.training.trainee import Trained, Trainee
 
 BEST_SO_FAR = ".best"
 """Snapshot of the best weights until the end turns it into the folder `best`."""
-
-
-@dataclass(frozen=True)
-class Measured:
-    """An evaluation. loss: nats a token. right, firsts: first answer tokens predicted right, and all of them."""
-
-    loss: float
-    right: int
-    firsts: int
-
-
-@dataclass(frozen=True)
-class Trained:
-    """What a training came to. stopped: why it ended. train_rows_sha256: of tokens, labels and order; equal for
-    two stages that saw the same data. tokens: read in training, padding not counted."""
-
-    steps: int
-    stopped: str
-    best_step: int
-    best_loss: float
-    train_rows_sha256: str
-    tokens: int
-    seconds: float
-
-
-class Trainee(Protocol):
-    """What is trained: a model over a wire, or a wire before its readers.
-
-    step: called with a part and the share of steps done, gives `Losses`. module: whose parameters are trained.
-    """
-
-    step: nn.Module
-
-    @property
-    def module(self) -> nn.Module: ...
-
-    @property
-    def device(self) -> torch.device: ...
-
-    def mode(self, training: bool) -> None:
-        """Make everything ready to be trained, or to be evaluated."""
-
-    def parts(self, step: int, process: int, processes: int) -> Sequence[Any]:
-        """This process's share of a step's data, in as many passes as accumulation asks for."""
-
-    def labels(self, part: Any) -> int:
-        """How many tokens are learned in a part."""
-
-    def tokens(self, step: int) -> int:
-        """How many tokens a step reads, in all processes."""
-
-    def sha256(self) -> str:
-        """Of the data and its order."""
-
-    def evaluate(self) -> Measured:
-        """On the held-out examples."""
-
-    def samples(self) -> list[dict[str, Any]]:
-        """What it says to some of them."""
-
-    def export(self, folder: Path) -> None:
-        """Write what has been trained; training can go on."""
-
-    def settle(self, folder: Path) -> None:
-        """End training, with what an exported folder holds."""
 
 
 class Training:
@@ -99,14 +36,17 @@ class Training:
         # One process may carry out stages of different precision; Accelerate keeps the first one's otherwise.
         AcceleratorState._reset_state()
         self.accelerator = Accelerator(
-            cpu=trainee.device.type == "cpu", mixed_precision="bf16" if settings.precision == "bf16" else "no"
+            cpu=trainee.device.type == "cpu",
+            mixed_precision="bf16" if settings.precision == "bf16" else "no",
+            # Not every step reaches every weight: an encoder that gives keys never uses its last layer's output.
+            kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         optimizer = _optimizer(settings, [p for p in trainee.module.parameters() if p.requires_grad])
         self.step, self.optimizer = self.accelerator.prepare(trainee.step, optimizer)
         self.judge = Judge(settings.stopping)
         self.done, self.tokens, self.seconds, self.stopped = 0, 0, 0.0, ""
         self.resumed = self._resume()
-        self.diagnostics = Diagnostics(folder, self.done)
+        self.diagnostics = Diagnostics(folder, self.done, writes=self.accelerator.is_main_process)
 
     def train(self, progress: Callable[[int, int], None] | None) -> None:
         settings = self.settings
@@ -129,22 +69,24 @@ class Training:
         torch.manual_seed(seed_of(settings.seed, f"step/{self.done}"))
         trainee.mode(True)
         parts = trainee.parts(self.done, accelerator.process_index, accelerator.num_processes)
-        labels = _summed(accelerator, sum(map(trainee.labels, parts)))
+        labels = _summed(accelerator, {"labels": sum(map(trainee.labels, parts))})["labels"]
         logged = self.done % settings.log_steps == 0
-        sums: dict[str, float] = {}
+        adapting = trainee.adapting
+        sums: dict[str, float] = defaultdict(float)
         norms: dict[str, float] = {}
-        total = 0.0
-        right = firsts = 0
         for part in parts:
             losses: Losses = self.step(part, self.done / settings.steps)
-            if logged and not norms:
+            if not norms and (logged or (adapting is not None and adapting.wants_norms)):
                 norms = _gradient_norms(losses)
             # Gradients are averaged over processes: the sum over all labels needs their number back.
             accelerator.backward(losses.total * accelerator.num_processes / labels)
-            total += float(losses.total.detach())
+            sums["total"] += float(losses.total.detach())
+            sums["right"] += losses.first_right
+            sums["firsts"] += losses.firsts
             for name, term in losses.terms.items():
-                sums[name] = sums.get(name, 0.0) + float(term.detach())
-            right, firsts = right + losses.first_right, firsts + losses.firsts
+                sums[f"term/{name}"] += float(term.detach())
+            for name, count in losses.skipped.items():
+                sums[f"skipped/{name}"] += count
         norm = accelerator.clip_grad_norm_(self.step.parameters(), settings.clip)
         share = learning_rate_share(
             settings.schedule, self.done, settings.steps, settings.warmup_steps, settings.final_share
@@ -153,25 +95,32 @@ class Training:
             group["lr"] = settings.learning_rate * share
         self.optimizer.step()
         self.optimizer.zero_grad()
-        loss = _summed(accelerator, total) / labels
+        found = _summed(accelerator, sums)
+        loss = found["total"] / labels
+        accuracy = found["right"] / found["firsts"] if found["firsts"] else None
+        if adapting is not None:
+            adapting.stepped(accuracy, {name: int(n) for name, n in _under(found, "skipped/").items()})
+            if adapting.wants_norms:
+                adapting.measured(
+                    {n: each / accelerator.num_processes for n, each in _summed(accelerator, norms).items()}
+                )
         self.tokens += trainee.tokens(self.done)
         self.done += 1
         self.seconds += time.monotonic() - started
         if logged:
-            self.diagnostics.write(
-                {
-                    "step": self.done,
-                    "tokens": self.tokens,
-                    "seconds": round(self.seconds, 3),
-                    "learning_rate": settings.learning_rate * share,
-                    "loss": loss,
-                    "objectives": {name: _summed(accelerator, value) / labels for name, value in sums.items()},
-                    "gradient_norm": None if norm is None else float(norm),
-                    "objective_gradient_norms": norms,
-                    "first_token_accuracy": right / max(1, firsts),
-                    "memory_gib": round(memory_gib(), 3),
-                }
-            )
+            line = {
+                "step": self.done,
+                "tokens": self.tokens,
+                "seconds": round(self.seconds, 3),
+                "learning_rate": settings.learning_rate * share,
+                "loss": loss,
+                "objectives": {name: value / labels for name, value in _under(found, "term/").items()},
+                "gradient_norm": None if norm is None else float(norm),
+                "objective_gradient_norms": norms,
+                "first_token_accuracy": accuracy,
+                "memory_gib": round(memory_gib(), 3),
+            }
+            self.diagnostics.write(line if adapting is None else {**line, "adapting": adapting.state()})
         self.stopped = self.judge.trained(self.done - 1, loss) or ""
 
     def _evaluate(self) -> None:
@@ -213,6 +162,7 @@ class Training:
             "stopped": self.stopped,
             "judge": judge,
             "rows": self.trainee.sha256(),
+            "adapting": None if self.trainee.adapting is None else self.trainee.adapting.state(),
         }
         optimizer = self.optimizer.optimizer if with_optimizer else None
         checkpoints.save(self.folder / "checkpoints" / name, self.trainee.module, optimizer, state)
@@ -226,6 +176,8 @@ class Training:
             raise UserError(f"resume: {found} was trained on other rows than these; start a fresh run.")
         self.done, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.stopped = state["stopped"]
+        if self.trainee.adapting is not None:
+            self.trainee.adapting.restore(state["adapting"])
         self.judge = Judge(self.settings.stopping, **state["judge"])
         self.log(f"resumed at step {self.done} of {self.settings.steps}")
         return True
@@ -252,6 +204,7 @@ class Training:
             train_rows_sha256=self.trainee.sha256(),
             tokens=self.tokens,
             seconds=self.seconds,
+            skipped={} if self.trainee.adapting is None else dict(self.trainee.adapting.skipped),
         )
 
 
@@ -279,17 +232,25 @@ def _gradient_norms(losses: Losses) -> dict[str, float]:
     """Of each objective, with respect to hidden states or message: through parameters they would break DDP."""
     norms = {}
     for name, term in losses.terms.items():
+        if not term.requires_grad:  # it was left out of this step
+            norms[name] = 0.0
+            continue
         found = torch.autograd.grad(term / losses.labels, losses.at, retain_graph=True, allow_unused=True)
         norms[name] = float(sum(float(each.float().square().sum()) for each in found if each is not None) ** 0.5)
     return norms
 
 
-def _summed(accelerator: Accelerator, value: float) -> float:
-    """The sum of a number over all processes."""
-    if accelerator.num_processes == 1:
-        return value
-    total: Tensor = accelerator.reduce(torch.tensor(float(value), device=accelerator.device), "sum")
-    return float(total)
+def _summed(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:
+    """Each number's sum over all processes, which must have the same names."""
+    if accelerator.num_processes == 1 or not values:
+        return dict(values)
+    mine = torch.tensor([float(each) for each in values.values()], device=accelerator.device, dtype=torch.float64)
+    total: Tensor = accelerator.reduce(mine, "sum")
+    return dict(zip(values, total.tolist(), strict=True))
+
+
+def _under(values: Mapping[str, float], start: str) -> dict[str, float]:
+    return {name.removeprefix(start): each for name, each in values.items() if name.startswith(start)}
 
 
 def seed_of(seed: int, name: str) -> int:

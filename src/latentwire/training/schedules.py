@@ -1,4 +1,4 @@
-"""Learning rates as functions of the step."""
+"""Rates, weights and probabilities as functions of the step."""
 
 from __future__ import annotations
 
@@ -21,3 +21,10 @@ def learning_rate_share(
     done = (step - warmup) / max(1, steps - warmup)
     left = 0.5 * (1 + math.cos(math.pi * done)) if kind == "cosine" else 1 - done
     return final_share + (1 - final_share) * left
+
+
+def annealed(start: float, final: float | None, share: float) -> float:
+    """`start` at share 0, `final` from share 1 on, on a cosine between; without a final value it stays."""
+    if final is None:
+        return start
+    return final + (start - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))

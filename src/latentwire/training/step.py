@@ -6,8 +6,8 @@ exactly once: a head that is called apart from its backbone skips gradient avera
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,8 @@ from latentwire.training.packing import Rows
 class Losses:
     """total: what to send backward, a weighted sum over tokens. terms: each objective's sum.
     labels: how many tokens were learned. first_right, firsts: first answer tokens predicted right, and all of
-    them. at: where gradient norms of single objectives are taken."""
+    them. at: where gradient norms of single objectives are taken. skipped: by objective, how often there was no
+    memory for it."""
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -32,6 +33,7 @@ class Losses:
     first_right: int
     firsts: int
     at: tuple[Tensor, ...]
+    skipped: Mapping[str, int] = field(default_factory=dict)
 
 
 class Step(nn.Module):

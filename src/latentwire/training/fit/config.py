@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 
 from latentwire.tasks.world.reading import TIERS, Tier
-from latentwire.training.config import Loop, Settings
+from latentwire.training.config import Loop, Lora, Settings
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill, Objective
+from latentwire.training.schedules import annealed
 from latentwire.wires.latent.modules import LatentConfig
 
 
@@ -31,14 +32,57 @@ class TaskPassages(Settings):
     data: Path | None = None
 
 
-PassageData = Annotated[WorldPassages | TaskPassages, Field(discriminator="kind")]
+class TextPassages(Settings):
+    """Unlabelled text: the reader goes on behind the latents of what comes before (self-study).
+
+    path: JSONL lines with a `text` each, or a file of any other ending with a text a line. Texts are cut into
+    pieces of `context` words to be encoded and up to `continuation` words to be answered with. One text in twenty,
+    by its hash and at least one, is kept for evaluation.
+    """
+
+    kind: Literal["text"]
+    path: Path
+    context: int = Field(default=128, ge=1)
+    continuation: int = Field(default=64, ge=1)
+
+
+PassageData = Annotated[WorldPassages | TaskPassages | TextPassages, Field(discriminator="kind")]
+
+
+class KeepProb(Settings):
+    """Latent dropout: each latent is delivered with this probability, drawn anew for every context and step.
+
+    start: at the first step. final: at the last one, on a cosine between; None keeps it frozen at the start's.
+    """
+
+    start: float = Field(default=1.0, gt=0, le=1)
+    final: float | None = Field(default=None, gt=0, le=1)
+
+    def at(self, share: float) -> float:
+        return annealed(self.start, self.final, share)
+
+
+class TextSteps(Settings):
+    """Steps in which the trained readers read the text instead of the latents, so that they stay at home in it.
+
+    probability: of such a step at first. tail: from `steps` steps on, with a cosine between.
+    """
+
+    probability: float = Field(default=1.0, ge=0, le=1)
+    tail: float = Field(default=0.05, ge=0, le=1)
+    steps: int = Field(ge=1)
+
+    def at(self, step: int) -> float:
+        return annealed(self.probability, self.tail, step / self.steps)
 
 
 class Fit(Loop):
-    """One training of a latent wire; its readers stay frozen.
+    """One training of a latent wire; its readers' own weights stay frozen.
 
     passages: contexts a step. questions: at most so many a context and step. contexts: how many different contexts
         there are; None makes as many as the steps need.
+    reader_lora, reader_prefix: low-rank adapters, or so many virtual tokens of prefix tuning, that the readers
+        learn along with the wire (stage B); they are saved with it.
     """
 
     wire: LatentConfig = LatentConfig()
@@ -47,6 +91,10 @@ class Fit(Loop):
     contexts: int | None = Field(default=None, ge=1)
     passages: int = Field(default=128, ge=1)
     questions: int = Field(default=8, ge=1)
+    keep_prob: KeepProb = KeepProb()
+    text_steps: TextSteps | None = None
+    reader_lora: Lora | None = None
+    reader_prefix: int | None = Field(default=None, ge=1)
     learning_rate: float = Field(default=1.5e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: int = Field(default=200, ge=0)
@@ -58,4 +106,48 @@ class Fit(Loop):
         twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
         if twice is not None:
             raise ValueError(f"found {twice!r} twice, expected every objective once")
+        if value[0].auto:
+            raise ValueError(f"found auto on the first, {kinds[0]!r}, expected it on others only")
         return value
+
+    @model_validator(mode="after")
+    def _text_steps_teach(self) -> Self:
+        if self.text_steps is None:
+            return self
+        if self.reader_lora is None and self.reader_prefix is None:
+            raise ValueError(
+                "text_steps: found readers that stay as they are, expected reader_lora or reader_prefix, "
+                "since nothing else learns from a step that reads the text"
+            )
+        if all(each.needs_message for each in self.objectives):
+            raise ValueError("text_steps: found only objectives on latents, expected one on answers")
+        return self
+
+
+def _smoke(settings: Fit) -> Fit:
+    return settings.model_copy(
+        update={
+            "steps": min(settings.steps, 20),
+            "passages": min(settings.passages, 8),
+            "questions": min(settings.questions, 4),
+            "contexts": min(settings.contexts or 64, 64),
+            "warmup_steps": min(settings.warmup_steps, 4),
+            "eval_samples": min(settings.eval_samples, 16),
+            "eval_steps": min(settings.eval_steps, 10),
+            "log_steps": 1,
+        }
+    )
+
+
+def _hero(settings: Fit) -> Fit:
+    return settings.model_copy(
+        update={
+            "steps": settings.steps * 4,
+            "warmup_steps": settings.warmup_steps * 2,
+            "eval_samples": max(settings.eval_samples, 1000),
+        }
+    )
+
+
+PRESETS = {"smoke": _smoke, "hero": _hero}
+"""Sizes of the same training. smoke: does it run, in seconds. hero: four times the steps, finer evaluation."""

@@ -2,56 +2,136 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
+from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
+from latentwire.lm.reading import Columns
 from latentwire.lm.shared import Questions, Shared
+from latentwire.training.fit.teacher import States, Teaching, states
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 
+if TYPE_CHECKING:
+    from latentwire.training.fit.step import Part
+
 
 class Encoded:
-    """The message of B contexts, for all readers of a step.
+    """The message of a part's contexts, for all readers of a step."""
 
-    other: for each of them another one whose context is of another group.
-    """
-
-    def __init__(self, modules: LatentModules, contexts: Sequence[str], other: Sequence[int]) -> None:
-        self.modules, self.contexts = modules, contexts
-        self._other = other
+    def __init__(self, modules: LatentModules, part: Part) -> None:
+        self.modules, self.part = modules, part
 
     @cached_property
     def message(self) -> Latents:
-        latents: Latents = self.modules(self.contexts)
-        return latents
+        """What the readers get: `keep` of the latents, drawn anew for every context and step."""
+        latents: Latents = self.modules(self.part.contexts)
+        return latents if self.part.keep >= 1 else self._thinned(latents)
 
     @cached_property
     def deranged(self) -> Latents:
-        return self.message.select(torch.tensor(self._other, device=self.message.valid.device))
+        return self.message.select(torch.tensor(self.part.other, device=self.message.valid.device))
+
+    def _thinned(self, latents: Latents) -> Latents:
+        rows = []
+        for row, valid in enumerate(latents.valid.tolist()):
+            draw = self.part.draw("keep", row)
+            kept = [known and draw.random() < self.part.keep for known in valid]
+            # Something must be left to read: the first latent, which readers lean on, if nothing else.
+            rows.append(kept if any(kept) else [n == valid.index(True) for n in range(len(valid))])
+        return replace(latents, valid=latents.valid & torch.tensor(rows, device=latents.valid.device))
 
 
 class Evidence:
     """One reader's part of a step; N is the number of answer tokens.
 
-    questions: what it is asked behind each context. text: the contexts as its own tokens.
+    lm: as it is trained, with its adapters where it has any. teaching: the same reader without them.
+    taps: the layers whose hidden states objectives ask for. best_accuracy: the highest running one so far.
     """
 
-    def __init__(self, encoded: Encoded, reader: str, lm: LM, questions: Questions, text: Shared) -> None:
-        self.encoded, self.reader, self.lm = encoded, reader, lm
-        self.questions, self.text = questions, text
+    def __init__(
+        self,
+        encoded: Encoded,
+        reader: str,
+        lm: LM,
+        teaching: Teaching,
+        taps: Sequence[int] = (),
+        best_accuracy: float = 0.0,
+    ) -> None:
+        self.encoded, self.reader, self.lm, self._teaching = encoded, reader, lm, teaching
+        self._taps, self.best_accuracy = tuple(taps), best_accuracy
+
+    @property
+    def teacher_lm(self) -> LM:
+        return self._teaching.lm
+
+    @property
+    def depth(self) -> int:
+        """How many layers the reader has."""
+        return int(self.lm.model.config.get_text_config().num_hidden_layers)
+
+    @property
+    def contexts(self) -> list[str]:
+        return self.encoded.part.contexts
+
+    @property
+    def groups(self) -> list[str]:
+        return self.encoded.part.groups
+
+    @property
+    def questions(self) -> Questions:
+        """What is asked behind each context."""
+        return self.encoded.part.questions[self.reader]
+
+    @property
+    def text(self) -> Shared:
+        """The contexts as the reader's own tokens."""
+        return self.encoded.part.text[self.reader]
+
+    @property
+    def lengths(self) -> list[int]:
+        """Tokens of every answer in the whole step."""
+        return self.encoded.part.lengths[self.reader]
+
+    @property
+    def labels(self) -> int:
+        """N."""
+        return len(self.questions.place)
+
+    def draw(self, name: str, row: int) -> random.Random:
+        """A stream of draws for a context of this step."""
+        return self.encoded.part.draw(name, row)
 
     @property
     def message(self) -> Latents:
         return self.encoded.message
 
     @cached_property
+    def delivered(self) -> Shared:
+        """The latents as the reader gets them."""
+        return self.encoded.modules.deliver(self.message, self.reader)
+
+    @cached_property
+    def _student(self) -> tuple[Forced, States]:
+        read = self.text if self.encoded.part.textual else self.delivered
+        return states(self.questions, read, self.lm, self._taps)
+
+    @property
     def student(self) -> Forced:
-        """The reader behind the latents: hidden `(N, D)`, labels `(N,)`."""
-        return self.questions.forced(self.encoded.modules.deliver(self.message, self.reader), self.lm)
+        """The reader behind the latents (behind the text in a textual step): hidden `(N, D)`, labels `(N,)`."""
+        return self._student[0]
+
+    @property
+    def student_states(self) -> States:
+        """Its hidden states `(N, D)` behind the tapped layers."""
+        return self._student[1]
 
     @cached_property
     def deranged(self) -> Forced:
@@ -59,7 +139,66 @@ class Evidence:
         return self.questions.forced(self.encoded.modules.deliver(self.encoded.deranged, self.reader), self.lm)
 
     @cached_property
-    def teacher(self) -> Forced:
-        """The same reader behind the text itself; nothing flows into it."""
-        with torch.no_grad():
-            return self.questions.forced(self.text, self.lm)
+    def _taught(self) -> tuple[Forced, States] | None:
+        return self._teaching.read(self.questions, self.text, self._taps)
+
+    @property
+    def teacher(self) -> Forced | None:
+        """The same reader behind the text itself; nothing flows into it. None if there was no memory for it."""
+        return None if self._taught is None else self._taught[0]
+
+    @property
+    def teacher_states(self) -> States:
+        """The teacher's hidden states behind the tapped layers; only where there is a teacher."""
+        assert self._taught is not None
+        return self._taught[1]
+
+    @property
+    def _text_columns(self) -> Columns:
+        assert self.text.columns is not None
+        return self.text.columns
+
+    @property
+    def text_valid(self) -> Tensor:
+        """`(B, T)`: the text's tokens that are no padding."""
+        return self._text_columns.valid
+
+    @cached_property
+    def text_embeddings(self) -> Tensor:
+        """`(B, T, D)` in float32: the reader's own embeddings of the text."""
+        assert self.text.content is not None
+        return self.lm.embed(self.text.content).detach().float()
+
+    @property
+    def _soft_columns(self) -> Columns:
+        assert self.delivered.columns is not None
+        return self.delivered.columns
+
+    @property
+    def soft_valid(self) -> Tensor:
+        """`(B, M)`: the reader's soft tokens that are no padding."""
+        return self._soft_columns.valid
+
+    @cached_property
+    def spans(self) -> Tensor:
+        """`(B, M, T)` in float32: one where a text's token stands in the span that a soft token stands for.
+
+        A span ends where its soft token stands and begins behind the one before; their positions, in the source's
+        tokens or by rank, are scaled to the reader's tokens. Those behind the text (slots) share it equally.
+        """
+        soft, columns = self._soft_columns, self._text_columns
+        rank = soft.valid.long().cumsum(1) * soft.valid
+        count = rank.amax(1, keepdim=True).clamp_min(1)
+        source = self.delivered.end[:, None].clamp_min(1)
+        behind = torch.where(soft.valid, soft.positions, 0).amax(1, keepdim=True) >= source
+        ends = torch.where(behind, rank / count, (soft.positions + 1) / source)
+        ends = torch.where(soft.valid, ends, 0.0)
+        starts = torch.cat([torch.zeros_like(ends[:, :1]), ends.cummax(1).values[:, :-1]], 1)
+        place = ((columns.positions + 0.5) / self.text.end[:, None].clamp_min(1))[:, None]
+        member = (starts[..., None] < place) & (place <= ends[..., None]) & columns.valid[:, None]
+        return member.float()
+
+    @property
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the reader's embeddings: mean and spread of each channel `(D,)`, and their mean square."""
+        return self._teaching.table

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import random
-from array import array
 from collections.abc import Callable, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -17,11 +14,17 @@ from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Split
+from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.config import Fit
+from latentwire.training.fit.feed import Feed
 from latentwire.training.fit.objectives import AnswerCrossEntropy
-from latentwire.training.fit.passages import Passage, passages
+from latentwire.training.fit.passages import passages
+from latentwire.training.fit.readers import ReaderConfig, attach, save
+from latentwire.training.fit.readers import start as go_on
 from latentwire.training.fit.step import FitStep, Part, collate, first_right
-from latentwire.training.loop import Measured, Trained, Training, seed_of
+from latentwire.training.fit.teacher import Teaching
+from latentwire.training.loop import Training, seed_of
+from latentwire.training.trainee import Measured, Trained
 from latentwire.wires.latent.modules import LatentModules, fingerprint
 
 SAMPLE_TOKENS = 48
@@ -37,21 +40,19 @@ def fit(
     log: Callable[[str], None] = print,
     progress: Callable[[int, int], None] | None = None,
 ) -> Trained:
-    """Train a wire; its readers stay as they are.
+    """Train a wire; its readers stay as they are, and what they learn beside it is saved with it.
 
     Args:
         readers: the models that read it, by their names in `settings.wire.adapters`. source: the encoder's model.
         folder: gets `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`; a snapshot in `last` is
             continued from, exactly.
-        start: a trained wire to go on from.
+        start: a trained wire to go on from, with steps, optimizer and all that adapts begun anew.
 
     Raises:
         UserError: the data cannot be used, or the wire to start from lacks a piece.
         RuntimeError: a reader's weights have changed.
     """
-    trainee = _Fitting(readers, source, settings, log)
-    if start is not None:
-        trainee.modules.restore(start)
+    trainee = _Fitting(readers, source, settings, log, start)
     training = Training(trainee, settings, folder, log)
     training.train(progress)
     done = training.finish()
@@ -80,22 +81,53 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit) -> None:
 class _Fitting:
     """What the loop asks of a wire's training."""
 
-    def __init__(self, readers: Mapping[str, LM], source: LM, settings: Fit, log: Callable[[str], None]) -> None:
-        self.readers, self.settings = dict(readers), settings
+    def __init__(
+        self,
+        readers: Mapping[str, LM],
+        source: LM,
+        settings: Fit,
+        log: Callable[[str], None],
+        start: Path | None = None,
+    ) -> None:
+        self.settings, self._frozen = settings, dict(readers)
         prints = {name: fingerprint(lm) for name, lm in {**readers, source.name: source}.items()}
         for lm in readers.values():
             lm.model.requires_grad_(False)
         torch.manual_seed(seed_of(settings.seed, "wire"))
         wire = settings.wire.model_copy(update={"fingerprints": prints})
         self.modules = LatentModules(wire, readers, source)
+        torch.manual_seed(seed_of(settings.seed, "readers"))
+        self._learns = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
+        if start is None:
+            self.readers = attach(self.modules, readers, self._learns)
+        else:
+            self.readers = go_on(self.modules, readers, self._learns, start)
         self._devices = {name: lm.device for name, lm in readers.items()}
-        self.step: nn.Module = FitStep(self.modules, readers, settings.objectives)
+        self.adapting = Adapting(settings.objectives)
+        teachings = {name: Teaching(lm, log) for name, lm in readers.items()}
+        self.step: nn.Module = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
+        self._check_carriers()
         wanted = settings.contexts or settings.steps * settings.passages
-        self._train = passages(settings.data, readers, "train", wanted)
+        train = passages(settings.data, readers, "train", wanted)
+        self._feed = Feed(settings, train, self._devices)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
-        log(f"{len(self._train):,} contexts, {trained / 1e6:.2f} M parameters to train")
+        log(f"{len(train):,} contexts, {trained / 1e6:.2f} M parameters to train")
+
+    @torch.no_grad()
+    def _check_carriers(self) -> None:
+        """Raise a UserError if an objective compares soft tokens and a reader gets none."""
+        if not any(each.needs_soft for each in self.settings.objectives):
+            return
+        sample = self.modules(["A few words."])
+        for name in self.readers:
+            if self.modules.deliver(sample, name).content is None:
+                found = next(each.kind for each in self.settings.objectives if each.needs_soft)
+                raise UserError(
+                    f"objectives: found {found}, which compares soft tokens with embeddings, expected an adapter "
+                    f"of {name} that gives embeddings."
+                )
 
     @property
     def module(self) -> nn.Module:
@@ -108,68 +140,30 @@ class _Fitting:
     def mode(self, training: bool) -> None:
         self.modules.train(training)
 
-    def _numbers(self, step: int) -> list[int]:
-        """The contexts of a step: every pass over them is shuffled anew."""
-        count, size = len(self._train), self.settings.passages
-        found: list[int] = []
-        for at in range(step * size, (step + 1) * size):
-            epoch, place = divmod(at, count)
-            found.append(self._order(epoch)[place])
-        return found
-
-    def _order(self, epoch: int) -> list[int]:
-        if self._epoch[0] != epoch:
-            order = list(range(len(self._train)))
-            random.Random(f"{self.settings.seed}/order/{epoch}").shuffle(order)
-            self._epoch = (epoch, order)
-        return self._epoch[1]
-
-    _epoch: tuple[int, list[int]] = (-1, [])
-
     def parts(self, step: int, process: int, processes: int) -> list[Part]:
-        mine = self._numbers(step)[process::processes]
-        size = -(-len(mine) // self.settings.accumulation)
-        return [self._part(step, mine[at : at + size]) for at in range(0, len(mine), size)]
-
-    def _part(self, step: int, numbers: list[int]) -> Part:
-        chosen = []
-        for number in numbers:
-            draw = random.Random(f"{self.settings.seed}/questions/{step}/{number}")
-            count = len(next(iter(self._train[number].pairs.values())))
-            chosen.append(draw.sample(range(count), min(count, self.settings.questions)))
-        return collate([self._train[number] for number in numbers], chosen, self._devices)
+        return self._feed.parts(step, process, processes)
 
     def labels(self, part: Part) -> int:
         return part.labels
 
     def tokens(self, step: int) -> int:
-        numbers = self._numbers(step)
-        return sum(len(ids) for number in numbers for ids in self._train[number].text.values())
-
-    @cached_property
-    def _sha256(self) -> str:
-        digest = hashlib.sha256(repr((self.settings.passages, self.settings.questions)).encode())
-        for passage in self._train:
-            for name, ids in passage.text.items():
-                digest.update(array("q", ids).tobytes())
-                for question, answer in passage.pairs[name]:
-                    digest.update(array("q", [*question, -1, *answer, -1]).tobytes())
-        return digest.hexdigest()
+        return self._feed.tokens(step)
 
     def sha256(self) -> str:
-        return self._sha256
+        return self._feed.sha256
 
-    def _held_out_parts(self) -> list[tuple[list[Passage], Part]]:
+    @cached_property
+    def _held_out_parts(self) -> list[Part]:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
-        return [(each, collate(each, [range(len(_any(p))) for p in each], self._devices)) for each in batches]
+        return [collate(each, [range(p.asked) for p in each], self._devices) for each in batches]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:
         loss, labels, right, firsts = 0.0, 0, 0, 0
         step = self.step
         assert isinstance(step, FitStep)
-        for _, part in self._held_out_parts():
+        for part in self._held_out_parts:
             found = step.evidence(part)
             loss += sum(float(self._objective.loss(each)) for each in found)
             labels += part.labels
@@ -194,7 +188,7 @@ class _Fitting:
         return said
 
     def export(self, folder: Path) -> None:
-        self.modules.save(folder)
+        save(self.modules, self._learns, folder)
 
     def settle(self, folder: Path) -> None:
         self.modules.restore(folder)
@@ -202,10 +196,6 @@ class _Fitting:
 
     def check_frozen(self) -> None:
         """Raise a RuntimeError if a reader is no longer what it was."""
-        for name, lm in self.readers.items():
+        for name, lm in self._frozen.items():
             if fingerprint(lm) != (self.modules.config.fingerprints or {})[name]:
                 raise RuntimeError(f"{name} was to stay frozen, and its weights have changed")
-
-
-def _any(passage: Passage) -> list[Any]:
-    return next(iter(passage.pairs.values()))

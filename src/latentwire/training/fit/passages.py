@@ -18,7 +18,8 @@ from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Split
 from latentwire.tasks.world.reading import Tier, ask_all
-from latentwire.training.fit.config import PassageData, TaskPassages
+from latentwire.training.fit.config import PassageData, TaskPassages, TextPassages, WorldPassages
+from latentwire.training.fit.texts import pieces
 
 PER_JOB = 500
 """Passages that one process makes at a time; fewer are made here."""
@@ -56,6 +57,11 @@ class Passage:
     text: dict[str, list[int]]
     pairs: dict[str, list[Pair]]
 
+    @property
+    def asked(self) -> int:
+        """How many questions there are."""
+        return len(next(iter(self.pairs.values())))
+
 
 def passages(data: PassageData, readers: Mapping[str, LM], split: Split, count: int) -> list[Passage]:
     """The first `count` passages, always the same ones.
@@ -64,6 +70,8 @@ def passages(data: PassageData, readers: Mapping[str, LM], split: Split, count: 
         UserError: data that cannot be read, or without contexts and answers in words.
     """
     tokenizing = {name: Tokenizing.of(lm) for name, lm in readers.items()}
+    if isinstance(data, TextPassages):
+        return [_told(tokenizing, *piece) for piece in pieces(data, split, count)]
     if isinstance(data, TaskPassages) or split != "train":
         return [_tokenize(tokenizing, examples) for examples in islice(_of_task(data, split), count)]
     jobs = [range(at, min(at + PER_JOB, count)) for at in range(0, count, PER_JOB)]
@@ -78,7 +86,7 @@ def _of_world(tiers: Sequence[Tier], tokenizing: Mapping[str, Tokenizing], numbe
     return [_tokenize(tokenizing, ask_all(tiers, number)) for number in numbers]
 
 
-def _of_task(data: PassageData, split: Split) -> Iterator[list[Example]]:
+def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[Example]]:
     """Examples that share a context, the tasks taking turns."""
     named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
     tasks = resolve(named, path)
@@ -102,4 +110,18 @@ def _tokenize(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example])
         context=context,
         text={name: each.format.before(context, each) for name, each in tokenizing.items()},
         pairs={name: [each.pair(example) for example in examples] for name, each in tokenizing.items()},
+    )
+
+
+def _told(tokenizing: Mapping[str, Tokenizing], group: str, context: str, rest: str) -> Passage:
+    """A passage whose one question is the first token of what follows, and whose answer is all the others."""
+    told = {
+        name: each.tokenizer(f" {rest}", add_special_tokens=False)["input_ids"]
+        for name, each in tokenizing.items()
+    }
+    return Passage(
+        group=group,
+        context=context,
+        text={name: each.format.before(context, each) for name, each in tokenizing.items()},
+        pairs={name: [(list(ids[:1]), list(ids[1:]))] for name, ids in told.items()},
     )

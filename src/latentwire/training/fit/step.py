@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -10,9 +11,11 @@ from torch import Tensor, nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.shared import Questions, Shared
+from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.evidence import Encoded, Evidence
 from latentwire.training.fit.objectives import Term
 from latentwire.training.fit.passages import Pair, Passage
+from latentwire.training.fit.teacher import Teaching
 from latentwire.training.step import Losses
 from latentwire.wires.latent.modules import LatentModules
 
@@ -21,64 +24,128 @@ from latentwire.wires.latent.modules import LatentModules
 class Part:
     """B contexts and what is asked about them.
 
-    other: for each another one of another group. questions, text: by reader; see `Evidence`.
+    groups: of the contexts. other: for each another one of another group. questions, text: by reader; see
+    `Evidence`. names: what each context's random draws follow. keep: the share of latents that is delivered.
+    textual: the readers read the text instead. lengths: by reader, tokens of every answer in the whole step, of
+    which this part may be a share.
     """
 
     contexts: list[str]
+    groups: list[str]
     other: list[int]
     questions: dict[str, Questions]
     text: dict[str, Shared]
+    names: list[str]
+    lengths: dict[str, list[int]]
+    keep: float = 1.0
+    textual: bool = False
 
     @property
     def labels(self) -> int:
-        return sum(int(each.learned.sum()) for each in self.questions.values())
+        """How many answer tokens are learned, those of all readers."""
+        return sum(len(each.place) for each in self.questions.values())
+
+    def draw(self, name: str, row: int) -> random.Random:
+        """A stream of draws for a context: a function of seed, step, context and name, not of the batch."""
+        return random.Random(f"{self.names[row]}/{name}")
 
 
 def collate(
-    passages: Sequence[Passage], chosen: Sequence[Sequence[int]], devices: Mapping[str, torch.device]
+    passages: Sequence[Passage],
+    chosen: Sequence[Sequence[int]],
+    devices: Mapping[str, torch.device],
+    names: Sequence[str] = (),
+    *,
+    lengths: dict[str, list[int]] | None = None,
+    keep: float = 1.0,
+    textual: bool = False,
 ) -> Part:
     """A part of passages with the questions of these numbers."""
     groups = [passage.group for passage in passages]
     count = len(groups)
-    turned = [[at, *[(at + step) % count for step in range(1, count)]] for at in range(count)]
-    other = [next((n for n in row if groups[n] != groups[row[0]]), row[0]) for row in turned]
-
-    def pairs(reader: str) -> list[list[Pair]]:
-        return [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
-
+    other = [
+        next((n % count for n in range(at + 1, at + count) if groups[n % count] != groups[at]), at)
+        for at in range(count)
+    ]
+    pairs: dict[str, list[list[Pair]]] = {
+        reader: [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
+        for reader in devices
+    }
     return Part(
         contexts=[passage.context for passage in passages],
+        groups=groups,
         other=other,
-        questions={name: Questions.of(pairs(name), device) for name, device in devices.items()},
+        questions={name: Questions.of(pairs[name], device) for name, device in devices.items()},
         text={
             name: Shared.of_tokens([p.text[name] for p in passages], device) for name, device in devices.items()
         },
+        names=list(names),
+        lengths=lengths or {r: [len(answer) for row in rows for _, answer in row] for r, rows in pairs.items()},
+        keep=keep,
+        textual=textual,
     )
 
 
 class FitStep(nn.Module):
-    """A wire, its readers and the objectives on one part."""
+    """A wire, its readers and the objectives on one part.
 
-    def __init__(self, modules: LatentModules, readers: Mapping[str, LM], objectives: Sequence[Term]) -> None:
+    Args:
+        readers: as they are trained. teachings: the same readers as they were, reading the text.
+    """
+
+    def __init__(
+        self,
+        modules: LatentModules,
+        readers: Mapping[str, LM],
+        teachings: Mapping[str, Teaching],
+        objectives: Sequence[Term],
+        adapting: Adapting,
+    ) -> None:
         super().__init__()
         self.modules_ = modules
-        self._readers = dict(readers)
-        self._objectives = objectives
+        self._readers, self._teachings = dict(readers), dict(teachings)
+        self._objectives, self._adapting = objectives, adapting
+        self._taps = {
+            name: sorted({layer for each in objectives for layer in each.taps(_depth(lm))})
+            for name, lm in readers.items()
+        }
 
     def evidence(self, part: Part) -> list[Evidence]:
         """Each reader's, of one message."""
-        encoded = Encoded(self.modules_, part.contexts, part.other)
+        encoded = Encoded(self.modules_, part)
+        best = self._adapting.best
         return [
-            Evidence(encoded, name, lm, part.questions[name], part.text[name])
+            Evidence(encoded, name, lm, self._teachings[name], self._taps[name], best)
             for name, lm in self._readers.items()
         ]
 
     def forward(self, part: Part, share: float = 0.0) -> Losses:
         found = self.evidence(part)
-        terms = {each.kind: torch.stack([each.loss(one) for one in found]).sum() for each in self._objectives}
-        total = torch.stack([each.weight_at(share) * terms[each.kind] for each in self._objectives]).sum()
-        right, firsts = first_right(found)
-        return Losses(total, terms, part.labels, right, firsts, found[0].message.tensors)
+        terms: dict[str, Tensor] = {}
+        skipped: dict[str, int] = {}
+        total = torch.zeros((), device=next(iter(self.modules_.parameters())).device)
+        for each in self._objectives:
+            skipped[each.kind] = 0
+            if part.textual and each.needs_message:
+                terms[each.kind] = torch.zeros_like(total)
+                continue
+            losses = [each.loss(one) for one in found]
+            skipped[each.kind] = sum(loss is None for loss in losses)
+            heard = [loss.to(total) for loss in losses if loss is not None]
+            terms[each.kind] = torch.stack(heard).sum() if heard else torch.zeros_like(total)
+            weight = each.weight_at(share) * self._adapting.scale(each.kind)
+            total = total + weight * terms[each.kind]
+        # Before accuracies are taken, which needs no gradients: what is computed there first would have none.
+        at = (found[0].student.hidden,) if part.textual else found[0].message.tensors
+        # How well a reader reads the text says nothing of the latents.
+        right, firsts = (0, 0) if part.textual else first_right(found)
+        if not total.requires_grad:  # everything was left out: a step that changes nothing
+            total = total + 0 * torch.stack([each.sum() for each in at]).sum()
+        return Losses(total, terms, part.labels, right, firsts, at, skipped)
+
+
+def _depth(lm: LM) -> int:
+    return int(lm.model.config.get_text_config().num_hidden_layers)
 
 
 @torch.no_grad()
@@ -89,5 +156,5 @@ def first_right(found: Sequence[Evidence]) -> tuple[int, int]:
         first = each.questions.first
         guessed: Tensor = each.lm.head(each.student.hidden[first]).argmax(-1)
         right += int((guessed == each.student.labels[first]).sum())
-        firsts += int(first.sum())
+        firsts += len(guessed)
     return right, firsts

@@ -93,6 +93,11 @@ class LatentModules(nn.Module):
         count = latents.valid.long().cumsum(1)
         return Columns.of(latents.valid, (count - 1).clamp_min(0), documents=shared), count[:, -1]
 
+    def add(self, name: str, module: nn.Module) -> None:
+        """Make what a module wants to learn a part of the wire, saved and restored with it."""
+        self.add_module(name, module)
+        self._pieces += [f"{name}.{key}" for key, each in module.named_parameters() if each.requires_grad]
+
     def pieces(self) -> dict[str, Tensor]:
         """Everything that belongs to the wire, by name, whether it is being trained or not."""
         found = dict(self.named_parameters())

@@ -1,0 +1,46 @@
+"""Objectives of a wire's training, by family. A new one is a class with a `kind`, and a line in `Objective`."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+from pydantic import Field
+
+from latentwire.training.fit.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
+from latentwire.training.fit.objectives.base import Term
+from latentwire.training.fit.objectives.contexts import Gist, Reconstruct
+from latentwire.training.fit.objectives.messages import Align, InfoNce, Manifold, Scale
+from latentwire.training.fit.objectives.teaching import Distill, DistillHidden
+
+__all__ = [
+    "Align",
+    "AnswerCrossEntropy",
+    "Contrast",
+    "Distill",
+    "DistillHidden",
+    "FirstTokens",
+    "Gist",
+    "GrowingTokens",
+    "InfoNce",
+    "Manifold",
+    "Objective",
+    "Reconstruct",
+    "Scale",
+    "Term",
+]
+
+Objective = Annotated[
+    AnswerCrossEntropy
+    | FirstTokens
+    | GrowingTokens
+    | Distill
+    | DistillHidden
+    | Contrast
+    | Scale
+    | Align
+    | Manifold
+    | InfoNce
+    | Reconstruct
+    | Gist,
+    Field(discriminator="kind"),
+]

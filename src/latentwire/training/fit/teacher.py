@@ -1,0 +1,100 @@
+"""Forward passes behind what is shared, with hidden states of chosen layers; the teacher's in chunks that fit."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Forced
+from latentwire.lm.shared import Questions, Shared
+
+States = dict[int, Tensor]
+"""By layer, hidden states `(N, D)` behind it."""
+
+
+def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = ()) -> tuple[Forced, States]:
+    """`Questions.forced`, and hidden states `(N, D)` behind the tapped layers."""
+    with _tapping(lm, taps) as found:
+        forced = questions.forced(shared, lm)
+    width = questions.ids.shape[1]
+    return forced, {layer: hidden[:, -width:][questions.learned] for layer, hidden in found.items()}
+
+
+@contextmanager
+def _tapping(lm: LM, taps: Sequence[int]) -> Iterator[States]:
+    """Collects what the layers return, `(B, Q, D)`, of one pass inside the block."""
+    found: States = {}
+
+    def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, returned: Any) -> None:
+            found[layer] = returned[0] if isinstance(returned, tuple) else returned
+
+        return hook
+
+    layers: Any = lm.model.get_decoder().layers
+    handles = [layers[layer].register_forward_hook(keep(layer)) for layer in taps]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+class Teaching:
+    """A frozen reader that reads the text, as many rows at a time as memory allows.
+
+    rows: how many that is; None until memory has run out. It depends on the machine: no checkpoint holds it.
+    """
+
+    def __init__(self, lm: LM, log: Callable[[str], None]) -> None:
+        self.lm, self._log = lm, log
+        self.rows: int | None = None
+
+    @torch.no_grad()
+    def read(self, questions: Questions, text: Shared, taps: Sequence[int] = ()) -> tuple[Forced, States] | None:
+        """All rows behind the text; None if there is no memory for a single one, which is said in the log."""
+        count = len(questions.ids)
+        parts: list[tuple[Forced, States]] = []
+        at = 0
+        while at < count:
+            size = min(self.rows or count, count - at)
+            part = self._chunk(questions, text, taps, slice(at, at + size))
+            if part is None and size == 1:
+                self._log(f"out of memory: {self.lm.name} cannot read one text as teacher; the step goes without")
+                return None
+            if part is None:
+                self.rows = size // 2
+                self._log(f"out of memory: {self.lm.name} reads {self.rows} instead of {size} texts as teacher")
+                continue
+            parts.append(part)
+            at += size
+        if len(parts) == 1:
+            return parts[0]
+        forced = Forced(
+            torch.cat([each.hidden for each, _ in parts]), torch.cat([each.labels for each, _ in parts])
+        )
+        return forced, {layer: torch.cat([found[layer] for _, found in parts]) for layer in taps}
+
+    def _chunk(
+        self, questions: Questions, text: Shared, taps: Sequence[int], rows: slice
+    ) -> tuple[Forced, States] | None:
+        try:
+            return states(questions.select(rows), text.select(rows), self.lm, taps)
+        except torch.OutOfMemoryError:
+            pass
+        # Behind the handler: the exception holds on to the tensors of the pass that failed.
+        if self.lm.device.type == "cuda":
+            torch.cuda.empty_cache()
+        return None
+
+    @cached_property
+    def table(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Of the reader's embeddings: mean and spread of each channel `(D,)`, and their mean square."""
+        table = self.lm.embeddings().detach().float()
+        return table.mean(0), table.std(0).clamp_min(1e-6), table.square().mean()

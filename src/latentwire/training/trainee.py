@@ -1,0 +1,104 @@
+"""What the training loop asks of whatever it trains, and what it gives back."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation. loss: nats a token. right, firsts: first answer tokens predicted right, and all of them."""
+
+    loss: float
+    right: int
+    firsts: int
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What a training came to. stopped: why it ended. train_rows_sha256: of tokens, labels and order; equal for
+    two stages that saw the same data. tokens: read in training, padding not counted. skipped: by objective, how
+    often there was no memory for it."""
+
+    steps: int
+    stopped: str
+    best_step: int
+    best_loss: float
+    train_rows_sha256: str
+    tokens: int
+    seconds: float
+    skipped: dict[str, int] = field(default_factory=dict)
+
+
+class Adapting(Protocol):
+    """Numbers that change what is trained on as training goes."""
+
+    @property
+    def wants_norms(self) -> bool:
+        """Whether the objectives' gradient norms are needed in every step, not only in those logged."""
+
+    def stepped(self, accuracy: float | None, skipped: Mapping[str, int]) -> None:
+        """Told after a step: the accuracy of first tokens, None if unknown, and what there was no memory for."""
+
+    def measured(self, norms: Mapping[str, float]) -> None:
+        """Told the objectives' gradient norms."""
+
+    @property
+    def skipped(self) -> dict[str, int]:
+        """By objective, how often there was no memory for it so far."""
+
+    def state(self) -> dict[str, Any]: ...
+
+    def restore(self, state: Mapping[str, Any]) -> None: ...
+
+
+class Trainee(Protocol):
+    """What is trained: a model over a wire, or a wire before its readers.
+
+    step: called with a part and the share of steps done, gives `Losses`. module: whose parameters are trained.
+    """
+
+    step: nn.Module
+
+    @property
+    def module(self) -> nn.Module: ...
+
+    @property
+    def device(self) -> torch.device: ...
+
+    def mode(self, training: bool) -> None:
+        """Make everything ready to be trained, or to be evaluated."""
+
+    def parts(self, step: int, process: int, processes: int) -> Sequence[Any]:
+        """This process's share of a step's data, in as many passes as accumulation asks for."""
+
+    def labels(self, part: Any) -> int:
+        """How many tokens are learned in a part."""
+
+    def tokens(self, step: int) -> int:
+        """How many tokens a step reads, in all processes."""
+
+    def sha256(self) -> str:
+        """Of the data and its order."""
+
+    def evaluate(self) -> Measured:
+        """On the held-out examples."""
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What it says to some of them."""
+
+    @property
+    def adapting(self) -> Adapting | None:
+        """What adapts to how training goes, saved with every checkpoint; None where nothing does."""
+
+    def export(self, folder: Path) -> None:
+        """Write what has been trained; training can go on."""
+
+    def settle(self, folder: Path) -> None:
+        """End training, with what an exported folder holds."""
