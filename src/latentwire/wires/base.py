@@ -51,8 +51,12 @@ class Wire(BaseModel, ABC):
     """Whether a scored token can see its own label. Marked in every table; not trained with."""
     question_aware: ClassVar[bool] = False
     """Whether contexts are encoded with their question in sight. Said under every table."""
-    compresses: ClassVar[bool] = False
-    """Whether the message is `Latents`, made once for all questions: then costs are measured."""
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the message is latents, made once for all questions, to be read instead of text: then what it
+        costs is measured."""
+        return False
 
     def bind(self, lm: LM) -> Self:
         """This wire made ready for a reader; most need nothing."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import torch
 from pydantic import PrivateAttr
@@ -36,7 +36,6 @@ class LatentWire(Wire):
         latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really quantized).
     """
 
-    compresses: ClassVar[bool] = True
     control: Control | None = None
     _modules: LatentModules | None = PrivateAttr(None)
     _reader: str = PrivateAttr("")
@@ -70,6 +69,10 @@ class LatentWire(Wire):
         assert isinstance(message, Latents)
         shared = self.modules.deliver(message, self._reader)
         return shared.ask([lm.format.behind(prompt.question, lm) for prompt in prompts], lm)
+
+    @property
+    def compresses(self) -> bool:
+        return self.control is None  # a control's costs are those of the wire itself
 
     @property
     def modules(self) -> LatentModules:

@@ -1,0 +1,70 @@
+"""How much of what a context is worth goes over a wire: retention, raw, and the gap closed, above the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from latentwire.evaluation.combinations import Arms, Combination
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import members
+from latentwire.evaluation.summary import by_arm, rows
+
+TEXT, NONE, FLOOR = "text", "none", "floor"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One arm on one task, by the primary metric.
+
+    retention: arm / text. closed: (arm − floor) / (text − floor), undefined where text is not resolved above the
+    floor. floor_is: what the floor is made of, the highest of `none`, `type_floor` and `chance` task by task.
+    """
+
+    retention: Combination
+    closed: Combination
+    floor: float
+    floor_is: str
+    n: int
+
+
+def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Gap]]:
+    """By arm and task, families and `macro` included; empty unless `text` and `none` are among the arms.
+
+    Arms are compared on the examples that they share with both, groups resampled for all of them together: so a
+    floor that is an arm brings its own uncertainty, one that is a number brings none.
+
+    Args:
+        floors: of each task those that are numbers (`Evaluation.floors`).
+    """
+    arms = by_arm(outcomes)
+    if not {TEXT, NONE} <= arms.keys():
+        return {}
+    found: dict[str, dict[str, Gap]] = {}
+    for name, own in arms.items():
+        if name not in (TEXT, NONE):
+            asked = {(o.task, o.id) for o in own}
+            three = {arm: [o for o in arms[arm] if (o.task, o.id) in asked] for arm in (TEXT, NONE)} | {name: own}
+            tasks = rows(o.task for o in own)
+            found[name] = {
+                task: _gap(name, {a: members(o, task) for a, o in three.items()}, floors) for task in tasks
+            }
+    return found
+
+
+def _gap(name: str, part: Mapping[str, Sequence[Outcome]], floors: Mapping[str, Mapping[str, float]]) -> Gap:
+    arms = Arms.of(part)
+    picks: list[str | float] = []
+    called = []
+    for task, blind in zip(sorted({o.task for o in part[name]}), arms.means(NONE), strict=True):
+        best = max((value, kind) for kind, value in {NONE: float(blind), **floors.get(task, {})}.items())
+        picks.append(NONE if best[1] == NONE else best[0])
+        called.append(best[1])
+    arms = arms.with_mixed(FLOOR, picks)
+    return Gap(
+        retention=arms.ratio({name: 1}, {TEXT: 1}),
+        closed=arms.ratio({name: 1, FLOOR: -1}, {TEXT: 1, FLOOR: -1}),
+        floor=arms.value(FLOOR),
+        floor_is=", ".join(dict.fromkeys(called)),
+        n=len(part[name]),
+    )
