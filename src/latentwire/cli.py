@@ -112,6 +112,8 @@ def eval_(
     closed = gaps(result.outcomes, result.floors) if sending else {}
     leaking = [arm.label for arm in arms if arm.leaks]
     console.print(tables.scores(result, leaking))
+    for sentence in wire_tables.followed(result.outcomes):
+        print(sentence)
     if closed:
         console.print(wire_tables.gap_table(closed))
     if spent:

@@ -1,11 +1,14 @@
 """Claims about the gap closed and about gates: right values, floors where they belong, nothing made up."""
 
+from dataclasses import replace
+
 import pytest
 
 from latentwire.errors import UserError
 from latentwire.evaluation.gaps import gaps
 from latentwire.evaluation.gates import Gate, hold
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.wire_tables import followed
 
 
 def arm(name, share, n=400, task="t", only=None):
@@ -43,6 +46,14 @@ def test_an_arm_that_left_examples_out_is_compared_on_those_it_has():
 
 def test_without_text_and_none_nothing_is_derived():
     assert gaps([*arm("text", 0.9), *arm("x", 0.5)], {}) == {}
+
+
+def test_a_counterfactual_arm_has_no_gap_and_is_told_in_words():
+    changed = [replace(o, metrics={**o.metrics, "sticks": 0.25}) for o in arm("x:counterfactual", 0.7)]
+    assert gaps([*ARMS, *changed], {}).keys() == {"x"}
+    (sentence,) = followed([*ARMS, *changed])
+    assert "t over x:counterfactual: follows 0.700" in sentence
+    assert "sticks 0.250" in sentence
 
 
 def test_a_perfect_wire_closes_all_of_it_and_a_blind_one_nothing():

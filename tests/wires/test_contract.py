@@ -1,9 +1,11 @@
 """What every wire promises, whichever it is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from latentwire import wires
+from latentwire import models, wires
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.prefix import Prefix, pad_rows
@@ -245,6 +247,27 @@ def test_a_wrong_wire_is_told_in_one_sentence(text, part):
         wires.parse(text)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_stands_for_the_best_wire_that_it_trained(lm, named, tmp_path):
+    best = tmp_path / "checkpoints" / "best"
+    best.parent.mkdir()
+    best.symlink_to(named("FOLDER"))
+    run, folder = (wires.parse(path).bind(lm) for path in (str(tmp_path), named("FOLDER")))
+    assert run.label == str(tmp_path)
+    contexts = [PROMPTS[0].context]
+    assert torch.equal(run.encode(contexts).flat(), folder.encode(contexts).flat())
+
+
+def test_an_embedded_wire_is_known_by_its_files(monkeypatch, named):
+    monkeypatch.setattr(models, "WIRES", ("heron-4x",))
+    monkeypatch.setattr(models, "__file__", str(Path(named("FOLDER")).parent / "__init__.py"))
+    link = Path(named("FOLDER")).parent / "heron-4x"
+    link.symlink_to(named("FOLDER"))
+    assert wires.parse("embedded:heron-4x:4bit").label == "embedded:heron-4x:4bit"
+    with pytest.raises(UserError, match="nearest: heron-4x"):
+        wires.parse("embedded:heron-4")
+    link.unlink()
 
 
 def test_layers_that_the_model_has_not_are_refused(lm):

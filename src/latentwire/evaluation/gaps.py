@@ -32,7 +32,8 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
     """By arm and task, families and `macro` included; empty unless `text` and `none` are among the arms.
 
     Arms are compared on the examples that they share with both, groups resampled for all of them together: so a
-    floor that is an arm brings its own uncertainty, one that is a number brings none.
+    floor that is an arm brings its own uncertainty, one that is a number brings none. Counterfactual arms have
+    no gap: other answers are expected of them than of the text.
 
     Args:
         floors: of each task those that are numbers (`Evaluation.floors`).
@@ -42,7 +43,7 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
         return {}
     found: dict[str, dict[str, Gap]] = {}
     for name, own in arms.items():
-        if name not in (TEXT, NONE):
+        if name not in (TEXT, NONE) and not any("sticks" in o.metrics for o in own):
             asked = {(o.task, o.id) for o in own}
             three = {arm: [o for o in arms[arm] if (o.task, o.id) in asked] for arm in (TEXT, NONE)} | {name: own}
             tasks = rows(o.task for o in own)

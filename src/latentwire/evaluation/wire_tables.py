@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.table import Table
 
 from latentwire.evaluation.combinations import Combination
 from latentwire.evaluation.costs import Costs
 from latentwire.evaluation.gaps import Gap
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import estimate, members
+from latentwire.evaluation.summary import by_arm
 
 
 def gap_table(found: Mapping[str, Mapping[str, Gap]]) -> Table:
@@ -30,6 +33,16 @@ def shown(found: Combination) -> str:
         return "undefined: text is not above the floor"
     low, high = ("open" if bound is None else f"{bound:.3f}" for bound in (found.low, found.high))
     return f"{found.value:.3f} [{low}, {high}]"
+
+
+def followed(outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence for each counterfactual arm and task: how often the answer follows the passage, or sticks."""
+    told = []
+    for arm, found in by_arm(outcomes).items():
+        for task in dict.fromkeys(o.task for o in found if "sticks" in o.metrics):
+            part = members(found, task)
+            told.append(f"{task} over {arm}: follows {estimate(part)}; sticks {estimate(part, 'sticks')}")
+    return told
 
 
 def cost_table(found: Mapping[str, Mapping[str, Costs]]) -> Table:
