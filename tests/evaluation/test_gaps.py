@@ -44,6 +44,14 @@ def test_an_arm_that_left_examples_out_is_compared_on_those_it_has():
     assert gaps(whole, {})["x"]["t"].n == 300
 
 
+def test_every_reader_has_its_own_text_and_floor():
+    other = [*arm("text@wren", 0.8), *arm("none@wren", 0.2), *arm("x@wren", 0.5), *arm("union(x + x@wren)", 1.0)]
+    found = gaps([*ARMS, *other], {})
+    assert found["x"]["t"].closed.value == pytest.approx(0.8)
+    assert found["x@wren"]["t"].closed.value == pytest.approx(0.5)
+    assert found.keys() == {"x", "x@wren"}
+
+
 def test_without_text_and_none_nothing_is_derived():
     assert gaps([*arm("text", 0.9), *arm("x", 0.5)], {}) == {}
 

@@ -29,7 +29,7 @@ class Gap:
 
 
 def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Gap]]:
-    """By arm and task, families and `macro` included; empty unless `text` and `none` are among the arms.
+    """By arm and task, families and `macro` included, for arms whose reader has `text` and `none` among the arms.
 
     Arms are compared on the examples that they share with both, groups resampled for all of them together: so a
     floor that is an arm brings its own uncertainty, one that is a number brings none. Counterfactual arms have
@@ -39,17 +39,19 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
         floors: of each task those that are numbers (`Evaluation.floors`).
     """
     arms = by_arm(outcomes)
-    if not {TEXT, NONE} <= arms.keys():
-        return {}
     found: dict[str, dict[str, Gap]] = {}
     for name, own in arms.items():
-        if name not in (TEXT, NONE) and not any("sticks" in o.metrics for o in own):
-            asked = {(o.task, o.id) for o in own}
-            three = {arm: [o for o in arms[arm] if (o.task, o.id) in asked] for arm in (TEXT, NONE)} | {name: own}
-            tasks = rows(o.task for o in own)
-            found[name] = {
-                task: _gap(name, {a: members(o, task) for a, o in three.items()}, floors) for task in tasks
-            }
+        _, at, reader = name.rpartition("@")
+        text, none = (f"{arm}@{reader}" if at else arm for arm in (TEXT, NONE))
+        if name in (text, none) or not {text, none} <= arms.keys() or any("sticks" in o.metrics for o in own):
+            continue
+        asked = {(o.task, o.id) for o in own}
+        three = {TEXT: arms[text], NONE: arms[none], name: own}
+        shared = {arm: [o for o in each if (o.task, o.id) in asked] for arm, each in three.items()}
+        found[name] = {
+            task: _gap(name, {arm: members(each, task) for arm, each in shared.items()}, floors)
+            for task in rows(o.task for o in own)
+        }
     return found
 
 

@@ -51,7 +51,7 @@ def cost_table(found: Mapping[str, Mapping[str, Costs]]) -> Table:
     table.add_column("costs")
     table.add_column("task")
     columns = ("tokens", "latents", "bytes 16/8/6/4 bit", "text", "text kv", "encode ms", "text ms", "cold ms")
-    for name in (*columns, "warm ms", "pays after"):
+    for name in (*columns, "warm ms", "pays after questions"):
         table.add_column(name, justify="right")
     for arm, tasks in found.items():
         for task, each in tasks.items():
@@ -64,6 +64,6 @@ def cost_table(found: Mapping[str, Mapping[str, Costs]]) -> Table:
                 f"{each.text_bytes:,.0f}",
                 f"{each.text_kv_bytes:,.0f}",
                 *(f"{ms:.1f}" for ms in (each.encode_ms, each.text_ms, each.cold_ms, each.warm_ms)),
-                "never" if each.pays_after is None else f"{each.pays_after} questions",
+                "never" if each.pays_after is None else str(each.pays_after),
             )
     return table
