@@ -65,7 +65,10 @@ def eval_(
     ],
     wire: Annotated[
         list[str] | None,
-        typer.Option(help="KIND[,OPTION=VALUE]..., may be repeated. [default: text, text,mask=prefix and none]"),
+        typer.Option(
+            help="WIRE[:VARIANT][@READER], WIRE being KIND[,OPTION=VALUE]..., a trained wire's folder or "
+            "embedded:NAME; may be repeated. [default: text, text,mask=prefix and none]"
+        ),
     ] = None,
     data: Annotated[
         Path | None, typer.Option(help="The file (or folder) of a task that is read from one.")
@@ -78,27 +81,45 @@ def eval_(
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
-    from latentwire import wires
-    from latentwire.evaluation import tables
-    from latentwire.evaluation.evaluate import evaluate
+    from latentwire.evaluation import arms as parsing
+    from latentwire.evaluation import costs, tables, wire_tables
+    from latentwire.evaluation.gaps import gaps
+    from latentwire.evaluation.readers import evaluate_readers
     from latentwire.evaluation.summary import summarize
     from latentwire.files import write_atomically
     from latentwire.tasks import resolve
 
     if limit is not None and limit < 1:
         raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
-    arms = list({parsed.label: parsed for parsed in map(wires.parse, wire or DEFAULT_WIRES)}.values())
+    arms = list({parsed.label: parsed for parsed in map(parsing.parse, wire or DEFAULT_WIRES)}.values())
     tasks = resolve(task, data, include_path)
     if json_file is not None:
         _check_writable(json_file)
     lm = _load(model, adapter)
+    others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
+    readers: dict[str | None, LM] = {name: lm if name == model else _load(name, None) for name in others}
+    readers[None] = lm
     console = _console()
     started = time.monotonic()
     with _progress(len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as progress:
-        result = evaluate(lm, tasks, arms, limit=limit, progress=progress)
+        result = evaluate_readers(readers, tasks, arms, limit=limit, progress=progress)
     seconds = time.monotonic() - started
+    sending = [arm for arm in arms if arm.wire.compresses and arm.variant is None]
+    spent = {
+        arm.label: {each.name: costs.measure(readers[arm.reader], each, arm, limit=limit) for each in tasks}
+        for arm in sending
+    }
+    closed = gaps(result.outcomes, result.floors) if sending else {}
     leaking = [arm.label for arm in arms if arm.leaks]
     console.print(tables.scores(result, leaking))
+    for sentence in wire_tables.followed(result.outcomes):
+        print(sentence)
+    if closed:
+        console.print(wire_tables.gap_table(closed))
+    if spent:
+        console.print(wire_tables.cost_table(spent))
+    if sending and not any(arm.wire.question_aware for arm in arms):
+        print("Contexts are compressed without the question: no message knows what will be asked.")
     if (wrong := tables.errors(result)) is not None:
         console.print(wrong)
     for each in tasks:
@@ -109,10 +130,16 @@ def eval_(
     for name, count in result.unstable.items():
         if count:
             print(f"{name}: {count} prompts end in tokens that the answer would change; these stay causal.")
+    for (label, name), count in result.skipped.items():
+        print(f"{name}: {count} examples that {label} could not change are left out of it.")
     if leaking:
         print(f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading.")
     if json_file is not None:
-        numbers = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
+        numbers: dict[str, Any] = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
+        if spent:
+            numbers["costs"] = {arm: {at: each.to_json() for at, each in of.items()} for arm, of in spent.items()}
+        if closed:
+            numbers["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in closed.items()}
         if adapter is not None:
             numbers["adapter"] = str(adapter)
         write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")

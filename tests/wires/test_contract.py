@@ -1,13 +1,20 @@
 """What every wire promises, whichever it is."""
 
+from pathlib import Path
+
 import pytest
 import torch
 
-from latentwire import wires
+from latentwire import models, wires
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import CAUSAL, Prompt
+from latentwire.wires.latent.adapters import Native
+from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
+from latentwire.wires.latent.message import Latents
+from latentwire.wires.latent.modules import LatentConfig, LatentModules
+from latentwire.wires.latent.select import Anchors
 from tests.models import tiny_lm
 
 SPECS = [
@@ -19,9 +26,28 @@ SPECS = [
     "none,mask=prefix",
     "budget,tokens=4",
     "repeat",
+    "budget,ratio=2",
+    "prune,tokens=4",
+    "prune,ratio=2",
     "leaky",
 ]
-HONEST = [spec for spec in SPECS if spec != "leaky"]
+LATENT = [
+    "nth,ratio=1",
+    "nth,ratio=3",
+    "nth,tokens=3",
+    "evict,ratio=3",
+    "evict,tokens=3",
+    "nth,ratio=3:zero",
+    "nth,ratio=3:mean",
+    "evict,ratio=3:4bit",
+    "FOLDER",
+    "FOLDER:mean",
+    "FOLDER:8bit",
+    "CONSTANT",
+]
+"""FOLDER stands for a trained wire's, CONSTANT for that of a learned prefix."""
+ALL = SPECS + LATENT
+HONEST = [spec for spec in ALL if spec != "leaky"]
 PROMPTS = [
     Prompt(context="Ada lives in the old town by the river.", question="Where does Ada live?"),
     Prompt(context="The heron stood in the shallow water.", question="Who stood?"),
@@ -34,24 +60,52 @@ def lm():
     return tiny_lm("llama")
 
 
+@pytest.fixture(scope="module")
+def named(lm, tmp_path_factory):
+    """A wire by its name, with FOLDER and CONSTANT as folders."""
+    encoders = {"FOLDER": SelfEncoder(select=Anchors(ratio=3), rank=2), "CONSTANT": ConstantEncoder(tokens=3)}
+    folders = {}
+    for name, encoder in encoders.items():
+        torch.manual_seed(0)
+        config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: Native()})
+        modules = LatentModules(config, {lm.name: lm}, lm)
+        for each in modules.trained().values():
+            each.data += 0.1 * torch.randn_like(each)
+        folders[name] = tmp_path_factory.mktemp(name)
+        modules.save(folders[name])
+
+    def of(spec):
+        for name, folder in folders.items():
+            spec = spec.replace(name, str(folder))
+        return spec
+
+    return of
+
+
+@pytest.fixture(scope="module")
+def bound(lm, named):
+    return lambda spec: wires.parse(named(spec)).bind(lm).sampled([*(p.context for p in PROMPTS), "Ada has 12."])
+
+
 def states(lm, prefix, answers):
     with torch.no_grad():
         return lm.forced(prefix, pad_rows(answers, -100)).hidden
 
 
 def test_every_kind_is_tested():
-    assert {each.split(",")[0] for each in SPECS} == set(wires.KINDS)
+    assert {each.split(",")[0] for each in ALL if each.islower()} == set(wires.KINDS)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_a_label_names_its_wire(spec):
+@pytest.mark.parametrize("spec", ALL)
+def test_a_label_names_its_wire(named, spec):
+    spec = named(spec)
     assert wires.parse(spec).label == spec
     assert wires.parse(wires.parse(spec).label) == wires.parse(spec)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_a_prompt_reads_the_same_alone_in_a_batch_and_in_another_order(lm, spec):
-    wire = wires.parse(spec).bind(lm)
+@pytest.mark.parametrize("spec", ALL)
+def test_a_prompt_reads_the_same_alone_in_a_batch_and_in_another_order(lm, bound, spec):
+    wire = bound(spec)
     answers = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
     together = states(lm, wire(PROMPTS, lm), answers)
     for n, prompt in enumerate(PROMPTS):
@@ -60,9 +114,9 @@ def test_a_prompt_reads_the_same_alone_in_a_batch_and_in_another_order(lm, spec)
     torch.testing.assert_close(backwards.flip(0), together, atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_padding_columns_change_nothing(lm, spec):
-    wire = wires.parse(spec).bind(lm)
+@pytest.mark.parametrize("spec", ALL)
+def test_padding_columns_change_nothing(lm, bound, spec):
+    wire = bound(spec)
     prefix = wire(PROMPTS[:1], lm)
     longer = wire([PROMPTS[0], Prompt(context=PROMPTS[0].context * 2, question="Where? " * 9)], lm)
     padded = longer.select(torch.tensor([0]))
@@ -70,27 +124,32 @@ def test_padding_columns_change_nothing(lm, spec):
     torch.testing.assert_close(states(lm, padded, [[5, 6]]), states(lm, prefix, [[5, 6]]), atol=1e-5, rtol=0)
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_the_context_comes_from_the_message_alone(lm, spec):
+@pytest.mark.parametrize("spec", ALL)
+def test_the_context_comes_from_the_message_alone(lm, bound, spec):
     """A wire that looked past its message at the prompt's context could not be a control."""
-    wire = wires.parse(spec).bind(lm)
+    wire = bound(spec)
     message = wire.encode([PROMPTS[0].context])
     elsewhere = Prompt(context="something else entirely", question=PROMPTS[0].question)
-    assert torch.equal(wire.deliver(message, [elsewhere], lm).ids, wire(PROMPTS[:1], lm).ids)
+    delivered = wire.deliver(message, [elsewhere], lm)
+    assert torch.equal(states(lm, delivered, [[5, 6]]), states(lm, wire(PROMPTS[:1], lm), [[5, 6]]))
 
 
-@pytest.mark.parametrize("spec", SPECS)
-def test_the_message_is_counted_in_bytes(lm, spec):
-    wire = wires.parse(spec).bind(lm)
+@pytest.mark.parametrize("spec", ALL)
+def test_the_message_is_counted_in_bytes(lm, bound, spec):
+    wire = bound(spec)
     message = wire.encode([prompt.context for prompt in PROMPTS])
-    assert all(0 <= n <= len(p.context.encode()) for n, p in zip(message.nbytes(), PROMPTS, strict=True))
+    if isinstance(message, Latents):
+        *texts, nothing = message.nbytes()
+        assert all(each > nothing or spec == "CONSTANT" for each in texts)
+    else:
+        assert all(0 <= n <= len(p.context.encode()) for n, p in zip(message.nbytes(), PROMPTS, strict=True))
     if spec.startswith("none"):
         assert message.nbytes() == [0, 0, 0]
 
 
 @pytest.mark.parametrize("spec", HONEST)
-def test_no_answer_token_changes_what_stands_before_it(lm, spec):
-    prefix = wires.parse(spec).bind(lm)(PROMPTS, lm)
+def test_no_answer_token_changes_what_stands_before_it(lm, bound, spec):
+    prefix = bound(spec)(PROMPTS, lm)
     one = states(lm, prefix, [[5, 6, 7, 8]] * 3)
     two = states(lm, prefix, [[5, 6, 99, 8]] * 3)
     assert torch.equal(one[:, :3], two[:, :3])
@@ -110,8 +169,8 @@ def test_leaky_sees_its_own_label_and_says_so(lm):
 
 
 @pytest.mark.parametrize("spec", HONEST)
-def test_prefill_and_scoring_equal_one_pass(lm, spec):
-    prefix = wires.parse(spec).bind(lm)(PROMPTS, lm)
+def test_prefill_and_scoring_equal_one_pass(lm, bound, spec):
+    prefix = bound(spec)(PROMPTS, lm)
     answers = [[5, 6, 7]] * 3
     full = lm.head(states(lm, prefix, answers)).log_softmax(-1)
     expected = full.gather(-1, torch.tensor(answers)[..., None]).sum((1, 2))
@@ -174,6 +233,13 @@ def test_the_tail_that_an_answer_would_change_stays_causal(lm):
         ("text,layers=5-2", "range"),
         ("", "expected one of"),
         ("text,layers=0-1", "without a mask"),
+        ("nth,ratio=4,tokens=4", "only one of the two"),
+        ("evict", "required"),
+        ("nth,ratio=4:zeros", "nearest: zero"),
+        ("text:4bit", "sends no latents"),
+        ("nth,ratio=4,control=zero", "expected OPTION=VALUE"),
+        ("/tmp", "wire.json"),
+        ("embedded:no-such-wire", "embedded:no-such-wire"),
     ],
 )
 def test_a_wrong_wire_is_told_in_one_sentence(text, part):
@@ -181,6 +247,27 @@ def test_a_wrong_wire_is_told_in_one_sentence(text, part):
         wires.parse(text)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
+
+
+def test_a_run_stands_for_the_best_wire_that_it_trained(lm, named, tmp_path):
+    best = tmp_path / "checkpoints" / "best"
+    best.parent.mkdir()
+    best.symlink_to(named("FOLDER"))
+    run, folder = (wires.parse(path).bind(lm) for path in (str(tmp_path), named("FOLDER")))
+    assert run.label == str(tmp_path)
+    contexts = [PROMPTS[0].context]
+    assert torch.equal(run.encode(contexts).flat(), folder.encode(contexts).flat())
+
+
+def test_an_embedded_wire_is_known_by_its_files(monkeypatch, named):
+    monkeypatch.setattr(models, "WIRES", ("heron-4x",))
+    monkeypatch.setattr(models, "__file__", str(Path(named("FOLDER")).parent / "__init__.py"))
+    link = Path(named("FOLDER")).parent / "heron-4x"
+    link.symlink_to(named("FOLDER"))
+    assert wires.parse("embedded:heron-4x:4bit").label == "embedded:heron-4x:4bit"
+    with pytest.raises(UserError, match="nearest: heron-4x"):
+        wires.parse("embedded:heron-4")
+    link.unlink()
 
 
 def test_layers_that_the_model_has_not_are_refused(lm):

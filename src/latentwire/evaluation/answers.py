@@ -10,8 +10,10 @@ from typing import TypeVar
 import torch
 
 from latentwire.evaluation import metrics
+from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.items import Item, batches, reading
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.variants import golds
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
@@ -20,15 +22,14 @@ from latentwire.lm.scoring import Score, score_whole
 from latentwire.lm.sharing import Request
 from latentwire.lm.together import Together, Work
 from latentwire.tasks.base import Task
-from latentwire.wires import Wire
 
 T = TypeVar("T")
 
 
 def answers(
-    lm: LM, task: Task, wire: Wire, items: Sequence[Item], batch_tokens: int, work: Work
+    lm: LM, task: Task, arm: Arm, items: Sequence[Item], batch_tokens: int, work: Work
 ) -> Iterator[Outcome]:
-    """Every item's outcome under one (bound) wire, in the order in which they are done.
+    """Every item's outcome under one (bound and prepared) arm, in the order in which they are done.
 
     Choices behind plain tokens are scored together, so that what prompts share is read once
     (`lm.together`); whatever else a wire delivers is read batch by batch.
@@ -37,7 +38,7 @@ def answers(
     waiting = _Waiting()
     for batch in batches(items, batch_tokens):
         rows = [row for item in batch for row in item.rows()]
-        prefix = wire([prompt for prompt, _ in rows], reader)
+        prefix = arm.wire([prompt for prompt, _ in rows], reader)
         read = prefix.columns.valid.sum(1)
         if prefix.memory is not None:
             read = read + prefix.memory.columns.valid.sum(1)
@@ -47,13 +48,13 @@ def answers(
         if requests is not None:
             waiting.add(batch, columns, requests, prefix.layers)
             continue
-        texts, scores = _ask(reader, task, prefix, behind)
-        parts = zip(batch, _by_item(batch, texts), columns, _by_item(batch, scores), strict=True)
-        for item, said, count, scored in parts:
-            yield _outcome(task, wire, item, said[0], [s for row in scored for s in row], sum(count))
+        asked = _by_item(batch, _ask(reader, task, prefix, behind))
+        for item, count, rows_of in zip(batch, columns, asked, strict=True):
+            scores = [score for each in rows_of for score in each.scores]
+            yield _outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank)
     together = Together(reader, waiting.layers, batch_tokens, work)
     for item, total, found in waiting.scored(together):
-        yield _outcome(task, wire, item, None, found, total)
+        yield _outcome(task, arm, item, None, found, total)
 
 
 def _by_item(batch: Sequence[Item], rows: Sequence[T]) -> list[Sequence[T]]:
@@ -96,21 +97,40 @@ class _Waiting:
                 yield item, count, [score for row in sorted(rows) for score in rows[row]]
 
 
+@dataclass(frozen=True)
+class _Asked:
+    """What a row was answered with. text: what was generated, if anything; then rank is how many tokens were
+    likelier than the first of the gold answer."""
+
+    scores: list[Score]
+    text: str | None = None
+    rank: int | None = None
+
+
 @torch.no_grad()
-def _ask(
-    lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]]
-) -> tuple[list[str | None], list[list[Score]]]:
+def _ask(lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]]) -> list[_Asked]:
     if task.answer == "choice" and prefix.leaky:
-        return [None] * len(answers), score_whole(lm, prefix, answers)
+        return [_Asked(row) for row in score_whole(lm, prefix, answers)]
     prefilled = lm.prefill(prefix)
     scores = score_whole(lm, prefix, answers) if prefix.leaky else lm.score(prefilled, answers)
     if task.answer == "choice":
-        return [None] * len(answers), scores
+        return [_Asked(row) for row in scores]
+    first = torch.tensor([[row[0][0]] for row in answers], device=lm.device)
+    ranks = (prefilled.logits > prefilled.logits.gather(1, first)).sum(1).tolist()
     how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop)
-    return [text.text.strip() for text in lm.generate(prefilled, how)], scores
+    texts = [found.text.strip() for found in lm.generate(prefilled, how)]
+    return [_Asked(row, text, rank) for row, text, rank in zip(scores, texts, ranks, strict=True)]
 
 
-def _outcome(task: Task, wire: Wire, item: Item, text: str | None, scores: list[Score], columns: int) -> Outcome:
+def _outcome(
+    task: Task,
+    arm: Arm,
+    item: Item,
+    text: str | None,
+    scores: list[Score],
+    columns: int,
+    rank: int | None = None,
+) -> Outcome:
     example = item.example
     error = None
     if text is None:
@@ -125,13 +145,19 @@ def _outcome(task: Task, wire: Wire, item: Item, text: str | None, scores: list[
         found = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
         gold = scores[0]
         error = "unreadable" if found["unreadable"] else None if found["exact_match"] else "wrong number"
+    also = {"nll": -gold.logprob / gold.tokens}
+    if rank is not None:
+        also |= {"first_token_top1": float(rank < 1), "first_token_top5": float(rank < 5)}
+    if arm.variant == "counterfactual" and item.original is not None:
+        old = map(metrics.normalize, golds(item.original))
+        also["sticks"] = float(metrics.normalize(text) in old)
     return Outcome(
         task=task.name,
-        arm=wire.label,
+        arm=arm.label,
         id=example.id,
         group=example.group,
         prediction=text,
-        metrics={**found, "nll": -gold.logprob / gold.tokens},
+        metrics={**found, **also},
         error=error,
         tokens=columns,
     )

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from latentwire.errors import UserError
 from latentwire.evaluation import metrics
 from latentwire.evaluation.answers import answers
+from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.items import Item, prepare, reading
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.model import LM
@@ -31,26 +32,28 @@ class Evaluation:
         (`type_floor`), where that is known.
     unstable: per task how many prompts end in tokens that the answer would change; those tokens stay
         outside the bidirectional block.
+    skipped: per arm and task how many examples the arm's variant could not change; they have no outcome.
     work: per arm and task what scoring its choices cost, where rows were plain tokens and read together.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     unstable: dict[str, int] = field(default_factory=dict)
+    skipped: dict[tuple[str, str], int] = field(default_factory=dict)
     work: dict[tuple[str, str], Work] = field(default_factory=dict)
 
 
 def evaluate(
     lm: LM,
     tasks: Sequence[Task],
-    wires: Sequence[Wire],
+    arms: Sequence[Wire | Arm],
     *,
     split: Split = "test",
     limit: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
 ) -> Evaluation:
-    """Let every wire answer every task.
+    """Let every arm answer every task.
 
     Everything is tokenized and measured before the first forward pass, so that a prompt that does not fit
     ends the evaluation before it costs anything.
@@ -60,38 +63,52 @@ def evaluate(
         batch_tokens: the size of a batch; results do not depend on it beyond rounding.
 
     Raises:
-        UserError: a task without examples, or a prompt longer than the model.
+        UserError: a task without examples, a prompt longer than the model, or what an arm cannot do.
     """
-    bound = [wire.bind(lm) for wire in wires]
-    prepared = ready(lm, tasks, wires, split=split, limit=limit)
+    bound = [Arm.of(arm).bind(lm) for arm in arms]
+    prepared = _ready(lm, tasks, bound, split, limit)
     result = Evaluation()
     for task in tasks:
-        items = prepared[task.name]
+        items, of_arm = prepared[task.name]
         result.floors[task.name] = _floors([item.example for item in items])
         result.unstable[task.name] = sum(any(prompt.unstable for prompt in item.prompts) for item in items)
-        for wire in bound:
-            work = result.work[wire.label, task.name] = Work()
+        for arm, own in of_arm:
+            if skipped := len(items) - len(own):
+                result.skipped[arm.label, task.name] = skipped
+                if progress:
+                    progress(arm.label, task.name, skipped)
+            work = result.work[arm.label, task.name] = Work()
             found: dict[str, Outcome] = {}
-            for outcome in answers(lm, task, wire, items, batch_tokens, work):
+            for outcome in answers(lm, task, arm, own, batch_tokens, work):
                 found[outcome.id] = outcome
                 if progress:
-                    progress(wire.label, task.name, 1)
-            result.outcomes += [found[item.example.id] for item in items]
+                    progress(arm.label, task.name, 1)
+            result.outcomes += [found[item.example.id] for item in own]
     return result
 
 
 def ready(
-    lm: LM, tasks: Sequence[Task], wires: Sequence[Wire], *, split: Split = "test", limit: int | None = None
-) -> dict[str, list[Item]]:
-    """Every task's examples, tokenized and measured under every wire.
+    lm: LM, tasks: Sequence[Task], arms: Sequence[Wire | Arm], *, split: Split = "test", limit: int | None = None
+) -> None:
+    """Tokenize every task's examples and measure them under every arm.
 
     Raises:
-        UserError: a task without examples, or a prompt longer than the model.
+        UserError: as `evaluate`.
     """
-    prepared = {task.name: prepare(lm, task, split, limit) for task in tasks}
+    _ready(lm, tasks, [Arm.of(arm).bind(lm) for arm in arms], split, limit)
+
+
+def _ready(
+    lm: LM, tasks: Sequence[Task], bound: Sequence[Arm], split: Split, limit: int | None
+) -> dict[str, tuple[list[Item], list[tuple[Arm, list[Item]]]]]:
+    """By task its examples, and every arm with those that it is asked."""
+    prepared = {}
     for task in tasks:
-        for wire in wires:
-            _check_lengths(lm, task, wire.bind(lm), prepared[task.name])
+        items = prepare(lm, task, split, limit)
+        of_arm = [arm.prepared(lm, task, items) for arm in bound]
+        for arm, own in of_arm:
+            _check_lengths(lm, task, arm, own)
+        prepared[task.name] = items, of_arm
     return prepared
 
 
@@ -104,14 +121,14 @@ def _floors(examples: Sequence[Example]) -> dict[str, float]:
     return floors
 
 
-def _check_lengths(lm: LM, task: Task, wire: Wire, items: Sequence[Item]) -> None:
+def _check_lengths(lm: LM, task: Task, arm: Arm, items: Sequence[Item]) -> None:
     longest = max(items, key=lambda item: item.prompt.tokens)
     behind = max(len(answer) for item in items for answer in item.answers)
     if task.answer != "choice":
         behind = max(behind, task.max_new_tokens)
-    columns = int(wire([longest.prompt], reading(lm, task)).next_position.max()) + behind
+    columns = int(arm.wire([longest.prompt], reading(lm, task)).next_position.max()) + behind
     if columns > lm.max_positions:
         raise UserError(
-            f"{task.name}: {longest.example.id} needs {columns:,} tokens over {wire.label} with its answer, "
+            f"{task.name}: {longest.example.id} needs {columns:,} tokens over {arm.label} with its answer, "
             f"expected at most {lm.max_positions:,}, which is what {lm.name} was built for."
         )

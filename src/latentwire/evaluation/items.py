@@ -16,12 +16,14 @@ from latentwire.tasks.base import Split, Task
 class Item:
     """An example made ready for a reader.
 
-    prompts: one for all answers, or one an answer. answers: token ids.
+    prompts: one for all answers, or one an answer. answers: token ids. original: what the example was before an
+    arm's variant changed it.
     """
 
     example: Example
     prompts: tuple[Prompt, ...]
     answers: tuple[list[int], ...]
+    original: Example | None = None
 
     @property
     def prompt(self) -> Prompt:
@@ -41,12 +43,14 @@ def prepare(lm: LM, task: Task, split: Split, limit: int | None) -> list[Item]:
     if not examples:
         raise UserError(f"task: {task.name} has no examples in its {split} split.")
     reader = reading(lm, task)
-    items = []
-    for example in examples:
-        encoded = [reader.format.encode(request, reader) for request in example.requests()]
-        answers = [answer for _, behind in encoded for answer in behind]
-        items.append(Item(example, tuple(prompt for prompt, _ in encoded), tuple(answers)))
-    return items
+    return [item_of(example, reader) for example in examples]
+
+
+def item_of(example: Example, reader: LM) -> Item:
+    """An example, tokenized for a reader."""
+    encoded = [reader.format.encode(request, reader) for request in example.requests()]
+    answers = [answer for _, behind in encoded for answer in behind]
+    return Item(example, tuple(prompt for prompt, _ in encoded), tuple(answers))
 
 
 def reading(lm: LM, task: Task) -> LM:

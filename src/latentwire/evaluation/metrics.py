@@ -23,6 +23,9 @@ METRICS: dict[AnswerKind, tuple[str, ...]] = {
     "choice": ("acc", "acc_norm"),
 }
 """The metrics of each kind of answer. The first is the primary one: it enters means over tasks."""
+ALSO_SHARES = ("first_token_top1", "first_token_top5", "sticks")
+"""Further metrics that lie in [0, 1]: whether the gold answer's first token is the likeliest, or one of the five
+likeliest, and whether a counterfactual example is still answered as before."""
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -135,11 +138,11 @@ def span_error(prediction: str, example: Example) -> str | None:
         return "unreadable"
     if predicted in map(normalize, example.candidates):
         return "wrong person"
-    if any(_contains(predicted, gold) or _contains(gold, predicted) for gold in golds):
+    if any(contains(predicted, gold) or contains(gold, predicted) for gold in golds):
         return "wrong boundary"
-    return "wrong relation" if _contains(normalize(example.context), predicted) else "not in the passage"
+    return "wrong relation" if contains(normalize(example.context), predicted) else "not in the passage"
 
 
-def _contains(text: str, part: str) -> bool:
+def contains(text: str, part: str) -> bool:
     """Whether the tokens of `part` (at least one) follow each other in `text`."""
     return bool(part) and f" {part} " in f" {text} "

@@ -6,8 +6,8 @@ once, and within a family the unweighted mean over its tasks: `estimate(outcomes
 score, `estimate(members(outcomes, "choices"))` the family's. The intervals and tests resample
 groups; a group of the same name in several tasks is one group.
 
-The metrics of `latentwire.evaluation.metrics.METRICS` are shares in [0, 1], and intervals use it. Any
-other (`nll`, in nats) is taken to have no bounds.
+The metrics of `latentwire.evaluation.metrics` are shares in [0, 1], and intervals use it. Any other
+(`nll`, in nats) is taken to have no bounds.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from latentwire.evaluation.metrics import METRICS
+from latentwire.evaluation.metrics import ALSO_SHARES, METRICS
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.resampling import Array, Table, bootstrap, sign_flip
 
 EQUAL = 0.05
 """Two arms are equal when the interval of their difference lies inside ±EQUAL."""
 
-_SHARES = {name for names in METRICS.values() for name in names}
+_SHARES = {name for names in METRICS.values() for name in names} | set(ALSO_SHARES)
 
 
 @dataclass(frozen=True)

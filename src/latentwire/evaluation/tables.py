@@ -41,12 +41,18 @@ def scores(result: Evaluation, leaking: Sequence[str] = ()) -> Table:
                 f"{arm} LEAKS" if arm in leaking else arm,
                 shown,
                 str(found.n),
-                "" if arm == baseline else str(compare(part, base)),
+                "" if arm == baseline else str(compare(part, _shared(base, part))),
             )
         for name, value in floors(result, task).items():
             table.add_row("", name, f"{value:.3f}", "", "")
         table.add_section()
     return table
+
+
+def _shared(base: Sequence[Outcome], part: Sequence[Outcome]) -> list[Outcome]:
+    """The baseline's outcomes on the examples that an arm was asked: a variant may have left some out."""
+    asked = {(outcome.task, outcome.id) for outcome in part}
+    return [outcome for outcome in base if (outcome.task, outcome.id) in asked]
 
 
 def floors(result: Evaluation, task: str) -> Mapping[str, float]:

@@ -60,7 +60,9 @@ class Columns:
     @property
     def end(self) -> Tensor:
         """`(B,)`: the position behind the highest valid one, 0 where there is none."""
-        return torch.where(self.valid, self.positions + 1, 0).amax(1)
+        # A column more, for rows of no width have no maximum.
+        ends = torch.where(self.valid, self.positions + 1, 0)
+        return torch.nn.functional.pad(ends, (0, 1)).amax(1)
 
     @property
     def last(self) -> Tensor:

@@ -1,4 +1,7 @@
-"""The embedded models: small decoders that this project grew, and the recipes they were grown by."""
+"""The embedded models: small decoders that this project grew, and the recipes they were grown by.
+
+Trained wires that ship with the package lie beside them.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +11,8 @@ from pathlib import Path
 from latentwire.errors import UserError
 
 NAMES = ("heron", "wren")
+WIRES = tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/wire.json")))
+"""Embedded wires: whatever folder here holds one."""
 
 
 def folder(name: str) -> Path:
@@ -19,5 +24,16 @@ def folder(name: str) -> Path:
         nearest = get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
         raise UserError(
             f"embedded model: found {name!r}, expected one of {', '.join(NAMES)}; the nearest is {nearest!r}"
+        )
+    return Path(__file__).parent / name
+
+
+def wire_folder(name: str) -> Path:
+    """The folder of an embedded wire. Raises `UserError` for a name that is not one of `WIRES`."""
+    if name not in WIRES:
+        near = get_close_matches(name, WIRES, n=1)
+        expected = f"one of {', '.join(WIRES)}" if WIRES else "a folder: this package ships no wire"
+        raise UserError(
+            f"wire: found 'embedded:{name}', expected {expected}" + (f" (nearest: {near[0]})." if near else ".")
         )
     return Path(__file__).parent / name

@@ -32,7 +32,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         UserError: a prompt is longer than the model.
     """
     split, limit = plan.study.split, plan.study.limit
-    wires = stage.wires(readers.wire)
+    wires = stage.read(readers.wire)
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
     sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}
     total = sum(sizes.values())

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
+from latentwire.evaluation.arms import Arm
 from latentwire.lm.model import LM
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
@@ -18,7 +19,6 @@ from latentwire.studies.plan import Plan, Planned
 from latentwire.studies.readers import Readers
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Evaluate, Finetune, FitWire, Study
-from latentwire.wires import Wire
 
 
 class StageFailed(RuntimeError):
@@ -115,12 +115,12 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
     """What can be known to be wrong before anything is written."""
     from latentwire.evaluation.evaluate import ready
 
-    study, wires = planned.study, dict[str, dict[str, Wire]]()
+    study, wires = planned.study, dict[str, dict[str, Arm]]()
     finetunings = []
     for name in pending:
         stage = planned.stages[name].stage
         if isinstance(stage, Evaluate):
-            found = {wire.label: wire for wire in stage.wires()}
+            found = {wire.label: wire for wire in stage.read()}
             wires.setdefault(planned.stages[name].configuration["model"], {}).update(found)
         elif isinstance(stage, Finetune):
             finetunings.append(planned.stages[name])

@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
-from latentwire import wires
 from latentwire.errors import UserError
+from latentwire.evaluation import arms
+from latentwire.evaluation.arms import Arm
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
 from latentwire.training.fit.config import Fit
-from latentwire.wires import Wire
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Stages, arms and studies are named so that a folder can be."""
@@ -90,8 +90,8 @@ class Evaluate(Start):
             labels[arm] = label
         return labels
 
-    def wires(self, trained: Callable[[str], Path] | None = None) -> list[Wire]:
-        """The arms' wires.
+    def read(self, trained: Callable[[str], Path] | None = None) -> list[Arm]:
+        """The arms, parsed.
 
         Args:
             trained: where the wire of a stage lies; without it such arms are left out.
@@ -99,10 +99,10 @@ class Evaluate(Start):
         found = []
         for text in self.arms.values():
             if not text.startswith(TRAINED):
-                found.append(wires.parse(text))
+                found.append(arms.parse(text))
             elif trained is not None:
                 stage, _, variant = text.removeprefix(TRAINED).partition(":")
-                found.append(wires.parse(f"{trained(stage)}:{variant}".rstrip(":")))
+                found.append(arms.parse(f"{trained(stage)}:{variant}".rstrip(":")))
         return found
 
     def needs(self) -> list[str]:
@@ -267,7 +267,7 @@ def one_of(found: str, valid: Iterable[str]) -> str:
 def _wire(text: Any, where: str = "") -> str:
     """The wire's label. A ValueError, for pydantic to say where."""
     try:
-        return wires.parse(text).label
+        return arms.parse(text).label
     except UserError as error:
         problem = str(error).removeprefix("wire: ").rstrip(".")
         raise ValueError(f"{where}: {problem}" if where else problem) from error

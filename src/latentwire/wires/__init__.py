@@ -3,42 +3,61 @@
 from __future__ import annotations
 
 from difflib import get_close_matches
+from pathlib import Path
 
 from pydantic import ValidationError
 
+from latentwire import models
 from latentwire.errors import UserError
 from latentwire.wires.base import Message, Wire
-from latentwire.wires.controls import Budget, Nothing
+from latentwire.wires.controls import Budget, Nothing, Prune
+from latentwire.wires.latent.wire import CONTROLS, Latent, LatentWire, locate
 from latentwire.wires.text import Leaky, Repeat, Text
+from latentwire.wires.untrained import Evict, Nth
 
 KINDS: dict[str, type[Wire]] = {
     "text": Text,
     "none": Nothing,
     "budget": Budget,
+    "prune": Prune,
     "repeat": Repeat,
     "leaky": Leaky,
+    "nth": Nth,
+    "evict": Evict,
 }
 
-__all__ = ["KINDS", "Message", "Wire", "parse"]
+__all__ = ["CONTROLS", "KINDS", "Message", "Wire", "one_of", "parse"]
 
 
 def parse(text: str) -> Wire:
-    """A wire from `KIND[,OPTION=VALUE]...`, such as `text,mask=prefix,layers=0-5`.
+    """A wire from `KIND[,OPTION=VALUE]...`, such as `text,mask=prefix,layers=0-5`, or a trained one.
+
+    A trained wire is `embedded:NAME`, its folder, or the run that trained it. What is done to latents on their way
+    stands behind them: `nth,ratio=4:zero`, `embedded:heron-4x:4bit`.
 
     Raises:
-        UserError: an unknown kind or option (the nearest valid is named) or a wrong value.
+        UserError: an unknown kind, option, wire or control (the nearest valid is named) or a wrong value.
     """
+    spec, colon, control = text.strip().rpartition(":")
+    if not colon or spec == "embedded" or Path(text).is_dir():
+        return _plain(text.strip())
+    wire = _plain(spec)
+    if control not in CONTROLS or not isinstance(wire, LatentWire):
+        valid = one_of(control, CONTROLS) if isinstance(wire, LatentWire) else "no control: it sends no latents"
+        raise UserError(f"wire: found {control!r} behind {spec}, expected {valid}.")
+    return wire.model_copy(update={"control": control})
+
+
+def _plain(text: str) -> Wire:
     kind, *pairs = [part.strip() for part in text.split(",")]
     if kind not in KINDS:
-        raise UserError(f"wire: found {kind!r}, expected {_one_of(kind, list(KINDS))}.")
-    known = [name for name in KINDS[kind].model_fields if name != "kind"]
+        return _trained(text)
+    known = [name for name in KINDS[kind].model_fields if name not in ("kind", "control")]
     options: dict[str, str] = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")
         if not equals or name not in known or name in options:
-            raise UserError(
-                f"wire: found {pair!r} in {text!r}, expected OPTION=VALUE with {_one_of(name, known)}."
-            )
+            raise UserError(f"wire: found {pair!r} in {text!r}, expected OPTION=VALUE with {one_of(name, known)}.")
         options[name] = value
     try:
         return KINDS[kind].model_validate({"kind": kind, **options})
@@ -51,7 +70,16 @@ def parse(text: str) -> Wire:
         raise UserError(f"wire: {kind} {field}: found {options.get(field, 'nothing')!r}; {told}.") from error
 
 
-def _one_of(found: str, valid: list[str]) -> str:
+def _trained(text: str) -> Wire:
+    if text.startswith("embedded:") or (text and Path(text).is_dir()):
+        locate(text)
+        return Latent(path=text)
+    valid = [*KINDS, *(f"embedded:{name}" for name in models.WIRES)]
+    raise UserError(f"wire: found {text!r}, expected {one_of(text, valid)} or a trained wire's folder.")
+
+
+def one_of(found: str, valid: list[str] | tuple[str, ...]) -> str:
+    """`one of a, b, c (nearest: b)`, for a sentence about a name that is none of them."""
     near = get_close_matches(found, valid, n=1)
     return f"one of {', '.join(valid)}" + (f" (nearest: {near[0]})" if near else "")
 

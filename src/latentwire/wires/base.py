@@ -49,9 +49,21 @@ class Wire(BaseModel, ABC):
     kind: str
     leaks: ClassVar[bool] = False
     """Whether a scored token can see its own label. Marked in every table; not trained with."""
+    question_aware: ClassVar[bool] = False
+    """Whether contexts are encoded with their question in sight. Said under every table."""
+
+    @property
+    def compresses(self) -> bool:
+        """Whether the message is latents, made once for all questions, to be read instead of text: then what it
+        costs is measured."""
+        return False
 
     def bind(self, lm: LM) -> Self:
         """This wire made ready for a reader; most need nothing."""
+        return self
+
+    def sampled(self, contexts: Sequence[str]) -> Self:
+        """This (bound) wire, having met a sample of contexts of different groups; most learn nothing from it."""
         return self
 
     @abstractmethod
@@ -72,7 +84,10 @@ class Wire(BaseModel, ABC):
     @property
     def label(self) -> str:
         """The wire as the command line writes it, options at their defaults left out."""
-        options = self.model_dump(exclude_defaults=True, exclude={"kind"})
+        return self._written({"kind"})
+
+    def _written(self, without: set[str]) -> str:
+        options = self.model_dump(exclude_defaults=True, exclude=without)
         return ",".join([self.kind, *(f"{name}={value}" for name, value in options.items())])
 
     def refuse_training(self, *, force: bool = False) -> None:

@@ -1,14 +1,17 @@
-"""Wires that deliver less than the context: what a result must stand above."""
+"""Wires that deliver less than the context, as text: what a result must stand above."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field, PrivateAttr
-from transformers import PreTrainedTokenizerBase
+import torch
+from pydantic import PrivateAttr
 
+from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.wires.base import Message, Texts
+from latentwire.wires.size import Sized
 from latentwire.wires.text import TextWire
 
 if TYPE_CHECKING:
@@ -24,25 +27,73 @@ class Nothing(TextWire):
         return Texts(("",) * len(contexts))
 
 
-class Budget(TextWire):
-    """The first `tokens` tokens of the context, counted by the reader: what truncation alone keeps."""
+class _Shorter(Sized, TextWire):
+    """What wires share that send a part of the context's tokens, counted by the reader."""
 
-    kind: Literal["budget"] = "budget"
-    tokens: int = Field(ge=1)
-    _tokenizer: PreTrainedTokenizerBase | None = PrivateAttr(None)
+    _lm: LM | None = PrivateAttr(None)
 
     def bind(self, lm: LM) -> Self:
         bound = super().bind(lm).model_copy()
-        bound._tokenizer = lm.tokenizer
+        bound._lm = lm
         return bound
 
     def encode(self, contexts: Sequence[str]) -> Message:
-        assert self._tokenizer is not None, "bind the wire to its reader first"
-        return Texts(tuple(_cut(context, self.tokens, self._tokenizer) for context in contexts))
+        assert self._lm is not None, "bind the wire to its reader first"
+        lm = self._lm
+        return Texts(tuple(self._shorten(context, lm) if context else "" for context in contexts))
+
+    def _shorten(self, context: str, lm: LM) -> str:
+        ids = _ids(context, lm)
+        whole = len(lm.format.before(context, lm))
+        count = self.kept_of_text(whole, max(0, whole - len(ids)))
+        return context if count >= len(ids) else self.part(context, ids, count, lm)
+
+    @abstractmethod
+    def part(self, context: str, ids: list[int], count: int, lm: LM) -> str:
+        """At most `count` of a context's more than `count` tokens, as text."""
 
 
-def _cut(text: str, tokens: int, tokenizer: PreTrainedTokenizerBase) -> str:
-    if tokenizer.is_fast:
-        ends = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-        return text[: ends[tokens - 1][1]] if len(ends) > tokens else text
-    return str(tokenizer.decode(tokenizer(text, add_special_tokens=False)["input_ids"][:tokens]))
+class Budget(_Shorter):
+    """The first tokens of the context: what truncation alone keeps."""
+
+    kind: Literal["budget"] = "budget"
+
+    def part(self, context: str, ids: list[int], count: int, lm: LM) -> str:
+        if lm.tokenizer.is_fast:
+            ends = lm.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+            return context[: ends[count - 1][1]]
+        return str(lm.tokenizer.decode(ids[:count]))
+
+
+class Prune(_Shorter):
+    """The tokens that surprise the reader most, in their order, as text (Selective Context, 2310.06201).
+
+    Surprise is −log p of a token behind all those before it, read causally by the reader itself, question unseen.
+    """
+
+    kind: Literal["prune"] = "prune"
+
+    def part(self, context: str, ids: list[int], count: int, lm: LM) -> str:
+        told = _surprisal(ids, lm)
+        ranked = sorted(range(len(ids)), key=lambda at: (-told[at], at))
+        for kept in range(count, 0, -1):
+            text = str(lm.tokenizer.decode([ids[at] for at in sorted(ranked[:kept])])).strip()
+            # Tokens that had stood apart may be split into more, once they are neighbours.
+            if len(_ids(text, lm)) <= count:
+                return text
+        return ""
+
+
+@torch.no_grad()
+def _surprisal(ids: list[int], lm: LM) -> list[float]:
+    """Nats of every token behind those before it; infinite for the first where nothing stands before it."""
+    beginning = [token for token in [lm.tokenizer.bos_token_id] if token is not None]
+    row = [*beginning, *ids]
+    read = lm.forced(Prefix.of_tokens([row[:1]], device=lm.device), pad_rows([row[1:]], -100).to(lm.device))
+    logits = lm.head(read.hidden[0]).float()
+    nats: list[float] = torch.nn.functional.cross_entropy(logits, read.labels[0], reduction="none").tolist()
+    return nats if beginning else [float("inf"), *nats]
+
+
+def _ids(text: str, lm: LM) -> list[int]:
+    return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -41,7 +41,7 @@ class Latents(Message):
 
     def nbytes(self) -> list[int]:
         """Bytes of the numbers that cross; positions follow from their count."""
-        numbers = sum(each[0].numel() // each.shape[-2] for each in self.tensors)
+        numbers = sum(_heads(each) * each.shape[-1] for each in self.tensors)
         return [int(count * numbers * self.bits / 8) for count in self.valid.sum(1).tolist()]
 
     def select(self, rows: Tensor) -> Latents:
@@ -65,14 +65,14 @@ class Latents(Message):
         return replace(self, vectors=vectors, keys=keys, values=values, bits=bits or self.bits)
 
 
+def _heads(each: Tensor) -> int:
+    """How many vectors a latent has in `(B, M, D)` or `(B, H, M, D)`."""
+    return each.shape[1] if each.ndim == 4 else 1
+
+
 def zero(latents: Latents) -> Latents:
     """Control: as many latents, every number zero."""
     return latents.with_tensors(tuple(torch.zeros_like(each) for each in latents.tensors))
-
-
-def mean(latents: Latents, average: tuple[Tensor, ...]) -> Latents:
-    """Control: every latent the average one. average: per tensor, `(..., 1, width)` over contexts and latents."""
-    return latents.with_tensors(tuple(a.expand_as(each) for a, each in zip(average, latents.tensors, strict=True)))
 
 
 def quantize(latents: Latents, bits: int) -> Latents:
@@ -85,5 +85,5 @@ def quantize(latents: Latents, bits: int) -> Latents:
     for each in latents.tensors:
         scale = (each.abs().amax(-1, keepdim=True) / top).to(torch.bfloat16).to(each.dtype).clamp_min(1e-12)
         rounded.append((each / scale).round().clamp(-top, top) * scale)
-        numbers, scales = numbers + each.numel(), scales + scale.numel()
+        numbers, scales = numbers + _heads(each) * each.shape[-1], scales + _heads(each)
     return latents.with_tensors(tuple(rounded), bits=bits + 16 * scales / numbers)

@@ -1,38 +1,100 @@
-"""`Latent`: a trained latent wire, as evaluation sees it."""
+"""`LatentWire`: what wires share that send latents, and `Latent`: a trained one."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self, get_args
 
 import torch
 from pydantic import PrivateAttr
 
+from latentwire import models
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.wires.base import Message, Wire
-from latentwire.wires.latent import message
-from latentwire.wires.latent.message import Latents
-from latentwire.wires.latent.modules import LatentConfig, LatentModules, fingerprint, read_config
+from latentwire.wires.latent.average import Average
+from latentwire.wires.latent.message import Latents, quantize, zero
+from latentwire.wires.latent.modules import CONFIG, LatentConfig, LatentModules, fingerprint, read_config
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
 
+Control = Literal["zero", "mean", "8bit", "6bit", "4bit"]
+CONTROLS: tuple[Control, ...] = get_args(Control)
+"""What can be done to latents on their way."""
+BEST = Path("checkpoints", "best")
+"""Where a run keeps the wire that it trained."""
 
-class Latent(Wire):
+
+class LatentWire(Wire):
     """Contexts as latents, encoded without the question.
 
-    path: the folder of a trained wire, or `embedded:NAME`. control: what is done to the message on its way:
-        `zero`, `mean`, or `8bit`, `6bit`, `4bit` (really quantized).
+    control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`; `mean`, the average of the
+        latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really quantized).
     """
+
+    control: Control | None = None
+    _modules: LatentModules | None = PrivateAttr(None)
+    _reader: str = PrivateAttr("")
+    _average: Average | None = PrivateAttr(None)
+
+    @abstractmethod
+    def latents(self, contexts: Sequence[str]) -> Latents:
+        """What crosses for these contexts, if nothing is done to it on its way."""
+
+    @torch.no_grad()
+    def sampled(self, contexts: Sequence[str]) -> Self:
+        """This wire, its `mean` that of these contexts; see `Average.of` for what is raised."""
+        if self.control != "mean":
+            return self
+        met = self.model_copy()
+        met._average = Average.of(self.latents, contexts)
+        return met
+
+    @torch.no_grad()
+    def encode(self, contexts: Sequence[str]) -> Message:
+        found = self.latents(contexts)
+        if self.control == "zero":
+            return zero(found)
+        if self.control == "mean":
+            assert self._average is not None, "let the wire meet a sample first"
+            return self._average.instead_of(found, contexts)
+        return quantize(found, int(self.control[0])) if self.control else found
+
+    @torch.no_grad()
+    def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
+        assert isinstance(message, Latents)
+        shared = self.modules.deliver(message, self._reader)
+        return shared.ask([lm.format.behind(prompt.question, lm) for prompt in prompts], lm)
+
+    @property
+    def compresses(self) -> bool:
+        return self.control is None  # a control's costs are those of the wire itself
+
+    @property
+    def modules(self) -> LatentModules:
+        """Encoder and adapters, once the wire is bound."""
+        assert self._modules is not None, "bind the wire to its reader first"
+        return self._modules
+
+    @property
+    def label(self) -> str:
+        return self.plain_label + (f":{self.control}" if self.control else "")
+
+    @property
+    def plain_label(self) -> str:
+        """The wire as the command line writes it without its control."""
+        return self._written({"kind", "control"})
+
+
+class Latent(LatentWire):
+    """A trained wire. path: the folder of one, the run that trained it, or `embedded:NAME`."""
 
     kind: Literal["latent"] = "latent"
     path: str
-    control: Literal["zero", "8bit", "6bit", "4bit"] | None = None
-    _modules: LatentModules | None = PrivateAttr(None)
-    _reader: str = PrivateAttr("")
 
     def bind(self, lm: LM) -> Self:
         """Load the wire for a reader.
@@ -51,20 +113,13 @@ class Latent(Wire):
         bound._modules, bound._reader = modules.eval(), lm.name
         return bound
 
-    @torch.no_grad()
-    def encode(self, contexts: Sequence[str]) -> Message:
-        assert self._modules is not None, "bind the wire to its reader first"
-        latents: Latents = self._modules(contexts)
-        if self.control == "zero":
-            return message.zero(latents)
-        return message.quantize(latents, int(self.control[0])) if self.control else latents
+    def latents(self, contexts: Sequence[str]) -> Latents:
+        found: Latents = self.modules(contexts)
+        return found
 
-    @torch.no_grad()
-    def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
-        assert self._modules is not None, "bind the wire to its reader first"
-        assert isinstance(message, Latents)
-        shared = self._modules.deliver(message, self._reader)
-        return shared.ask([lm.format.behind(prompt.question, lm) for prompt in prompts], lm)
+    @property
+    def plain_label(self) -> str:
+        return self.path
 
 
 def _check_fingerprint(path: str, config: LatentConfig, lm: LM) -> None:
@@ -74,10 +129,19 @@ def _check_fingerprint(path: str, config: LatentConfig, lm: LM) -> None:
 
 
 def locate(path: str) -> Path:
-    """The folder of a wire: one that ships with the package, or one's own."""
-    from latentwire import models
+    """The folder of a wire: one that ships with the package, one's own, or the best of a run.
 
-    return models.folder(path.removeprefix("embedded:")) if path.startswith("embedded:") else Path(path)
+    Raises:
+        UserError: there is none.
+    """
+    if path.startswith("embedded:"):
+        return models.wire_folder(path.removeprefix("embedded:"))
+    for folder in (Path(path), Path(path) / BEST):
+        if (folder / CONFIG).is_file():
+            return folder
+    raise UserError(
+        f"wire: found no {CONFIG} in {path}, expected the folder of a trained wire or of a run that trained one."
+    )
 
 
 def source_of(name: str, lm: LM) -> LM:

@@ -5,10 +5,13 @@ from typing import Annotated
 from pydantic import Field
 
 from latentwire.wires.latent.encoders.bytes import BytesEncoder
+from latentwire.wires.latent.encoders.constant import ConstantEncoder
 from latentwire.wires.latent.encoders.own import SelfEncoder
 from latentwire.wires.latent.encoders.sentence import SentenceEncoder
 from latentwire.wires.latent.encoders.tokens import TokensEncoder
 
-__all__ = ["BytesEncoder", "Encoder", "SelfEncoder", "SentenceEncoder", "TokensEncoder"]
+__all__ = ["BytesEncoder", "ConstantEncoder", "Encoder", "SelfEncoder", "SentenceEncoder", "TokensEncoder"]
 
-Encoder = Annotated[SelfEncoder | TokensEncoder | BytesEncoder | SentenceEncoder, Field(discriminator="kind")]
+Encoder = Annotated[
+    SelfEncoder | TokensEncoder | BytesEncoder | SentenceEncoder | ConstantEncoder, Field(discriminator="kind")
+]

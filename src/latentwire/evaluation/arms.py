@@ -1,0 +1,94 @@
+"""An arm: a wire as it is evaluated, with what is done to the examples and who reads them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Self, get_args
+
+from latentwire.errors import UserError
+from latentwire.evaluation.items import Item, item_of, reading
+from latentwire.evaluation.variants import Variant, counterfactual, deranged
+from latentwire.lm.model import LM
+from latentwire.lm.prompts import Example
+from latentwire.tasks.base import Task
+from latentwire.wires import CONTROLS, Wire, one_of
+from latentwire.wires import parse as parse_wire
+
+VARIANTS: tuple[Variant, ...] = get_args(Variant)
+SAMPLE = 64
+"""How many contexts, each of another group, a wire meets before a task: what `mean` is the average of."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """Written `WIRE[:VARIANT][@READER]`, as in `embedded:heron-4x:deranged@embedded:wren`.
+
+    variant: what is done to the examples (what is done to the message belongs to the wire). reader: the model
+    that reads, where a study has several; None for the one that is evaluated.
+    """
+
+    wire: Wire
+    variant: Variant | None = None
+    reader: str | None = None
+
+    @classmethod
+    def of(cls, arm: Wire | Arm) -> Arm:
+        return arm if isinstance(arm, Arm) else cls(arm)
+
+    @property
+    def label(self) -> str:
+        """As the command line writes it."""
+        variant = f":{self.variant}" if self.variant else ""
+        return self.wire.label + variant + (f"@{self.reader}" if self.reader else "")
+
+    @property
+    def leaks(self) -> bool:
+        return self.wire.leaks
+
+    def bind(self, lm: LM) -> Self:
+        """This arm with its wire bound to the reader; see `Wire.bind`."""
+        return replace(self, wire=self.wire.bind(lm))
+
+    def prepared(self, lm: LM, task: Task, items: Sequence[Item]) -> tuple[Self, list[Item]]:
+        """This (bound) arm and its own examples of a task, in order: those that its variant cannot change lack.
+
+        Raises:
+            UserError: the variant has nothing to change, or the wire too few contexts to meet.
+        """
+        first: dict[str, str] = {}
+        for item in items:
+            first.setdefault(item.example.group, item.prompts[0].context)
+        met = replace(self, wire=self.wire.sampled(list(first.values())[:SAMPLE]))
+        examples = [item.example for item in items]
+        if self.variant is None:
+            return met, list(items)
+        changed: Sequence[Example | None] = (
+            deranged(examples, task.name) if self.variant == "deranged" else counterfactual(examples, task.name)
+        )
+        reader = reading(lm, task)
+        made = zip(examples, changed, strict=True)
+        return met, [replace(item_of(new, reader), original=old) for old, new in made if new is not None]
+
+
+def parse(text: str) -> Arm:
+    """An arm from `WIRE[:VARIANT][@READER]`.
+
+    Raises:
+        UserError: an unknown wire or variant (the nearest valid is named), or no reader behind `@`.
+    """
+    text = text.strip()
+    written, at, reader = text.rpartition("@")
+    if not at or Path(text).is_dir():
+        written, reader = text, ""
+    elif not reader:
+        raise UserError(f"wire: found {text!r}, expected a model behind '@'.")
+    spec, _, variant = written.rpartition(":")
+    if variant in VARIANTS and spec:
+        return Arm(parse_wire(spec), variant, reader or None)
+    if spec and spec != "embedded" and variant not in CONTROLS and not Path(written).is_dir():
+        parse_wire(spec)
+        valid = one_of(variant, (*VARIANTS, *CONTROLS))
+        raise UserError(f"wire: found {variant!r} behind {spec}, expected {valid}.")
+    return Arm(parse_wire(written), None, reader or None)

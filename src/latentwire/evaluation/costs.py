@@ -1,0 +1,129 @@
+"""What a latent wire costs beside the text: bytes, and seconds to the first token of an answer."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from statistics import mean, median
+from typing import Any
+
+import torch
+
+from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.items import Item, prepare, reading
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Prefix
+from latentwire.tasks.base import Split, Task
+from latentwire.wires import parse
+from latentwire.wires.latent.message import Latents, quantize
+
+REPEATS = 20
+"""Contexts that are timed, each by itself; a median counts."""
+WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Of one arm on one task: means of sizes and medians of times, a context and a question at a time.
+
+    context_tokens, latents: read as text, and sent instead. text_bytes: the context as UTF-8. text_kv_bytes: its
+    keys and values in bfloat16, all layers. latent_bytes: by bits a number, the scales of quantized ones included.
+    encode_ms: context to latents. text_ms: context and question as text, to the first token's probabilities.
+    cold_ms: encoding, then the question behind the latents. warm_ms: the question alone, latents there already.
+    pays_after: the number of questions about one context from which encoding it once is faster than reading its
+    text again for each; None if it never is.
+    """
+
+    contexts: int
+    context_tokens: float
+    latents: float
+    text_bytes: float
+    text_kv_bytes: float
+    latent_bytes: dict[int, float]
+    encode_ms: float
+    text_ms: float
+    cold_ms: float
+    warm_ms: float
+
+    def to_json(self) -> dict[str, Any]:
+        """As `--json` writes it, `pays_after` included."""
+        return {**asdict(self), "pays_after": self.pays_after}
+
+    @property
+    def pays_after(self) -> int | None:
+        saved = self.text_ms - self.warm_ms
+        return math.ceil(self.encode_ms / saved) if saved > 0 else None
+
+
+@torch.no_grad()
+def measure(
+    lm: LM, task: Task, arm: Arm, *, split: Split = "test", limit: int | None = None, repeats: int = REPEATS
+) -> Costs:
+    """Measure an arm whose wire `compresses`.
+
+    Args:
+        limit: as `evaluate` was given it; of those, `repeats` examples are taken, again from the first if fewer.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    arm, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
+    reader, text = reading(lm, task), parse("text")
+    chosen = [items[at % len(items)] for at in range(WARM_UP + repeats)]
+    sizes = [_sizes(arm, item, reader) for item in chosen[:repeats]]
+    times = [_times(arm, item, reader, lambda item: text([item.prompt], reader)) for item in chosen][WARM_UP:]
+    encode, read, cold, warm = (median(column) for column in zip(*times, strict=True))
+    tokens, latents, words, memory, *by_bits = (mean(column) for column in zip(*sizes, strict=True))
+    return Costs(
+        contexts=repeats,
+        context_tokens=tokens,
+        latents=latents,
+        text_bytes=words,
+        text_kv_bytes=memory,
+        latent_bytes=dict(zip((16, 8, 6, 4), by_bits, strict=True)),
+        encode_ms=encode,
+        text_ms=read,
+        cold_ms=cold,
+        warm_ms=warm,
+    )
+
+
+def _sizes(arm: Arm, item: Item, lm: LM) -> list[float]:
+    context = item.prompt.context
+    found = arm.wire.encode([context])
+    assert isinstance(found, Latents), "expected a wire that compresses"
+    plain = lm.format.before(context, lm)
+    _, memory = lm.memorize(Prefix.of_tokens([plain], device=lm.device))
+    numbers = sum(each.numel() for each in (*memory.keys, *memory.values))
+    count = [len(plain), int(found.valid.sum()), len(context.encode()), 2 * numbers]
+    return [*count, *found.nbytes(), *(quantize(found, bits).nbytes()[0] for bits in (8, 6, 4))]
+
+
+def _times(arm: Arm, item: Item, lm: LM, text: Callable[[Item], Prefix]) -> Sequence[float]:
+    """Milliseconds to encode, to read as text, cold and warm."""
+
+    def cold() -> None:
+        lm.prefill(arm.wire.deliver(arm.wire.encode([item.prompt.context]), [item.prompt], lm))
+
+    message = arm.wire.encode([item.prompt.context])
+    return (
+        _clock(lm, lambda: arm.wire.encode([item.prompt.context])),
+        _clock(lm, lambda: lm.prefill(text(item))),
+        _clock(lm, cold),
+        _clock(lm, lambda: lm.prefill(arm.wire.deliver(message, [item.prompt], lm))),
+    )
+
+
+def _clock(lm: LM, work: Callable[[], object]) -> float:
+    _wait(lm)
+    started = time.perf_counter()
+    work()
+    _wait(lm)
+    return 1e3 * (time.perf_counter() - started)
+
+
+def _wait(lm: LM) -> None:
+    if lm.device.type == "cuda":
+        torch.cuda.synchronize(lm.device)

@@ -1,0 +1,73 @@
+"""How much of what a context is worth goes over a wire: retention, raw, and the gap closed, above the floor."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from latentwire.evaluation.combinations import Arms, Combination
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import members
+from latentwire.evaluation.summary import by_arm, rows
+
+TEXT, NONE, FLOOR = "text", "none", "floor"
+
+
+@dataclass(frozen=True)
+class Gap:
+    """One arm on one task, by the primary metric.
+
+    retention: arm / text. closed: (arm − floor) / (text − floor), undefined where text is not resolved above the
+    floor. floor_is: what the floor is made of, the highest of `none`, `type_floor` and `chance` task by task.
+    """
+
+    retention: Combination
+    closed: Combination
+    floor: float
+    floor_is: str
+    n: int
+
+
+def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Gap]]:
+    """By arm and task, families and `macro` included, for arms whose reader has `text` and `none` among the arms.
+
+    Arms are compared on the examples that they share with both, groups resampled for all of them together: so a
+    floor that is an arm brings its own uncertainty, one that is a number brings none. Counterfactual arms have
+    no gap: other answers are expected of them than of the text.
+
+    Args:
+        floors: of each task those that are numbers (`Evaluation.floors`).
+    """
+    arms = by_arm(outcomes)
+    found: dict[str, dict[str, Gap]] = {}
+    for name, own in arms.items():
+        _, at, reader = name.rpartition("@")
+        text, none = (f"{arm}@{reader}" if at else arm for arm in (TEXT, NONE))
+        if name in (text, none) or not {text, none} <= arms.keys() or any("sticks" in o.metrics for o in own):
+            continue
+        asked = {(o.task, o.id) for o in own}
+        three = {TEXT: arms[text], NONE: arms[none], name: own}
+        shared = {arm: [o for o in each if (o.task, o.id) in asked] for arm, each in three.items()}
+        found[name] = {
+            task: _gap(name, {arm: members(each, task) for arm, each in shared.items()}, floors)
+            for task in rows(o.task for o in own)
+        }
+    return found
+
+
+def _gap(name: str, part: Mapping[str, Sequence[Outcome]], floors: Mapping[str, Mapping[str, float]]) -> Gap:
+    arms = Arms.of(part)
+    picks: list[str | float] = []
+    called = []
+    for task, blind in zip(sorted({o.task for o in part[name]}), arms.means(NONE), strict=True):
+        best = max((value, kind) for kind, value in {NONE: float(blind), **floors.get(task, {})}.items())
+        picks.append(NONE if best[1] == NONE else best[0])
+        called.append(best[1])
+    arms = arms.with_mixed(FLOOR, picks)
+    return Gap(
+        retention=arms.ratio({name: 1}, {TEXT: 1}),
+        closed=arms.ratio({name: 1, FLOOR: -1}, {TEXT: 1, FLOOR: -1}),
+        floor=arms.value(FLOOR),
+        floor_is=", ".join(dict.fromkeys(called)),
+        n=len(part[name]),
+    )

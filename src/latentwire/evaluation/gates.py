@@ -1,0 +1,70 @@
+"""Acceptance gates: a metric's interval, and not its value, must clear a bound on enough examples."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from latentwire.errors import UserError
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import Estimate, estimate
+
+EXAMPLES = 500
+"""Fewer tell too little: a peak over many small batches is noise."""
+_WRITTEN = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(>=|<=)\s*(\S+)\s*")
+
+
+@dataclass(frozen=True)
+class Gate:
+    """`METRIC >= BOUND` or `METRIC <= BOUND`."""
+
+    metric: str
+    sign: str
+    bound: float
+
+    @classmethod
+    def parse(cls, text: str) -> Gate:
+        """From `first_token_top1 >= 0.12`. Raises `UserError` for anything else."""
+        found = _WRITTEN.fullmatch(text)
+        try:
+            bound = float(found[3]) if found else math.nan
+        except ValueError:
+            bound = math.nan
+        if found is None or not math.isfinite(bound):
+            raise UserError(f"gate: found {text!r}, expected METRIC >= NUMBER or METRIC <= NUMBER.")
+        return cls(found[1], found[2], bound)
+
+    def __str__(self) -> str:
+        return f"{self.metric} {self.sign} {self.bound:g}"
+
+
+@dataclass(frozen=True)
+class Held:
+    """Whether a gate held, and against what."""
+
+    gate: Gate
+    found: Estimate
+    held: bool
+
+    def __str__(self) -> str:
+        bound = "lower" if self.gate.sign == ">=" else "upper"
+        return f"{self.gate}: {'held' if self.held else 'NOT HELD'} ({self.found}; its {bound} bound counts)"
+
+
+def hold(gate: Gate, outcomes: Sequence[Outcome], examples: int = EXAMPLES) -> Held:
+    """Hold one arm's outcomes against a gate: the lower bound of the interval for >=, the upper one for <=.
+
+    Raises:
+        UserError: fewer than `examples` outcomes, or they lack the metric.
+    """
+    if len(outcomes) < examples:
+        raise UserError(f"gate: {gate}: found {len(outcomes):,} examples, expected at least {examples:,}.")
+    known = [name for name in outcomes[0].metrics if all(name in o.metrics for o in outcomes)]
+    if gate.metric not in known:
+        from latentwire.wires import one_of
+
+        raise UserError(f"gate: found {gate.metric!r}, expected {one_of(gate.metric, known)}.")
+    found = estimate(outcomes, gate.metric)
+    return Held(gate, found, found.low >= gate.bound if gate.sign == ">=" else found.high <= gate.bound)

@@ -1,0 +1,97 @@
+"""Several readers of one wire: their oracle, and their joint answer by rescoring each other's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import torch
+
+from latentwire.evaluation import metrics
+from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.evaluate import BATCH_TOKENS
+from latentwire.evaluation.items import batches, item_of, prepare, reading
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.lm.model import LM
+from latentwire.lm.prompts import Example
+from latentwire.tasks.base import Split, Task
+
+
+def union(arms: Sequence[Sequence[Outcome]]) -> list[Outcome]:
+    """The oracle over arms on the same examples, in the first one's order: of each example the best outcome by its
+    primary metric, of equals the first arm's. Its label is `union(A + B)`.
+
+    Raises ValueError if the arms' examples differ.
+    """
+    by_example = [{(o.task, o.id): o for o in arm} for arm in arms]
+    if any(each.keys() != by_example[0].keys() for each in by_example):
+        raise ValueError("an oracle needs arms on the same examples")
+    label = f"union({' + '.join(arm[0].arm for arm in arms)})"
+    best = [max((each[key] for each in by_example), key=_primary) for key in by_example[0]]
+    return [replace(outcome, arm=label) for outcome in best]
+
+
+def _primary(outcome: Outcome) -> float:
+    return next(iter(outcome.metrics.values()))
+
+
+@torch.no_grad()
+def joint(
+    readers: Sequence[tuple[LM, Arm]],
+    task: Task,
+    said: Sequence[Sequence[Outcome]],
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+) -> list[Outcome]:
+    """Readers decide together: of all candidates the one with the largest sum of their log-probabilities.
+
+    Candidates are the choices, or what the readers said by themselves. A sum over tokens of whole answers compares
+    readers with different tokenizers. The label is `joint(A + B)`; metrics are those of the task's kind alone.
+
+    Args:
+        said: the readers' own outcomes on this task.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    sums: dict[str, list[float]] = {}
+    chosen: dict[str, Example] = {}
+    own = [{outcome.id: outcome.prediction for outcome in arm} for arm in said]
+    for lm, arm in readers:
+        bound, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
+        reader = reading(lm, task)
+        asked = []
+        for example in (item.example for item in items):
+            offered = _offered(example, own)
+            chosen[example.id] = example
+            sums.setdefault(example.id, [0.0] * len(offered))
+            if offered:
+                asked.append(item_of(replace(example, choices=offered, answers=(), gold=0), reader))
+        for batch in batches(asked, BATCH_TOKENS):
+            prefix = bound.wire([item.prompt for item in batch], reader)
+            scores = reader.score(reader.prefill(prefix), [item.answers for item in batch])
+            for item, row in zip(batch, scores, strict=True):
+                total = zip(sums[item.example.id], row, strict=True)
+                sums[item.example.id] = [so_far + score.logprob for so_far, score in total]
+    label = f"joint({' + '.join(arm.label for _, arm in readers)})"
+    return [_decided(task, label, example, sums[example.id], own) for example in chosen.values()]
+
+
+def _offered(example: Example, own: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
+    """The choices, or what anyone said, each once; nothing where nobody said anything."""
+    return example.choices or tuple(dict.fromkeys(text for each in own if (text := each.get(example.id))))
+
+
+def _decided(
+    task: Task, label: str, example: Example, sums: Sequence[float], own: Sequence[Mapping[str, str]]
+) -> Outcome:
+    offered = _offered(example, own)
+    text = offered[sums.index(max(sums))] if sums else ""
+    if example.choices:
+        found = metrics.score_choice(sums, example.choices, example.gold)
+    elif task.answer == "span":
+        found = metrics.score_span(text, example.answers)
+    else:
+        found = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
+    return Outcome(task=task.name, arm=label, id=example.id, group=example.group, prediction=text, metrics=found)

@@ -1,0 +1,61 @@
+"""Arms of several readers on the same examples, and what is derived from them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.evaluate import Evaluation, Progress, evaluate
+from latentwire.evaluation.joint import joint, union
+from latentwire.lm.model import LM
+from latentwire.tasks.base import Split, Task
+
+
+def evaluate_readers(
+    readers: Mapping[str | None, LM],
+    tasks: Sequence[Task],
+    arms: Sequence[Arm],
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+    progress: Progress | None = None,
+) -> Evaluation:
+    """`evaluate`, every arm by its own reader.
+
+    Where several readers read the same wire without choices in the prompt, their oracle and their joint answer
+    (`evaluation.joint`) follow as arms of their own.
+
+    Args:
+        readers: by the name behind an arm's `@`; None for arms without one.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    result = Evaluation()
+    for name in dict.fromkeys(arm.reader for arm in arms):
+        mine = [arm for arm in arms if arm.reader == name]
+        found = evaluate(readers[name], tasks, mine, split=split, limit=limit, progress=progress)
+        result.outcomes += found.outcomes
+        result.floors |= found.floors
+        # Of the same text, tokenizers differ in how many prompts end in tokens that an answer would change.
+        result.unstable = {task: max(n, result.unstable.get(task, 0)) for task, n in found.unstable.items()}
+        result.skipped |= found.skipped
+        result.work |= found.work
+    for together in _together(arms):
+        for task in tasks:
+            said = [[o for o in result.outcomes if (o.arm, o.task) == (a.label, task.name)] for a in together]
+            if any(e.choices and e.answers for e in task.examples(split, limit)):
+                continue
+            result.outcomes += union(said)
+            result.outcomes += joint(
+                [(readers[arm.reader], arm) for arm in together], task, said, split=split, limit=limit
+            )
+    return result
+
+
+def _together(arms: Sequence[Arm]) -> list[list[Arm]]:
+    """Arms that differ in their readers only, two or more of them."""
+    alike: dict[tuple[str, str | None], list[Arm]] = {}
+    for arm in arms:
+        alike.setdefault((arm.wire.label, arm.variant), []).append(arm)
+    return [each for each in alike.values() if len(each) > 1]

@@ -1,0 +1,69 @@
+"""What is said of latent wires only: how much of the gap they close, and what they cost."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from rich.table import Table
+
+from latentwire.evaluation.combinations import Combination
+from latentwire.evaluation.costs import Costs
+from latentwire.evaluation.gaps import Gap
+from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.statistics import estimate, members
+from latentwire.evaluation.summary import by_arm
+
+
+def gap_table(found: Mapping[str, Mapping[str, Gap]]) -> Table:
+    """One row per task and arm: retention (raw) and gap closed (above the floor)."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    for name in ("task", "arm", "retention: arm / text [95 %]", "gap closed above floor [95 %]", "floor"):
+        table.add_column(name)
+    table.add_column("n", justify="right")
+    for arm, tasks in found.items():
+        for task, gap in tasks.items():
+            floor = f"{gap.floor:.3f} {gap.floor_is}"
+            table.add_row(task, arm, shown(gap.retention), shown(gap.closed), floor, str(gap.n))
+    return table
+
+
+def shown(found: Combination) -> str:
+    """`0.966 [0.912, 1.013]`; an end that has no bound is open."""
+    if found.value is None:
+        return "undefined: text is not above the floor"
+    low, high = ("open" if bound is None else f"{bound:.3f}" for bound in (found.low, found.high))
+    return f"{found.value:.3f} [{low}, {high}]"
+
+
+def followed(outcomes: Sequence[Outcome]) -> list[str]:
+    """A sentence for each counterfactual arm and task: how often the answer follows the passage, or sticks."""
+    told = []
+    for arm, found in by_arm(outcomes).items():
+        for task in dict.fromkeys(o.task for o in found if "sticks" in o.metrics):
+            part = members(found, task)
+            told.append(f"{task} over {arm}: follows {estimate(part)}; sticks {estimate(part, 'sticks')}")
+    return told
+
+
+def cost_table(found: Mapping[str, Mapping[str, Costs]]) -> Table:
+    """One row per arm and task: sizes a context, milliseconds a question."""
+    table = Table(box=None, pad_edge=False, header_style="bold")
+    table.add_column("costs")
+    table.add_column("task")
+    columns = ("tokens", "latents", "bytes 16/8/6/4 bit", "text", "text kv", "encode ms", "text ms", "cold ms")
+    for name in (*columns, "warm ms", "pays after questions"):
+        table.add_column(name, justify="right")
+    for arm, tasks in found.items():
+        for task, each in tasks.items():
+            table.add_row(
+                arm,
+                task,
+                f"{each.context_tokens:.0f}",
+                f"{each.latents:.0f}",
+                "/".join(f"{number:,.0f}" for number in each.latent_bytes.values()),
+                f"{each.text_bytes:,.0f}",
+                f"{each.text_kv_bytes:,.0f}",
+                *(f"{ms:.1f}" for ms in (each.encode_ms, each.text_ms, each.cold_ms, each.warm_ms)),
+                "never" if each.pays_after is None else str(each.pays_after),
+            )
+    return table

@@ -1,0 +1,81 @@
+"""The average latents of a sample of contexts: what is the same about all messages, and of none in particular."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.wires.latent.message import Latents
+
+_AT_ONCE = 16
+
+
+@dataclass(frozen=True, eq=False)
+class Average:
+    """Sums over a sample, latent by latent: the first of every context, the second, and so on.
+
+    A place of its own for each, because the first ones (an attention sink) are like no other.
+
+    contexts: the sample. sums: one a tensor of `Latents`, `(M, D)` or `(H, M, D)`. counts: `(M,)`, how many
+    contexts have that many latents.
+    """
+
+    contexts: frozenset[str]
+    sums: tuple[Tensor, ...]
+    counts: Tensor
+
+    @classmethod
+    def of(cls, encode: Callable[[Sequence[str]], Latents], contexts: Sequence[str]) -> Average:
+        """Of the latents that `encode` makes of `contexts`.
+
+        Raises:
+            UserError: fewer than two different contexts; for one there would be no other to average.
+        """
+        sample = list(dict.fromkeys(contexts))
+        if len(sample) < 2:
+            raise UserError(f"wire: mean averages other contexts, found {len(sample)}, expected 2 or more.")
+        whole: Average | None = None
+        for start in range(0, len(sample), _AT_ONCE):
+            part = encode(sample[start : start + _AT_ONCE])
+            sums = tuple((each * _mask(part.valid, each)).sum(0) for each in part.tensors)
+            counts = part.valid.sum(0)
+            if whole is not None:
+                width = max(len(counts), len(whole.counts))
+                sums = tuple(_wide(a, width) + _wide(b, width) for a, b in zip(sums, whole.sums, strict=True))
+                counts = _wide(counts[:, None], width)[:, 0] + _wide(whole.counts[:, None], width)[:, 0]
+            whole = cls(frozenset(sample), sums, counts)
+        assert whole is not None
+        return whole
+
+    def instead_of(self, latents: Latents, contexts: Sequence[str]) -> Latents:
+        """Control: as many latents, each the average of those in its place in the sample's other contexts.
+
+        A context of the sample is left out of its own average. Places that no other context reaches hold the
+        last average that there is.
+        """
+        width = max(len(self.counts), latents.valid.shape[1])
+        own = torch.tensor([[context in self.contexts] for context in contexts], device=latents.valid.device)
+        mine = torch.nn.functional.pad(latents.valid & own, (0, width - latents.valid.shape[1]))
+        counts = _wide(self.counts[:, None], width)[:, 0] - mine.long()
+        last = (counts > 0).sum(1, keepdim=True) - 1
+        at = torch.minimum(torch.arange(latents.valid.shape[1], device=last.device), last)
+        averages = []
+        for total, each in zip(self.sums, latents.tensors, strict=True):
+            left = _wide(total, width) - _wide(each, width) * _mask(mine, each)
+            mean = left / _mask(counts.clamp_min(1), each)
+            averages.append(torch.take_along_dim(mean, _mask(at, each), -2).to(each))
+        return latents.with_tensors(tuple(averages))
+
+
+def _mask(of: Tensor, like: Tensor) -> Tensor:
+    """`(B, M)` in the shape of `(B, M, D)` or `(B, H, M, D)`."""
+    return of[..., None] if like.ndim == 3 else of[:, None, :, None]
+
+
+def _wide(each: Tensor, width: int) -> Tensor:
+    """With zeros behind its last place but one, up to `width`."""
+    return torch.nn.functional.pad(each, (0, 0, 0, width - each.shape[-2]))

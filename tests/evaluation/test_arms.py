@@ -1,0 +1,171 @@
+"""Arms name what they do, and what they do to examples is what they say."""
+
+from dataclasses import replace
+
+import pytest
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.evaluation import arms
+from latentwire.evaluation.answers import _outcome
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.metrics import contains, normalize
+from latentwire.evaluation.variants import counterfactual, deranged, golds
+from latentwire.lm.prompts import Example
+from latentwire.tasks import resolve
+from latentwire.tasks.base import Task
+from tests.models import tiny_lm
+
+ONE_HOP = resolve(["one_hop"], None)[0].examples("test", 120)
+
+
+def stands(part, text):
+    return contains(normalize(text), normalize(part))
+
+
+def span_task(examples):
+    return Task(name="span", answer="span", source=lambda split: iter(examples), max_new_tokens=4)
+
+
+@pytest.fixture(scope="module")
+def lm():
+    return tiny_lm(max_position_embeddings=2048)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "text",
+        "text:deranged",
+        "nth,ratio=4:zero",
+        "nth,ratio=4:4bit:deranged",
+        "none@embedded:wren",
+        "evict,tokens=9:counterfactual@embedded:wren",
+    ],
+)
+def test_a_label_is_what_the_command_line_takes(text):
+    assert arms.parse(text).label == text
+    assert arms.parse(arms.parse(text).label) == arms.parse(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("text:derangd", "nearest: deranged"),
+        ("nth,ratio=4:4bits", "nearest: 4bit"),
+        ("text:zero", "sends no latents"),
+        ("txt:deranged", "nearest: text"),
+        ("text@", "behind '@'"),
+        ("embedded:heron-4y", "embedded:heron-4y"),
+    ],
+)
+def test_a_wrong_arm_is_told_in_one_sentence(text, part):
+    with pytest.raises(UserError) as error:
+        arms.parse(text)
+    assert part in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_deranged_has_the_context_of_another_group_without_the_answer():
+    found = deranged(ONE_HOP, "one_hop")
+    by_context = {example.context: example for example in ONE_HOP}
+    kinds = []
+    for old, new in zip(ONE_HOP, found, strict=True):
+        assert replace(new, context=old.context) == old
+        partner = by_context[new.context]
+        assert partner.group != old.group
+        assert not stands(old.answers[0], new.context)
+        kinds.append(partner.question.split()[:2] == old.question.split()[:2])
+    assert all(kinds)
+
+
+def test_who_is_paired_with_whom_depends_on_the_set_alone():
+    forwards = {old.id: new.context for old, new in zip(ONE_HOP, deranged(ONE_HOP, "t"), strict=True)}
+    turned = ONE_HOP[::-1]
+    assert forwards == {old.id: new.context for old, new in zip(turned, deranged(turned, "t"), strict=True)}
+
+
+def test_deranged_without_a_partner_says_so():
+    with pytest.raises(UserError, match=r"found no context of another group .* among 1 examples"):
+        deranged(ONE_HOP[:1], "one_hop")
+    same = [replace(example, group="one") for example in ONE_HOP[:9]]
+    with pytest.raises(UserError, match="another group"):
+        deranged(same, "one_hop")
+
+
+def test_counterfactual_states_the_foil_wherever_the_gold_answer_stood():
+    for old, new in zip(ONE_HOP, counterfactual(ONE_HOP, "one_hop"), strict=True):
+        assert new is not None
+        (gold,), (foil,) = old.answers, new.answers
+        assert not stands(gold, new.context)
+        assert not stands(foil, old.context)
+        assert new.context.replace(foil, gold) == old.context
+        assert new.candidates[old.candidates.index(gold)] == foil
+        assert (new.id, new.group, new.question) == (old.id, old.group, old.question)
+
+
+def test_a_counterfactual_choice_may_still_be_the_old_one():
+    examples = resolve(["choices/home"], None)[0].examples("test", 40)
+    for old, new in zip(examples, counterfactual(examples, "choices"), strict=True):
+        assert new is not None
+        assert new.choices[:-1] == old.choices
+        assert golds(new)[0] in new.context
+        assert golds(old)[0] not in new.context
+
+
+def test_what_cannot_be_exchanged_is_left_out_and_counted(lm):
+    unstated = replace(ONE_HOP[0], id="unstated", answers=("nowhere",))
+    examples = [*ONE_HOP[:20], unstated]
+    changed = [new.id for new in counterfactual(examples, "span") if new]
+    assert 15 < len(changed) < 21
+    assert "unstated" not in changed
+    result = evaluate(lm, [span_task(examples)], [arms.parse("text:counterfactual")])
+    assert result.skipped == {("text:counterfactual", "span"): 21 - len(changed)}
+    assert [o.id for o in result.outcomes] == changed
+    with pytest.raises(UserError, match="found no such example"):
+        counterfactual([unstated], "span")
+
+
+def test_a_reader_that_copies_follows_a_counterfactual_and_does_not_stick(lm, monkeypatch):
+    """Answers put into the reader's mouth: that of the changed passage, and the old one."""
+    task = span_task(ONE_HOP[:20])
+    changed = {new.id: new.answers[0] for new in counterfactual(ONE_HOP[:20], "span") if new}
+    for follows in (True, False):
+        said = changed if follows else {old.id: old.answers[0] for old in ONE_HOP}
+        monkeypatch.setattr("latentwire.evaluation.answers._outcome", _saying(said), raising=True)
+        outcomes = evaluate(lm, [task], [arms.parse("text:counterfactual")]).outcomes
+        assert [o.metrics["exact_match"] for o in outcomes] == [float(follows)] * len(changed)
+        assert [o.metrics["sticks"] for o in outcomes] == [float(not follows)] * len(changed)
+
+
+def _saying(said):
+    def outcome(task, arm, item, text, *rest):
+        return _outcome(task, arm, item, said[item.example.id], *rest)
+
+    return outcome
+
+
+def test_mean_meets_other_groups_only_and_needs_two(lm):
+    task = span_task(ONE_HOP[:4])
+    assert len(evaluate(lm, [task], [arms.parse("nth,ratio=4:mean")]).outcomes) == 4
+    with pytest.raises(UserError, match="found 1, expected"):
+        evaluate(lm, [span_task(ONE_HOP[:1])], [arms.parse("nth,ratio=4:mean")])
+
+
+def test_the_first_token_is_right_where_greedy_decoding_begins_with_it(lm):
+    text = "text"
+    said = evaluate(lm, [span_task(ONE_HOP[:6])], [wires.parse(text)]).outcomes
+    own = [replace(e, answers=(o.prediction or "x",)) for e, o in zip(ONE_HOP, said, strict=False)]
+    for example, outcome in zip(own, evaluate(lm, [span_task(own)], [wires.parse(text)]).outcomes, strict=True):
+        one, five = outcome.metrics["first_token_top1"], outcome.metrics["first_token_top5"]
+        assert five >= one
+        prompt, (answer,) = lm.format.encode(example, lm)
+        logits = lm.prefill(wires.parse(text)([prompt], lm)).logits[0]
+        assert one == float(int(logits.argmax()) == answer[0])
+        assert five == float(answer[0] in logits.topk(5).indices.tolist())
+
+
+def test_an_example_without_a_context_is_not_deranged():
+    bare = Example(id="a", group="a", context="", question="Who?", answers=("Ada",))
+    with pytest.raises(UserError, match="without one of its own"):
+        deranged([bare, *ONE_HOP[:3]], "span")
