@@ -205,7 +205,7 @@ def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, w
     command = [
         *(sys.executable, "-m", way, "--model", "latentwire", "--tasks", "lw_choose"),
         *("--model_args", f"model={models['llama']},wire=text,mask=prefix"),
-        *("--include_path", str(folder), "--output_path", str(tmp_path / "out"), "--device", "cpu"),
+        *("--include_path", str(folder), "--output_path", str(tmp_path / "out")),
     ]
     environment = {**os.environ, "PYTHONPATH": f"{installed.parent}:{source}"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)

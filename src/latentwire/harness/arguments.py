@@ -62,6 +62,8 @@ def load(
     parsed = wires.parse(written)
     if isinstance(model, LM):
         return Loaded(model, parsed.bind(model), model.name, None)
+    if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
+        device = None  # lm-eval asks for cuda:0 unless told otherwise; its own model falls back too
     lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter)
     return Loaded(lm, parsed.bind(lm), source, run)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,7 +36,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
     sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}
     total = sum(sizes.values())
-    outcomes = _finished(folder, sizes)
+    outcomes = _finished(folder, sizes.keys())
     there = {outcome.task for outcome in outcomes}
     for task in plan.tasks:
         if task.remark:
@@ -77,12 +77,11 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     }
 
 
-def _finished(folder: Path, sizes: dict[str, int]) -> list[Outcome]:
-    """What an earlier attempt finished; a task whose outcomes are not all there is done again."""
+def _finished(folder: Path, tasks: Collection[str]) -> list[Outcome]:
+    """What an earlier attempt finished: outcomes are written task by task, each with all of its arms."""
     path = folder / OUTCOMES
     found = read_outcomes(path) if path.exists() else []
-    counts = Counter(outcome.task for outcome in found)
-    return [outcome for outcome in found if counts[outcome.task] == sizes.get(outcome.task)]
+    return [outcome for outcome in found if outcome.task in tasks]
 
 
 def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:

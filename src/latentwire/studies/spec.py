@@ -16,6 +16,7 @@ from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
 from latentwire.training.fit.config import Fit
+from latentwire.wires import CONTROLS
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Stages, arms and studies are named so that a folder can be."""
@@ -94,15 +95,19 @@ class Evaluate(Start):
         """The arms, parsed.
 
         Args:
-            trained: where the wire of a stage lies; without it such arms are left out.
+            trained: where the wire of a stage lies. Before it is trained, plain text stands in for it: what is
+                wrong with examples, or with a variant of them, shows there too.
         """
         found = []
         for text in self.arms.values():
             if not text.startswith(TRAINED):
                 found.append(arms.parse(text))
-            elif trained is not None:
-                stage, _, variant = text.removeprefix(TRAINED).partition(":")
+                continue
+            stage, _, variant = text.removeprefix(TRAINED).partition(":")
+            if trained is not None:
                 found.append(arms.parse(f"{trained(stage)}:{variant}".rstrip(":")))
+            elif variant not in CONTROLS:
+                found.append(arms.parse(f"text:{variant}".rstrip(":")))
         return found
 
     def needs(self) -> list[str]:

@@ -1,0 +1,115 @@
+"""Studies that train a wire and read over it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.errors import UserError
+from latentwire.runs.log import Log
+from latentwire.studies import loading, plan, runner
+from latentwire.studies.spec import Study
+from latentwire.wires.latent.modules import CONFIG, WEIGHTS
+
+WREN = "embedded:wren"
+FIT: dict[str, Any] = {
+    "kind": "wire",
+    "wire": {
+        "source": WREN,
+        "encoder": {"kind": "self", "rank": 2, "select": {"kind": "anchors", "ratio": 4}},
+        "adapters": {WREN: {"kind": "native"}},
+    },
+    "data": {"kind": "world", "tiers": ["one_hop"]},
+    "contexts": 4,
+    "passages": 2,
+    "questions": 2,
+    "steps": 2,
+    "eval_steps": 2,
+    "eval_samples": 2,
+    "samples": 0,
+}
+STUDY: dict[str, Any] = {
+    "name": "wired",
+    "model": WREN,
+    "tasks": ["one_hop"],
+    "limit": 40,
+    "stages": {
+        "baseline": {"kind": "evaluate", "arms": {"text": "text", "none": "none", "nth": "nth,ratio=4"}},
+        "fit": FIT,
+        "latent": {
+            "kind": "evaluate",
+            "arms": {"latent": "stage:fit", "deranged": "stage:fit:deranged", "4bit": "stage:fit:4bit"},
+        },
+    },
+    "effects": {"baseline": "baseline/text", "retained": ["latent/latent", "baseline/nth"]},
+    "comparisons": [{"name": "against nth", "a": "latent/latent", "b": "baseline/nth"}],
+}
+
+
+def made(**changes: Any) -> Study:
+    return Study.model_validate(loading._with_shared({**STUDY, **changes}))
+
+
+@pytest.fixture(scope="module")
+def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.Carried]:
+    root = tmp_path_factory.mktemp("runs")
+    return root, runner.run(made(), root, Log(), stages=["latent"])
+
+
+def test_an_evaluation_brings_the_wire_that_it_reads_over(done: tuple[Path, runner.Carried]) -> None:
+    _, carried = done
+    assert set(carried.runs) == {"fit", "latent"}
+    wire = carried.runs["fit"].folder / "checkpoints" / "best"
+    assert {file.name for file in wire.iterdir()} == {CONFIG, WEIGHTS}
+    assert set(carried.runs["latent"].record.parents) == {"fit"}
+    assert set(carried.summary["stages"]["latent"]["metrics"]) == {"latent", "deranged", "4bit"}
+
+
+def test_the_gap_closed_is_derived_with_a_comparison(done: tuple[Path, runner.Carried]) -> None:
+    root, before = done
+    carried = runner.run(made(), root, Log())
+    assert carried.runs["fit"].record.run == before.runs["fit"].record.run  # done already
+    effects = {(each["effect"], each["of"]): each for each in carried.summary["derived"]["effects"]}
+    text = carried.summary["stages"]["baseline"]["metrics"]["text"]["one_hop"]["exact_match"]["value"]
+    nth = carried.summary["stages"]["baseline"]["metrics"]["nth"]["one_hop"]["exact_match"]["value"]
+    found = effects["retention", "baseline/nth"]
+    assert found["raw"]["value"] == pytest.approx(nth / text)
+    assert found["above_floor"]["value"] == pytest.approx((nth - found["floor"]) / (text - found["floor"]))
+    assert [each["name"] for each in carried.summary["comparisons"]] == ["against nth"]
+    assert "single_seed" in json.dumps(carried.summary["derived"]["comparisons"])
+
+
+def test_another_wire_is_another_identity_for_what_reads_over_it(done: tuple[Path, runner.Carried]) -> None:
+    stages = {**STUDY["stages"], "fit": {**FIT, "learning_rate": 1e-4}}
+    one, two = plan.make(made()), plan.make(made(stages=stages))
+    changed = {name for name in one.stages if one.stages[name].identity != two.stages[name].identity}
+    assert changed == {"fit", "latent"}
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (
+            {"kind": "evaluate", "arms": {"latent": "stage:fitt"}},
+            "expected a wire stage: one of fit (nearest: fit)",
+        ),
+        ({"kind": "evaluate", "start_from": "fit", "arms": {"t": "text"}}, "expected a finetune stage"),
+        ({**FIT, "start_from": "baseline"}, "found 'baseline'"),
+        ({**FIT, "objectives": []}, "objectives"),
+    ],
+)
+def test_a_stage_that_fits_no_other_is_told_in_one_sentence(
+    stage: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "study.yaml"
+    file.write_text(json.dumps({**STUDY, "stages": {**STUDY["stages"], "odd": stage}}))
+    with pytest.raises(UserError, match=expected.replace("(", r"\(").replace(")", r"\)")):
+        loading.load(str(file))
+
+
+def test_the_template_is_a_study() -> None:
+    found = loading.load("latent-wire")
+    assert found.stages["latent"].needs() == ["fit", "constant"]
