@@ -6,6 +6,8 @@ import math
 import pytest
 
 from latentwire import LM, models, wires
+from latentwire.errors import UserError
+from latentwire.evaluation import arms
 from latentwire.evaluation.audit import audit
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.statistics import estimate
@@ -69,3 +71,22 @@ def test_nothing_leaks(lm):
 def test_ignoring_whom_the_question_is_about_earns_little():
     for task in resolve(["tiers"], None):
         assert type_floor(task.examples("test")) <= 0.30
+
+
+def test_the_wire_that_ships_is_read_as_its_results_say_and_is_small():
+    lm = LM.load("embedded:heron", device="cpu")
+    folder = models.wire_folder("heron-4x")
+    assert sum(file.stat().st_size for file in folder.iterdir()) <= 6 * 2**20
+    read = [arms.parse(spec) for spec in ("text", "embedded:heron-4x", "embedded:heron-4x:deranged")]
+    result = evaluate(lm, resolve(["one_hop"], None), read, limit=100)
+    text, latent, deranged = (
+        estimate([outcome for outcome in result.outcomes if outcome.arm == arm.label]).value for arm in read
+    )
+    assert latent >= 0.8
+    assert text - latent <= 0.15
+    assert deranged <= 0.05
+
+
+def test_a_wire_is_refused_before_a_model_that_it_was_not_trained_for():
+    with pytest.raises(UserError, match=r"is read by embedded:heron, found embedded:wren"):
+        arms.parse("embedded:heron-4x").bind(LM.load("embedded:wren", device="cpu"))
