@@ -236,7 +236,7 @@ def _report_growth(found: dict[str, float]) -> None:
 
 @app.command()
 def init(
-    template: Annotated[str, typer.Argument(help="quickstart or prefill-mask.")],
+    template: Annotated[str, typer.Argument(help="quickstart, prefill-mask or latent-wire.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("study.yaml"),
 ) -> None:
     """Write a template of a study, to be changed."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from latentwire import models
 from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
@@ -113,3 +114,33 @@ def test_a_stage_that_fits_no_other_is_told_in_one_sentence(
 def test_the_template_is_a_study() -> None:
     found = loading.load("latent-wire")
     assert found.stages["latent"].needs() == ["fit", "constant"]
+
+
+def test_a_wire_from_elsewhere_belongs_to_what_a_stage_is(tmp_path: Path) -> None:
+    def identity(folder: Path) -> str:
+        stages = {"only": {"kind": "evaluate", "arms": {"latent": str(folder)}}}
+        return plan.make(made(stages=stages, effects=None, comparisons=[])).stages["only"].identity
+
+    for file in models.wire_folder("heron-4x").iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    before = identity(tmp_path)
+    (tmp_path / WEIGHTS).write_bytes((tmp_path / WEIGHTS).read_bytes() + b" ")
+    assert identity(tmp_path) != before
+
+
+@pytest.mark.parametrize(
+    ("arms", "extra", "expected"),
+    [
+        ({"t": "text@embedded:heron"}, {}, "expected the stage's `model:`"),
+        ({"t": "stage:fit:derangd"}, {}, "nearest: deranged"),
+        ({"t": "stage:fit"}, {"model": "embedded:heron"}, "expected a reader of fit: embedded:wren"),
+    ],
+)
+def test_who_reads_what_is_checked_before_anything_runs(
+    arms: dict[str, str], extra: dict[str, Any], expected: str, tmp_path: Path
+) -> None:
+    file = tmp_path / "study.yaml"
+    stages = {**STUDY["stages"], "odd": {"kind": "evaluate", "arms": arms, **extra}}
+    file.write_text(json.dumps({**STUDY, "stages": stages}))
+    with pytest.raises(UserError, match=expected):
+        loading.load(str(file))

@@ -74,6 +74,8 @@ def _checkpoint(folder: Path, checkpoint: str) -> tuple[Path, str]:
         known = ", ".join(get_args(Checkpoint))
         raise UserError(f"model_args: found checkpoint={checkpoint}, expected one of {known}.")
     run = Run.read(folder)
+    if run.record.kind != "finetune":
+        raise UserError(f"model_args: found a run of kind {run.record.kind!r}, expected that of a finetuning.")
     place = f"checkpoints/{checkpoint}"
     if not any(path.startswith(f"{place}/") for path in run.record.artifacts):
         raise UserError(

@@ -23,7 +23,8 @@ from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
 from latentwire.tasks.world.reading import ask_all
 from latentwire.training.config import FileData, WorldData
-from latentwire.training.fit.config import TaskPassages, WorldPassages
+from latentwire.training.fit.config import TaskPassages, TextPassages, WorldPassages
+from latentwire.wires.latent.wire import Latent, locate
 
 _TRAIN_SAMPLE = 100
 """Examples of an endless train split that stand for it in an identity."""
@@ -116,7 +117,9 @@ def make(study: Study) -> Plan:
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
-            read, content = inputs, data
+            wires = _wires(stage)
+            read, content = {**inputs, **wires}, data
+            start += [each.sha256 for each in wires.values()]
         else:
             read, content = _training_data(stage)
         # Where files lie is no part of what a stage is; what is in them is.
@@ -158,6 +161,17 @@ def _tasks(study: Study) -> list[Task]:
     return list(found.values())
 
 
+def _wires(stage: Evaluate) -> dict[str, Input]:
+    """The trained wires that a stage reads over and that no stage of the study trains."""
+    folders = {arm.wire.path: locate(arm.wire.path) for arm in stage.read() if isinstance(arm.wire, Latent)}
+    return {
+        f"wire {path}": Input(
+            path=path, sha256=identity({f.name: file_sha256(f) for f in sorted(folder.iterdir())})
+        )
+        for path, folder in folders.items()
+    }
+
+
 def _check_split(study: Study, tasks: Sequence[Task]) -> None:
     """Refuse a split that never ends, and one by which a checkpoint was chosen that it is to judge."""
     files = {entry.name for entry in study.tasks if isinstance(entry, FileTask)}
@@ -166,8 +180,13 @@ def _check_split(study: Study, tasks: Sequence[Task]) -> None:
     if study.split == "train" and study.limit is None and endless:
         raise UserError(f"limit: found none, expected a number: the train split of {endless[0]} has no end.")
     for name, stage in study.stages.items():
-        if study.split == "validation" and isinstance(stage, Finetune) and isinstance(stage.data, WorldData):
-            seen = {task.name for task in resolve(stage.data.tasks, None)}
+        if study.split == "validation" and not isinstance(stage, Evaluate):
+            named: Sequence[str] = ()
+            if isinstance(stage.data, WorldData):
+                named = stage.data.tasks
+            elif isinstance(stage.data, WorldPassages):
+                named = stage.data.tiers
+            seen = {task.name for task in resolve(list(named), None)} if named else set()
             if shared := [task for task in world if task in seen]:
                 raise UserError(
                     f"split: found 'validation', expected 'test': stages.{name} chooses its checkpoint by the "
@@ -205,6 +224,9 @@ def _training_data(stage: Finetune | FitWire) -> tuple[dict[str, Input], Any]:
         paths = data_files(stage.data.task, stage.data.data) if stage.data.data else {}
         files = {f"training data {part}": _file(path) for part, path in paths.items()}
         return files, [stage.data.task, *(each.sha256 for each in files.values())]
+    if isinstance(stage.data, TextPassages):
+        file = _file(stage.data.path)
+        return {"training data": file}, [file.sha256, stage.data.context, stage.data.continuation]
     if isinstance(stage.data, FileData):
         file = _file(stage.data.path)
         return {"training data": file}, file.sha256

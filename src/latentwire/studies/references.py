@@ -34,7 +34,15 @@ def check(study: Study) -> None:
             for arm, text in stage.arms.items():
                 if text.startswith(TRAINED):
                     found = text.removeprefix(TRAINED).split(":")[0]
-                    _known(f"stages.{name}.arms.{arm}", found, fits, "a wire stage")
+                    key = f"stages.{name}.arms.{arm}"
+                    if not fits:
+                        raise UserError(f"{key}: found {text!r}, but no stage of this study trains a wire.")
+                    _known(key, found, fits, "a wire stage")
+                    fit = study.stages[found]
+                    reader = stage.model or study.model
+                    if isinstance(fit, FitWire) and reader not in fit.wire.adapters:
+                        read_by = ", ".join(fit.wire.adapters)
+                        raise UserError(f"{key}: found {reader} to read, expected a reader of {found}: {read_by}.")
     if study.effects is not None:
         for key, reading in study.effects.readings():
             _check_reading(study, f"effects.{key}", reading)

@@ -85,11 +85,17 @@ class Evaluate(Start):
     def _known_wires(cls, value: dict[str, str]) -> dict[str, str]:
         labels: dict[str, str] = {}
         for arm, text in value.items():
-            label = text if text.startswith(TRAINED) else _wire(text, arm)
+            label = _trained(text, arm) if text.startswith(TRAINED) else _wire(text, arm)
             if label in labels.values():
                 raise ValueError(f"{arm}: found the wire {label!r} a second time, expected every arm's wire once")
             labels[arm] = label
         return labels
+
+    @model_validator(mode="after")
+    def _one_reader(self) -> Self:
+        if self.model is not None and self.start_from is not None:
+            raise ValueError("found both model and start_from, expected one of them: whose weights read?")
+        return self
 
     def read(self, trained: Callable[[str], Path] | None = None) -> list[Arm]:
         """The arms, parsed.
@@ -269,10 +275,24 @@ def one_of(found: str, valid: Iterable[str]) -> str:
     return f"one of {', '.join(names)}" + (f" (nearest: {near[0]})" if near else "")
 
 
+def _trained(text: str, arm: str) -> str:
+    """`stage:NAME[:VARIANT]` as it is, its variant checked."""
+    stage, colon, variant = text.removeprefix(TRAINED).partition(":")
+    valid = (*arms.VARIANTS, *CONTROLS)
+    if not stage or (colon and variant not in valid):
+        raise ValueError(
+            f"{arm}: found {text!r}, expected stage:NAME or stage:NAME:VARIANT, {one_of(variant, valid)}"
+        )
+    return text
+
+
 def _wire(text: Any, where: str = "") -> str:
     """The wire's label. A ValueError, for pydantic to say where."""
     try:
-        return arms.parse(text).label
+        parsed = arms.parse(text)
+        if parsed.reader is not None:
+            raise UserError(f"found @{parsed.reader}, expected the stage's `model:` to say who reads.")
+        return parsed.label
     except UserError as error:
         problem = str(error).removeprefix("wire: ").rstrip(".")
         raise ValueError(f"{where}: {problem}" if where else problem) from error

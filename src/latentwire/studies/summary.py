@@ -164,14 +164,16 @@ def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Ou
     effects = plan.study.effects
     if effects is None or effects.baseline not in readings:
         return []
-    stages = {reading.split("/")[0] for _, reading in effects.readings()}
-    concerned = {name: found for name, found in readings.items() if name.split("/")[0] in stages}
+    named = {reading for _, reading in effects.readings()}
+    blind = {f"{reading.split('/')[0]}/{effects.none}" for reading in named}
+    concerned = {name: found for name, found in readings.items() if name in named | blind}
     results = runs[effects.baseline.split("/")[0]].record.results or {}
     return derive(effects, plan.reported, concerned, results["floors"])
 
 
 def _judge(gate: Gate, effects: list[Derived]) -> dict[str, Any]:
-    """held: None where the number is not there yet. resolved: whether the whole interval is on one side."""
+    """held: whether the whole interval is inside; None where the number is not there yet. resolved: whether it is
+    all on one side."""
     judged: dict[str, Any] = {**gate.model_dump(), **asdict(UNDEFINED), "held": None, "resolved": None}
     wanted = (gate.effect, gate.of, gate.task)
     for found in effects:
@@ -179,7 +181,7 @@ def _judge(gate: Gate, effects: list[Derived]) -> dict[str, Any]:
             number = found.above_floor if gate.above_floor else found.raw
             judged |= asdict(number)
             inside = [_within(gate, value) for value in (number.value, number.low, number.high)]
-            judged |= {"held": inside[0], "resolved": len(set(inside)) == 1}
+            judged |= {"held": all(inside), "resolved": len(set(inside)) == 1}
     return judged
 
 

@@ -235,7 +235,11 @@ def _gradient_norms(losses: Losses) -> dict[str, float]:
         if not term.requires_grad:  # it was left out of this step
             norms[name] = 0.0
             continue
-        found = torch.autograd.grad(term / losses.labels, losses.at, retain_graph=True, allow_unused=True)
+        at = [each for each in losses.at if each.requires_grad]
+        alive = at and term.requires_grad
+        found = (
+            torch.autograd.grad(term / losses.labels, at, retain_graph=True, allow_unused=True) if alive else ()
+        )
         norms[name] = float(sum(float(each.float().square().sum()) for each in found if each is not None) ** 0.5)
     return norms
 

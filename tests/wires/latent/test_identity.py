@@ -79,3 +79,9 @@ def test_questions_side_by_side_read_as_each_alone():
     alone = [lm.forced(shared.ask([q], lm), torch.tensor([a])).hidden[0] for q, a in pairs]
     torch.testing.assert_close(found.hidden, torch.cat(alone), atol=1e-5, rtol=0)
     assert found.labels.tolist() == [token for answer in ANSWERS for token in answer]
+
+
+def test_a_context_of_one_token_is_one_latent_alone_and_beside_others():
+    alone = Anchors(ratio=4).weights(torch.tensor([[True]]))
+    beside = Anchors(ratio=4).weights(torch.tensor([[True, False, False], [True, True, True]]))
+    assert int((alone.sum(-1) > 0).sum()) == int((beside[0].sum(-1) > 0).sum()) == 1

@@ -16,13 +16,17 @@ from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
-from latentwire.tasks.base import Split
+from latentwire.tasks.base import Split, Task
+from latentwire.tasks.files import digest
 from latentwire.tasks.world.reading import Tier, ask_all
 from latentwire.training.fit.config import PassageData, TaskPassages, TextPassages, WorldPassages
 from latentwire.training.fit.texts import pieces
 
 PER_JOB = 500
 """Passages that one process makes at a time; fewer are made here."""
+
+HELD_OUT = 20
+"""One group in so many is kept for evaluation."""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of what stands behind a context, and of the answer with its end-of-sequence token."""
@@ -90,7 +94,8 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[
     """Examples that share a context, the tasks taking turns."""
     named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
     tasks = resolve(named, path)
-    streams = [groupby(task.source(split), key=lambda e: (e.group, e.context)) for task in tasks]
+    examples_of = partial(_kept, split) if isinstance(data, TaskPassages) else lambda task: task.source(split)
+    streams = [groupby(examples_of(task), key=lambda e: (e.group, e.context)) for task in tasks]
     while streams:
         for stream in list(streams):
             found = next(stream, None)
@@ -101,6 +106,14 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[
             if not examples[0].answers or not examples[0].context:
                 raise UserError(f"data: {examples[0].id} has no context or no answer in words, expected both.")
             yield examples
+
+
+def _kept(split: Split, task: Task) -> Iterator[Example]:
+    """A file's examples of a split: one group in `HELD_OUT`, by hash, is kept for evaluation, whole."""
+    for example in task.source("test"):
+        kept = int(digest(example.group)[:8], 16) % HELD_OUT == 0
+        if kept == (split != "train"):
+            yield example
 
 
 def _tokenize(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example]) -> Passage:

@@ -37,7 +37,7 @@ class Anchors(_Select):
         chosen = chosen * (starts < length[:, None])[..., None]
         if not first:
             return chosen
-        sink = torch.zeros_like(chosen[:, :1])
+        sink = chosen.new_zeros(len(valid), 1, valid.shape[1])
         sink[:, :, 0] = (length > 0).float()[:, None]
         return torch.cat([sink, chosen], 1)
 

@@ -17,7 +17,7 @@ from latentwire.lm.prompts import Prompt
 from latentwire.wires.base import Message, Wire
 from latentwire.wires.latent.average import Average
 from latentwire.wires.latent.message import Latents, quantize, zero
-from latentwire.wires.latent.modules import CONFIG, LatentConfig, LatentModules, fingerprint, read_config
+from latentwire.wires.latent.modules import CONFIG, LatentModules, read_config
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -108,7 +108,6 @@ class Latent(LatentWire):
             raise UserError(f"wire: {self.path} is read by {', '.join(config.adapters)}, found {lm.name}.")
         modules = LatentModules(config, {lm.name: lm}, source_of(config.source, lm))
         modules.restore(folder)
-        _check_fingerprint(self.path, config, lm)
         bound = self.model_copy()
         bound._modules, bound._reader = modules.eval(), lm.name
         return bound
@@ -120,12 +119,6 @@ class Latent(LatentWire):
     @property
     def plain_label(self) -> str:
         return self.path
-
-
-def _check_fingerprint(path: str, config: LatentConfig, lm: LM) -> None:
-    known = (config.fingerprints or {}).get(lm.name)
-    if known is not None and known != fingerprint(lm):
-        raise UserError(f"wire: {path} was trained for other weights than those of {lm.name}.")
 
 
 def locate(path: str) -> Path:
