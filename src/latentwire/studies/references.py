@@ -100,7 +100,9 @@ def _check_reading(study: Study, key: str, reading: str) -> None:
     _known(key, stage, evaluations, "an evaluate stage")
     _known(key, arm, evaluations[stage].arms, f"an arm of {stage}")
     if evaluations[stage].arms[arm].endswith(":counterfactual"):
-        raise UserError(f"{key}: found {reading}, whose right answers are others than the tasks', expected another.")
+        raise UserError(
+            f"{key}: found {reading}, whose right answers are others than the tasks', expected another."
+        )
 
 
 def _known(key: str, found: str, valid: Iterable[str], what: str) -> None:
