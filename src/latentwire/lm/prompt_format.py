@@ -96,6 +96,24 @@ class PromptFormat(BaseModel):
         text, boundary = self.render(context or PLACE, "?", lm)
         return self._ids(text[: boundary if context else text.index(PLACE)], lm)
 
+    def spans(self, context: str, lm: Tokenizes) -> tuple[list[int], list[tuple[int, int]]]:
+        """`before`, and where in the context each token begins and ends, in characters.
+
+        What stands before the context has negative places; a token that is no text has an empty span.
+
+        Raises:
+            UserError: the tokenizer cannot say where its tokens stand.
+        """
+        if not lm.tokenizer.is_fast:
+            raise UserError(f"tokenizer: that of {lm.name} gives no character spans, expected a fast one.")
+        text, boundary = self.render(context or PLACE, "?", lm)
+        start = text.index(context or PLACE)
+        text = text[: boundary if context else start]
+        found = lm.tokenizer(text, add_special_tokens=self.template != "chat", return_offsets_mapping=True)
+        ids = self._ids(text, lm)
+        spans = [(int(a) - start, int(b) - start) for a, b in found["offset_mapping"][: len(ids)]]
+        return ids, spans
+
     def behind(self, question: str, lm: Tokenizes) -> list[int]:
         """Tokens of what stands behind a context: the question with its words and the anchor.
 

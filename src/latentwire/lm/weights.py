@@ -102,9 +102,9 @@ def load(
     if adapter is not None and merged:
         model = merging.merge(model, adapter)
     refuse_broken(model, spec)
-    prompt_format = PromptFormat() if quantization == "gguf" else _stored_format(source)
+    prompt_format = PromptFormat() if quantization == "gguf" else stored_format(source)
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
-        prompt_format = _stored_format(str(adapter))  # how it was trained
+        prompt_format = stored_format(str(adapter))  # how it was trained
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     _align(model)  # what has gone to another device has been aligned there
@@ -192,7 +192,8 @@ def _align(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
-def _stored_format(source: str) -> PromptFormat:
+def stored_format(source: str) -> PromptFormat:
+    """The prompt format saved beside a model, the default one where there is none."""
     if Path(source).is_dir():
         found = Path(source) / FORMAT_FILE
         path = str(found) if found.exists() else None

@@ -11,11 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
-from latentwire.lm.reading import Columns
+from latentwire.lm.reading import Columns, Memory
 from latentwire.lm.shared import Questions, Shared
-from latentwire.training.fit.teacher import States, Teaching, states
+from latentwire.lm.tapping import States, depth
+from latentwire.training.fit.teacher import Teaching, states
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 
@@ -75,7 +77,7 @@ class Evidence:
     @property
     def depth(self) -> int:
         """How many layers the reader has."""
-        return int(self.lm.model.config.get_text_config().num_hidden_layers)
+        return depth(self.lm)
 
     @property
     def contexts(self) -> list[str]:
@@ -152,6 +154,13 @@ class Evidence:
         """The teacher's hidden states behind the tapped layers; only where there is a teacher."""
         assert self._taught is not None
         return self._taught[1]
+
+    def imitated(self, wire: str) -> Memory:
+        """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it."""
+        shared = self._teaching.delivered(wire, self.reader, self.contexts)
+        if shared.memory is None:
+            raise UserError(f"objectives: {wire} gives {self.reader} no keys and values, expected a wire that does.")
+        return shared.memory
 
     @property
     def _text_columns(self) -> Columns:

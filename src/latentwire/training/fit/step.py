@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.shared import Questions, Shared
+from latentwire.lm.tapping import depth
 from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.evidence import Encoded, Evidence
 from latentwire.training.fit.objectives import Term
@@ -106,7 +107,7 @@ class FitStep(nn.Module):
         self._readers, self._teachings = dict(readers), dict(teachings)
         self._objectives, self._adapting = objectives, adapting
         self._taps = {
-            name: sorted({layer for each in objectives for layer in each.taps(_depth(lm))})
+            name: sorted({layer for each in objectives for layer in each.taps(depth(lm))})
             for name, lm in readers.items()
         }
 
@@ -142,10 +143,6 @@ class FitStep(nn.Module):
         if not total.requires_grad:  # everything was left out: a step that changes nothing
             total = total + 0 * torch.stack([each.sum() for each in at]).sum()
         return Losses(total, terms, part.labels, right, firsts, at, skipped)
-
-
-def _depth(lm: LM) -> int:
-    return int(lm.model.config.get_text_config().num_hidden_layers)
 
 
 @torch.no_grad()

@@ -2,48 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from functools import cached_property
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
 from latentwire.lm.shared import Questions, Shared
-
-States = dict[int, Tensor]
-"""By layer, hidden states `(N, D)` behind it."""
-
+from latentwire.lm.tapping import States, tapping
+from latentwire.wires.latent.modules import LatentModules
+from latentwire.wires.latent.wire import Latent
 
 def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = ()) -> tuple[Forced, States]:
     """`Questions.forced`, and hidden states `(N, D)` behind the tapped layers."""
-    with _tapping(lm, taps) as found:
+    with tapping(lm, taps) as found:
         forced = questions.forced(shared, lm)
     width = questions.ids.shape[1]
     return forced, {layer: hidden[:, -width:][questions.learned] for layer, hidden in found.items()}
-
-
-@contextmanager
-def _tapping(lm: LM, taps: Sequence[int]) -> Iterator[States]:
-    """Collects what the layers return, `(B, Q, D)`, of one pass inside the block."""
-    found: States = {}
-
-    def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
-        def hook(module: nn.Module, given: Any, returned: Any) -> None:
-            found[layer] = returned[0] if isinstance(returned, tuple) else returned
-
-        return hook
-
-    layers: Any = lm.model.get_decoder().layers
-    handles = [layers[layer].register_forward_hook(keep(layer)) for layer in taps]
-    try:
-        yield found
-    finally:
-        for handle in handles:
-            handle.remove()
 
 
 class Teaching:
@@ -55,6 +32,7 @@ class Teaching:
     def __init__(self, lm: LM, log: Callable[[str], None]) -> None:
         self.lm, self._log = lm, log
         self.rows: int | None = None
+        self._wires: dict[str, LatentModules] = {}
 
     @torch.no_grad()
     def read(self, questions: Questions, text: Shared, taps: Sequence[int] = ()) -> tuple[Forced, States] | None:
@@ -92,6 +70,14 @@ class Teaching:
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
+
+    @torch.no_grad()
+    def delivered(self, wire: str, reader: str, contexts: Sequence[str]) -> Shared:
+        """What a finished wire gives the reader for these contexts. Raises as `Latent.bind` does."""
+        if wire not in self._wires:
+            self._wires[wire] = Latent(path=wire).bind(self.lm).modules
+        modules = self._wires[wire]
+        return modules.deliver(modules(contexts), reader)
 
     @cached_property
     def table(self) -> tuple[Tensor, Tensor, Tensor]:

@@ -9,6 +9,7 @@ from pydantic import Field
 from latentwire.training.fit.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
 from latentwire.training.fit.objectives.base import Term
 from latentwire.training.fit.objectives.contexts import Gist, Reconstruct
+from latentwire.training.fit.objectives.imitation import Imitate
 from latentwire.training.fit.objectives.messages import Align, InfoNce, Manifold, Scale
 from latentwire.training.fit.objectives.teaching import Distill, DistillHidden
 
@@ -21,6 +22,7 @@ __all__ = [
     "FirstTokens",
     "Gist",
     "GrowingTokens",
+    "Imitate",
     "InfoNce",
     "Manifold",
     "Objective",
@@ -41,6 +43,7 @@ Objective = Annotated[
     | Manifold
     | InfoNce
     | Reconstruct
-    | Gist,
+    | Gist
+    | Imitate,
     Field(discriminator="kind"),
 ]

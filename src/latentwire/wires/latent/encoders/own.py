@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
@@ -17,6 +18,8 @@ from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reading import Columns, Memory
+from latentwire.lm.tokenizing import Tokenizing
+from latentwire.wires.bridge.align import marked, overlaps
 from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
@@ -29,6 +32,8 @@ class SelfEncoder(EncoderConfig):
         rather than the model's own, shared, with low-rank adapters. rank: of these, 0 for none (then nothing but
         slots and marks can learn). marks: whether columns that become latents get a learned embedding added.
     gives: hidden states, keys and values, or both.
+    align: the model whose tokens `select` counts; a latent is then taken where such a token ends, so that wires of
+        two models have as many latents that stand for the same words. None counts the encoder's own.
     scaffold: what stands before the context: as in the model's prompts (`prompt`), or the opening of a user turn
         in the model's chat template (`chat`). bos: whether a BOS token begins it; None leaves that to the
         tokenizer.
@@ -36,6 +41,7 @@ class SelfEncoder(EncoderConfig):
 
     kind: Literal["self"] = "self"
     select: Select = Anchors()
+    align: str | None = None
     mask: Literal["causal", "prefix"] = "prefix"
     rank: int = Field(default=64, ge=0)
     alpha: int = Field(default=64, gt=0)
@@ -65,6 +71,11 @@ class Own(nn.Module):
         adapted = settings.rank and not settings.copied
         self.adapters = _adapt(self._lm, settings) if adapted else nn.ModuleDict()
         self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
+        other = None if settings.align is None else Tokenizing.load(settings.align)
+        self._other = None if other is None else marked(other.format, other)
+        self._marked = marked(self._format, lm)
+        if self._other is not None and (settings.select.slots or settings.bos is not None):
+            raise UserError("encoder: found align beside slots or bos, expected anchors and the tokenizer's own BOS.")
         width = lm.embeddings().shape[1]
         self.mark = nn.Parameter(torch.zeros(width, device=lm.device)) if settings.marks else None
         slots = settings.select.slots
@@ -102,7 +113,7 @@ class Own(nn.Module):
             valid = torch.cat([valid, torch.ones_like(valid[:, :1]).expand(-1, count)], 1)
             behind = length[:, None] + torch.arange(count, device=lm.device)
             positions = torch.cat([positions, behind], 1)
-        weights = self.settings.select.weights(valid)
+        weights = self.settings.select.weights(valid) if self._other is None else self._aligned(contexts)
         if self.mark is not None:
             chosen = (weights > 0).any(1)[..., None]
             content = content + (chosen * self.mark).to(content)
@@ -110,6 +121,17 @@ class Own(nn.Module):
         block = None if block is None else torch.where(valid, block, CAUSAL)
         hidden, memory = lm.memorize(Prefix(embeddings=content, columns=Columns.of(valid, positions, block)))
         return self._latents(hidden, memory, weights, length)
+
+    def _aligned(self, contexts: Sequence[str]) -> Tensor:
+        """`select.weights` of the other model's tokens, each latent at the last column that such a token shares."""
+        assert self._other is not None
+        wanted, spans = ([each(context)[1] for context in contexts] for each in (self._other, self._marked))
+        shared = overlaps(wanted, spans, self._lm.device)
+        mixed = self.settings.select.weights(shared.any(-1)) @ shared
+        column = torch.arange(mixed.shape[-1], device=mixed.device)
+        last = ((mixed > 0) * column).amax(-1)
+        one = F.one_hot(last, mixed.shape[-1]).to(mixed)
+        return one * mixed.any(-1, keepdim=True)
 
     def _ids(self, context: str) -> list[int]:
         ids, bos = self._format.before(context, self._lm), self._lm.tokenizer.bos_token_id

@@ -1,0 +1,39 @@
+"""Hidden states behind chosen layers of one pass."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor, nn
+
+from latentwire.lm.model import LM
+
+States = dict[int, Tensor]
+"""By layer, hidden states behind it."""
+
+
+def depth(lm: LM) -> int:
+    """How many layers a model has."""
+    return int(lm.model.config.get_text_config().num_hidden_layers)
+
+
+@contextmanager
+def tapping(lm: LM, layers: Sequence[int]) -> Iterator[States]:
+    """Collects what the layers return, `(B, Q, D)`, of one pass inside the block."""
+    found: States = {}
+
+    def keep(layer: int) -> Callable[[nn.Module, Any, Any], None]:
+        def hook(module: nn.Module, given: Any, returned: Any) -> None:
+            found[layer] = returned[0] if isinstance(returned, tuple) else returned
+
+        return hook
+
+    modules: Any = lm.model.get_decoder().layers
+    handles = [modules[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()

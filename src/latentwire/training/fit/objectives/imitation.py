@@ -1,0 +1,70 @@
+"""An objective that follows another wire: a bridge learns to say what the reader's own encoder would have said."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, ClassVar, Literal
+
+import torch
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.training.fit.objectives.base import Term
+
+if TYPE_CHECKING:
+    from latentwire.lm.reading import Memory
+    from latentwire.training.fit.evidence import Evidence
+
+RIDGE = 0.05
+"""Of a head's mean variance, added in every direction: below it there is little but noise."""
+
+
+class Imitate(Term):
+    """Keys and values as a finished wire of the same reader gives them, latent by latent.
+
+    A question tells a translator little about where it went wrong; here every number it makes has an aim. Distances
+    count in units of the aims' own spread in each direction of a head (Mahalanobis, 1936): what tells two people
+    apart is a small part of a key.
+
+    wire: the finished one: `embedded:NAME`, a folder, or a run's. reader: who reads both, where several do.
+    """
+
+    needs_message: ClassVar[bool] = True
+
+    kind: Literal["imitate"] = "imitate"
+    wire: str
+    reader: str | None = None
+
+    def loss(self, evidence: Evidence) -> Tensor:
+        if self.reader not in (None, evidence.reader):
+            return torch.zeros((), device=evidence.lm.device)
+        made, aims = evidence.delivered.memory, evidence.imitated(self.wire)
+        if made is None or made.columns.valid.shape != aims.columns.valid.shape:
+            found = 0 if made is None else made.columns.valid.shape[1]
+            raise UserError(
+                f"objectives: imitate found {found} latents of keys and values, expected the "
+                f"{aims.columns.valid.shape[1]} of {self.wire} (`align` the source to {evidence.reader} and take "
+                "as many anchors)."
+            )
+        return _apart(made, aims) * evidence.labels
+
+
+def _apart(made: Memory, aims: Memory) -> Tensor:
+    valid = aims.columns.valid
+    parts = []
+    for ours, theirs in zip((*made.keys, *made.values), (*aims.keys, *aims.values), strict=True):
+        # (H, N, D) each
+        own, aim = (each.transpose(1, 2)[valid].transpose(0, 1).float() for each in (ours, theirs))
+        parts.append(torch.linalg.vecdot(*[_whitened(aim, own - aim)] * 2).mean() / aim.shape[-1])
+    return torch.stack(parts).mean()
+
+
+@torch.autocast("cuda", enabled=False)
+@torch.autocast("cpu", enabled=False)
+def _whitened(aim: Tensor, apart: Tensor) -> Tensor:
+    """Differences `(H, N, D)` in units of the aims' spread; a direction counts as no narrower than `RIDGE` allows."""
+    centred = aim - aim.mean(1, keepdim=True)
+    spread = centred.mT @ centred / aim.shape[1]
+    size = spread.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
+    floor = RIDGE * size[:, None, None] * torch.eye(aim.shape[-1], device=aim.device)
+    lower = torch.linalg.cholesky(spread + floor)
+    return torch.linalg.solve_triangular(lower, apart.mT, upper=False).mT

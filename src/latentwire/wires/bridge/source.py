@@ -1,0 +1,136 @@
+"""The `source` encoder: a frozen model reads the context, and a translator makes latents of what it computed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.tapping import depth, tapping
+from latentwire.lm.tokenizing import Tokenizing
+from latentwire.wires.bridge.align import marked, overlaps
+from latentwire.wires.bridge.translators import Cross, States, Translator
+from latentwire.wires.latent.encoders.base import EncoderConfig
+from latentwire.wires.latent.message import Latents
+from latentwire.wires.latent.select import Anchors, Select, spread
+
+
+class SourceEncoder(EncoderConfig):
+    """Configuration of `Source`.
+
+    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half.
+    states: hidden states, or keys and values. unrotate: whether keys lose their rotation, so that they say what a
+        token is and not where it stands.
+    mask: how the source reads the context. align: the model whose tokens the states are brought to, by the
+        characters that they stand for; None leaves them at the source's own.
+    select: which columns become latents. width: of a latent.
+    """
+
+    kind: Literal["source"] = "source"
+    layers: tuple[int, ...] | None = Field(default=None, min_length=1)
+    states: Literal["hidden", "keys"] = "hidden"
+    unrotate: bool = True
+    mask: Literal["causal", "prefix"] = "causal"
+    align: str | None = None
+    select: Select = Anchors()
+    width: int = Field(default=256, ge=1)
+    translator: Translator = Cross()
+
+    @property
+    def count(self) -> int | None:
+        return self.select.slots or None
+
+    def build(self, lm: LM) -> Source:
+        return Source(self, lm)
+
+
+@dataclass(frozen=True, eq=False)
+class _Read:
+    """Columns of B contexts: content `(B, T, S)`, valid `(B, T)`, and how many tokens each has, `(B,)`."""
+
+    content: Tensor
+    valid: Tensor
+    length: Tensor
+
+
+class Source(nn.Module):
+    """The source is never trained and nothing flows into it; only the translator belongs to the wire."""
+
+    def __init__(self, settings: SourceEncoder, lm: LM) -> None:
+        super().__init__()
+        self.settings, self._lm = settings, lm
+        self.frozen: dict[str, Callable[[], str]] = {}
+        self._layers = _layers(settings.layers, depth(lm))
+        other = None if settings.align is None else Tokenizing.load(settings.align)
+        self._wanted = None if other is None else marked(other.format, other)
+        self._marked = marked(lm.format, lm)
+        width = self._read(["A few words."]).content.shape[-1]
+        self.translator = settings.translator.build(width, settings.width, settings.select.slots).to(lm.device)
+
+    def forward(self, contexts: Sequence[str]) -> Latents:
+        """Latents of B contexts, M vectors each; those of one never depend on another's."""
+        read = self._read(contexts)
+        slots = self.settings.select.slots
+        if slots:
+            weights, places = None, spread(read.length, slots)
+            kept = torch.ones_like(places, dtype=torch.bool)
+        else:
+            weights = self.settings.select.weights(read.valid)
+            kept = weights.any(-1)
+            column = torch.arange(weights.shape[-1], device=weights.device)
+            places = torch.where(kept, ((weights > 0) * column).amax(-1), 0)
+        vectors = self.translator(States(read.content, read.valid, weights, places))
+        return Latents(valid=kept, positions=places, length=read.length, vectors=vectors)
+
+    @torch.no_grad()
+    def _read(self, contexts: Sequence[str]) -> _Read:
+        lm = self._lm
+        if self._wanted is None:
+            content, valid = self._states([lm.format.before(each, lm) for each in contexts])
+            return _Read(content, valid, valid.sum(1))
+        found = [self._marked(each) for each in contexts]
+        content, _ = self._states([ids for ids, _ in found])
+        wanted = [self._wanted(each)[1] for each in contexts]
+        mixed = overlaps(wanted, [spans for _, spans in found], lm.device)
+        valid = mixed.any(-1)
+        return _Read(mixed @ content, valid, valid.sum(1))
+
+    def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
+        """`(B, T, S)` in float32, every layer's brought to one size, and which columns are no padding."""
+        lm, blocks = self._lm, None
+        if self.settings.mask == "prefix":
+            blocks = [[0] * len(row) for row in rows]
+        prefix = Prefix.of_tokens(rows, blocks, device=lm.device)
+        valid = prefix.columns.valid
+        with tapping(lm, self._layers) as hidden:
+            memory = lm.memorize(prefix)[1]
+        if self.settings.states == "hidden":
+            parts = [hidden[layer].to(lm.device) for layer in self._layers]
+        else:
+            parts = []
+            for layer in self._layers:
+                key = memory.keys[layer]
+                if not self.settings.unrotate:
+                    key = lm.rotary.rotate(layer, key, prefix.columns.positions)
+                parts += [each.transpose(1, 2).flatten(2).to(lm.device) for each in (key, memory.values[layer])]
+        # What stands in padding may be anything, even no number.
+        parts = [each.float().masked_fill(~valid[..., None], 0) for each in parts]
+        return torch.cat([F.layer_norm(each, each.shape[-1:]) for each in parts], -1), valid
+
+
+def _layers(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
+    if wanted is None:
+        return tuple(range(count // 2, count))
+    for each in wanted:
+        if not -count <= each < count:
+            raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")
+    return tuple(each % count for each in wanted)
+

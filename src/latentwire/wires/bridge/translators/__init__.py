@@ -1,0 +1,13 @@
+"""Translators: how what a source holds becomes latents. A new one is a file and a line in `Translator`."""
+
+from typing import Annotated
+
+from pydantic import Field
+
+from latentwire.wires.bridge.translators.base import States
+from latentwire.wires.bridge.translators.cross import Cross
+from latentwire.wires.bridge.translators.mlp import Mlp
+
+__all__ = ["Cross", "Mlp", "States", "Translator"]
+
+Translator = Annotated[Cross | Mlp, Field(discriminator="kind")]
