@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from latentwire.errors import UserError
+from latentwire.errors import one_of as one_of
 from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
 from latentwire.tasks import DATA_KINDS
@@ -267,13 +267,6 @@ class Study(Settings):
 
     def start_of(self, stage: str) -> str | None:
         return self.stages[stage].start_from
-
-
-def one_of(found: str, valid: Iterable[str]) -> str:
-    """`one of a, b (nearest: b)`."""
-    names = list(valid)
-    near = get_close_matches(found, names, n=1)
-    return f"one of {', '.join(names)}" + (f" (nearest: {near[0]})" if near else "")
 
 
 def _trained(text: str, arm: str) -> str:
