@@ -230,6 +230,17 @@ def test_a_traceback_is_shown_only_with_debug(capsys, monkeypatch):
         cli.main()
 
 
+def test_the_help_of_eval_names_every_wire_and_variant(capsys, monkeypatch):
+    from latentwire import wires
+    from latentwire.evaluation import arms
+
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = run(capsys, monkeypatch, "eval", "--help")
+    words = set(out.replace(",", " ").replace("(", " ").replace(")", " ").replace(".", " ").split())
+    assert status == 0
+    assert {*wires.KINDS, *arms.VARIANTS, *wires.CONTROLS, "embedded:NAME", "run"} <= words
+
+
 def test_help_imports_no_torch():
     code = "import sys; from latentwire.cli import app; assert 'torch' not in sys.modules, 'slow help'"
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -7,8 +7,7 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,9 +19,8 @@ from latentwire.errors import UserError
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
 
-    from latentwire.evaluation.audit import Audit
-    from latentwire.evaluation.evaluate import Progress
     from latentwire.lm.model import LM
 
 app = typer.Typer(
@@ -66,8 +64,11 @@ def eval_(
     wire: Annotated[
         list[str] | None,
         typer.Option(
-            help="WIRE[:VARIANT][@READER], WIRE being KIND[,OPTION=VALUE]..., a trained wire's folder or "
-            "embedded:NAME; may be repeated. [default: text, text,mask=prefix and none]"
+            help="WIRE[:VARIANT][@READER]; may be repeated. WIRE is KIND[,OPTION=VALUE]... (text, none, budget, "
+            "prune, repeat, leaky, nth, evict) or a trained one: embedded:NAME, its folder, or the folder of the "
+            "run that trained it. VARIANT is deranged or counterfactual, behind a wire that sends latents also "
+            "zero, mean, 8bit, 6bit or 4bit. READER is a model that reads instead. "
+            "[default: text, text,mask=prefix and none]"
         ),
     ] = None,
     data: Annotated[
@@ -82,11 +83,10 @@ def eval_(
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
     from latentwire.evaluation import arms as parsing
-    from latentwire.evaluation import costs, tables, wire_tables
-    from latentwire.evaluation.gaps import gaps
     from latentwire.evaluation.readers import evaluate_readers
-    from latentwire.evaluation.summary import summarize
+    from latentwire.evaluation.report import Report
     from latentwire.files import write_atomically
+    from latentwire.runs.log import counted
     from latentwire.tasks import resolve
 
     if limit is not None and limit < 1:
@@ -99,47 +99,14 @@ def eval_(
     others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
     readers: dict[str | None, LM] = {name: lm if name == model else _load(name, None) for name in others}
     readers[None] = lm
-    console = _console()
     started = time.monotonic()
-    with _progress(len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as progress:
-        result = evaluate_readers(readers, tasks, arms, limit=limit, progress=progress)
+    with counted("eval", "answers", len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as add:
+        result = evaluate_readers(readers, tasks, arms, limit=limit, progress=lambda arm, task, done: add(done))
     seconds = time.monotonic() - started
-    sending = [arm for arm in arms if arm.wire.compresses and arm.variant is None]
-    spent = {
-        arm.label: {each.name: costs.measure(readers[arm.reader], each, arm, limit=limit) for each in tasks}
-        for arm in sending
-    }
-    closed = gaps(result.outcomes, result.floors) if sending else {}
-    leaking = [arm.label for arm in arms if arm.leaks]
-    console.print(tables.scores(result, leaking))
-    for sentence in wire_tables.followed(result.outcomes):
-        print(sentence)
-    if closed:
-        console.print(wire_tables.gap_table(closed))
-    if spent:
-        console.print(wire_tables.cost_table(spent))
-    if sending and not any(arm.wire.question_aware for arm in arms):
-        print("Contexts are compressed without the question: no message knows what will be asked.")
-    if (wrong := tables.errors(result)) is not None:
-        console.print(wrong)
-    for each in tasks:
-        if each.remark:
-            print(each.remark)
-        if each.format is not None and each.format != lm.format:
-            print(f"{each.name}: read in the benchmark's own words, not in the prompt format of {model}.")
-    for name, count in result.unstable.items():
-        if count:
-            print(f"{name}: {count} prompts end in tokens that the answer would change; these stay causal.")
-    for (label, name), count in result.skipped.items():
-        print(f"{name}: {count} examples that {label} could not change are left out of it.")
-    if leaking:
-        print(f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading.")
+    report = Report.of(readers, tasks, arms, result, limit)
+    _print(report.parts(model))
     if json_file is not None:
-        numbers: dict[str, Any] = {"model": model, "wire": arms[0].label, "metrics": summarize(result.outcomes)}
-        if spent:
-            numbers["costs"] = {arm: {at: each.to_json() for at, each in of.items()} for arm, of in spent.items()}
-        if closed:
-            numbers["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in closed.items()}
+        numbers = {"model": model, "wire": arms[0].label, **report.numbers()}
         if adapter is not None:
             numbers["adapter"] = str(adapter)
         write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")
@@ -152,13 +119,15 @@ def eval_(
 def audit(
     model: Model,
     wire: Annotated[
-        list[str] | None, typer.Option(help="What to audit. [default: text and text,mask=prefix]")
+        list[str] | None,
+        typer.Option(help="A WIRE as in eval; may be repeated. [default: text and text,mask=prefix]"),
     ] = None,
     adapter: Adapter = None,
 ) -> None:
     """Does this model, with this attention, leak or see ahead? Status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
+    from latentwire.evaluation.report import audited
     from latentwire.tasks import resolve
 
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
@@ -167,27 +136,10 @@ def audit(
     problems = 0
     for each in chosen:
         found = run_audit(lm, each, examples)
-        _print_audit(found)
+        _print(audited(found))
         problems += len(found.problems)
     if problems:
         raise typer.Exit(1)
-
-
-def _print_audit(found: Audit) -> None:
-    from latentwire.evaluation import tables
-
-    print(f"\n{found.wire}")
-    losses = ", ".join(f"{name} {loss:.2f}" for name, loss in found.losses.items())
-    print(f"loss of one sample, nats a token: {losses}")
-    first, text = found.first_tokens[0]
-    print(f"first supervised token: {first!r} of {text!r} ({len(found.first_tokens)} answers looked at)")
-    print(f"random labels: {found.random_loss:.2f} nats a token, entropy {found.entropy:.2f}")
-    if found.decode_gap is not None:
-        print(f"prefill and decoding against one full pass: {found.decode_gap:.1e} of the largest logit")
-    _console().print(tables.audit_table(found))
-    for problem in found.problems:
-        print(problem)
-    print("FAILED" if found.problems else "passed: nothing leaks, nothing sees what its mask hides")
 
 
 @app.command()
@@ -372,35 +324,13 @@ def _console() -> Console:
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
-@contextmanager
-def _progress(total: int) -> Iterator[Progress]:
-    """A bar with the time left on a terminal, a plain line every 20 seconds elsewhere."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-
-    if not sys.stderr.isatty():
-        yield _plain_progress(total)
-        return
-    columns = (TextColumn("{task.description:40}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        line = bar.add_task("reading", total=total)
-        yield lambda arm, task, done: bar.update(line, advance=done, description=f"{task} over {arm}")
-
-
-def _plain_progress(total: int) -> Progress:
-    started = spoken = time.monotonic()
-    count = 0
-
-    def tell(arm: str, task: str, done: int) -> None:
-        nonlocal count, spoken
-        count += done
-        now = time.monotonic()
-        if now - spoken >= 20:
-            spoken = now
-            left = (now - started) * (total - count) / count
-            print(f"{count:,} of {total:,} answers, {left:.0f} s left ({task} over {arm})", file=sys.stderr)
-
-    return tell
+def _print(parts: Iterable[Table | str]) -> None:
+    console = _console()
+    for part in parts:
+        if isinstance(part, str):
+            print(part)
+        else:
+            console.print(part)
 
 
 def main() -> None:

@@ -21,6 +21,7 @@ from latentwire import UserError, wires
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.harness import register
 from latentwire.harness.model import LatentWire
+from latentwire.harness.requests import decoding
 from latentwire.lm.model import LM
 from latentwire.runs.store import Record, Run
 from latentwire.tasks import resolve
@@ -192,6 +193,35 @@ def _sha(path: Path) -> str:
 def test_wrong_arguments_are_told_in_one_sentence(arguments, problem):
     with pytest.raises(UserError, match=problem):
         LatentWire(**arguments)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"top_k": 5, "do_sample": True, "temperature": 0.7},
+        {"min_p": 0.1, "temperature": 0.7},
+        {"num_beams": 4},
+        {"repetition_penalty": 1.2, "do_sample": False},
+        {"max_length": 64},
+    ],
+)
+def test_an_argument_that_would_change_a_generation_unheard_is_refused(how):
+    name = next(iter(how))
+    with pytest.raises(UserError, match=f"gen_kwargs: found {name}={how[name]}, expected one of until, .*top_p"):
+        decoding(how)
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        {"temperature": 0.0, "do_sample": False, "top_p": 0.9},
+        {"do_sample": False, "top_k": 50, "min_p": 0.1},
+        {"num_beams": 1, "repetition_penalty": 1.0, "use_cache": True, "top_k": None},
+    ],
+)
+def test_an_argument_that_changes_nothing_is_accepted(how):
+    found = decoding({"until": ["x"], "max_new_tokens": 9, **how})
+    assert (found.temperature, found.max_new_tokens, found.stop) == (0.0, 9, ("x",))
 
 
 @pytest.mark.parametrize("way", ["lm_eval", "latentwire.harness"])

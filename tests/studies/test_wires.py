@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,12 @@ import pytest
 
 from latentwire import models
 from latentwire.errors import UserError
+from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
-from latentwire.studies.spec import Study
+from latentwire.studies.spec import Evaluate, Study
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
+from latentwire.wires.latent.wire import Latent
 
 WREN = "embedded:wren"
 FIT: dict[str, Any] = {
@@ -81,6 +84,24 @@ def test_the_gap_closed_is_derived_with_a_comparison(done: tuple[Path, runner.Ca
     assert found["above_floor"]["value"] == pytest.approx((nth - found["floor"]) / (text - found["floor"]))
     assert [each["name"] for each in carried.summary["comparisons"]] == ["against nth"]
     assert "single_seed" in json.dumps(carried.summary["derived"]["comparisons"])
+
+
+def test_a_trained_wire_is_read_from_any_folder(tmp_path: Path) -> None:
+    folder = tmp_path / "runs@home, 12:30" / "wire:zero"
+    shutil.copytree(models.wire_folder("heron-4x"), folder)
+    texts = {"a": "stage:fit", "b": "stage:fit:deranged", "c": "stage:fit:4bit", "d": "none"}
+    read = Evaluate(kind="evaluate", arms=texts).read(lambda stage: folder)
+    lm = LM.load("embedded:heron")
+    latents = [arm.bind(lm).wire for arm in read[:3]]
+    assert all(isinstance(wire, Latent) and wire.path == str(folder) for wire in latents)
+    assert [wire.control for wire in latents if isinstance(wire, Latent)] == [None, None, "4bit"]
+    assert [(arm.variant, arm.reader) for arm in read] == [
+        (None, None),
+        ("deranged", None),
+        (None, None),
+        (None, None),
+    ]
+    assert len({arm.label for arm in read}) == 4
 
 
 def test_another_wire_is_another_identity_for_what_reads_over_it(done: tuple[Path, runner.Carried]) -> None:

@@ -7,13 +7,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, get_args
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.evaluation.items import Item, item_of, reading
 from latentwire.evaluation.variants import Variant, counterfactual, deranged
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.wires import CONTROLS, Wire, one_of
+from latentwire.wires import CONTROLS, Wire
 from latentwire.wires import parse as parse_wire
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)

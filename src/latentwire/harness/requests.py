@@ -21,6 +21,21 @@ T = TypeVar("T")
 PROMPTS = 256
 """Prompts that a wire delivers at once, before any is read."""
 MAX_NEW_TOKENS = 256  # lm-eval's default
+KNOWN = (
+    "until",
+    "max_gen_toks",
+    "max_new_tokens",
+    "max_tokens",
+    "max_completion_tokens",
+    "do_sample",
+    "temperature",
+    "top_p",
+)
+"""Arguments of a generation that are carried out."""
+NO_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "top_k": 0, "use_cache": True}
+"""Values of others that tasks write out though they change nothing; None never does."""
+SAMPLING_ONLY = ("top_k", "min_p", "typical_p")
+"""What greedy decoding does not look at."""
 
 
 class Verbatim(PromptFormat):
@@ -83,12 +98,14 @@ def decoding(how: dict[str, Any]) -> Decoding:
     """lm-eval's settings as ours.
 
     Raises:
-        UserError: sampling in a way that is not known here.
+        UserError: an argument that is not known here and would change what is generated.
     """
     settings = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
     stop = tuple(each for each in settings.pop("until", None) or () if each)
     tokens, sample = int(settings.pop("max_gen_toks")), settings.pop("do_sample", False)
     temperature, top_p = float(settings.pop("temperature", 0) or 0), float(settings.pop("top_p", 1) or 1)
-    if sample and settings:
-        raise UserError(f"gen_kwargs: found {sorted(settings)[0]}, expected temperature and top_p alone.")
-    return Decoding(max_new_tokens=tokens, stop=stop, temperature=temperature if sample else 0.0, top_p=top_p)
+    heat = temperature if sample else 0.0
+    for name, value in settings.items():
+        if value is not None and value != NO_EFFECT.get(name) and not (heat == 0 and name in SAMPLING_ONLY):
+            raise UserError(f"gen_kwargs: found {name}={value}, expected one of {', '.join(KNOWN)}.")
+    return Decoding(max_new_tokens=tokens, stop=stop, temperature=heat, top_p=top_p)

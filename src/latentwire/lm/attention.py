@@ -29,6 +29,11 @@ from latentwire.lm.intervals import intervals
 from latentwire.lm.reading import Reading
 
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
+States = tuple[Tensor, Tensor, Tensor]
+"""Queries, keys and values."""
+Reads = Callable[[nn.Module, States, Reading | Step, dict[str, Any]], tuple[Tensor, Tensor | None]]
+Fast = Callable[[Reading, States, int, int | None, dict[str, Any]], Tensor | None]
+"""Given a layer's number, its window and the keyword arguments; None where the kernel cannot read the mask."""
 PREFIX = "latentwire_"
 STOCK = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention"}
 """Names on our side, and what Transformers calls the same mathematics."""
@@ -63,7 +68,9 @@ def _window(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
     return window
 
 
-def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Attention:
+def _attention(stock: Attention, reads: Reads) -> Attention:
+    """`stock` as it is without `reading=`, else `reads`."""
+
     def attend(
         module: nn.Module,
         query: Tensor,
@@ -75,6 +82,16 @@ def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Atte
     ) -> tuple[Tensor, Tensor | None]:
         if reading is None:
             return stock(module, query, key, value, attention_mask, **kwargs)
+        return reads(module, (query, key, value), reading, kwargs)
+
+    return attend
+
+
+def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Reads:
+    def read(
+        module: nn.Module, states: States, reading: Reading | Step, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        query, key, value = states
         layer: int = module.layer_idx  # type: ignore[assignment]
         if stock is sdpa_attention_forward and isinstance(reading, Step):
             return reading.attend(query, key, value, layer, _window(module, kwargs), kwargs.get("scaling")), None
@@ -83,42 +100,35 @@ def _reads(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Atte
         key, value = reading.remember(layer, key, value)
         return stock(module, query, key, value, form(see, query.dtype), **kwargs)
 
-    return attend
+    return read
 
 
-_DENSE = {"sdpa": _reads(sdpa_attention_forward, _boolean), "eager": _reads(_eager, _additive)}
+_DENSE = {"sdpa": _dense(sdpa_attention_forward, _boolean), "eager": _dense(_eager, _additive)}
 
 
-def _trains(stock: Attention, fast: Callable[..., Tensor | None]) -> Attention:
+def _trains(fast: Fast) -> Reads:
     """`fast` where it can read the mask (it returns None where it cannot), else a dense mask."""
 
-    def attend(
-        module: nn.Module,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        attention_mask: Any,
-        reading: Reading | Step | None = None,
-        **kwargs: Any,
+    def read(
+        module: nn.Module, states: States, reading: Reading | Step, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
-        if reading is None:
-            return stock(module, query, key, value, attention_mask, **kwargs)
         # sdpa knows neither soft-capping nor sinks.
         dense = _DENSE["sdpa" if kwargs.get("softcap") is None and kwargs.get("s_aux") is None else "eager"]
         if isinstance(reading, Step) or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
-            return dense(module, query, key, value, attention_mask, reading=reading, **kwargs)
+            return dense(module, states, reading, kwargs)
+        query, key, value = states
         if reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
-            reading.leave(module.layer_idx, key, value)  # type: ignore[arg-type]
-            alike = _one_dtype(query, key, value)
-            out = fast(reading, *alike, layer=module.layer_idx, window=_window(module, kwargs), kwargs=kwargs)
+            layer: int = module.layer_idx  # type: ignore[assignment]
+            reading.leave(layer, key, value)
+            out = fast(reading, _one_dtype(query, key, value), layer, _window(module, kwargs), kwargs)
             if out is not None:
                 return out, None
-        return dense(module, query, key, value, attention_mask, reading=reading, **kwargs)
+        return dense(module, states, reading, kwargs)
 
-    return attend
+    return read
 
 
-def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> States:
     # Under autocast rotated queries are float32 beside half-precision values; sdpa alone is cast by autocast.
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
@@ -130,15 +140,9 @@ def _half(query: Tensor) -> bool:
 
 
 def _flex(
-    reading: Reading,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    layer: int,
-    window: int | None,
-    kwargs: dict[str, Any],
+    reading: Reading, states: States, layer: int, window: int | None, kwargs: dict[str, Any]
 ) -> Tensor | None:
+    query, key, value = states
     # On a CPU FlexAttention has no backward pass (pytorch#148752).
     if query.shape[2] % flex.MULTIPLE or (torch.is_grad_enabled() if not query.is_cuda else not _half(query)):
         return None
@@ -147,28 +151,22 @@ def _flex(
 
 
 def _split(
-    reading: Reading,
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    *,
-    layer: int,
-    window: int | None,
-    kwargs: dict[str, Any],
+    reading: Reading, states: States, layer: int, window: int | None, kwargs: dict[str, Any]
 ) -> Tensor | None:
+    query, key, value = states
     if kwargs.get("softcap") is not None or (query.is_cuda and not _half(query)):
         return None
     both_ways, scale = reading.both_ways(layer), kwargs.get("scaling")
     return split.attend(reading, query, key, value, both_ways=both_ways, window=window, scale=scale)
 
 
-for _name, _attend, _mask in (
-    ("sdpa", _DENSE["sdpa"], sdpa_mask),
-    ("eager", _DENSE["eager"], eager_mask),
-    ("flex", _trains(flex_attention_forward, _flex), flex_attention_mask),
-    ("split", _trains(sdpa_attention_forward, _split), sdpa_mask),
+for _name, _stock, _reads, _mask in (
+    ("sdpa", sdpa_attention_forward, _DENSE["sdpa"], sdpa_mask),
+    ("eager", _eager, _DENSE["eager"], eager_mask),
+    ("flex", flex_attention_forward, _trains(_flex), flex_attention_mask),
+    ("split", sdpa_attention_forward, _trains(_split), sdpa_mask),
 ):
-    AttentionInterface.register(PREFIX + _name, _attend)
+    AttentionInterface.register(PREFIX + _name, _attention(_stock, _reads))
     AttentionMaskInterface.register(PREFIX + _name, _mask)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 SECONDS_BETWEEN_LINES = 15.0
@@ -36,40 +36,69 @@ class Log:
         finally:
             self._path = None
 
-    @contextmanager
-    def progress(self, what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
+    def progress(self, what: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
         """A function to call with how much is done and how much there is.
 
         A terminal gets a bar; a pipe and the log get a line now and then, with speed and time left.
         """
-        pace = Pace()
-        said = time.monotonic()
+        return _progress(what, unit, self.write_only if sys.stderr.isatty() else self)
 
-        def line(done: int, total: int) -> None:
-            nonlocal said
-            pace.now(done)
-            if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-                said = time.monotonic()
-                text = f"{what}: {done:,} of {total:,} {unit}, {pace.speed}, {pace.left(total)} left"
-                (self.write_only if sys.stderr.isatty() else self)(text)
 
-        if not sys.stderr.isatty():
-            yield line
-            return
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+@contextmanager
+def counted(what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
+    """A function to call with how many of `total` more are done, for work that keeps no log.
 
-        console = Console(stderr=True)
-        label, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]}")
-        columns = (label, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
-        with Progress(*columns, console=console, transient=True) as bar:
-            shown = bar.add_task(what, total=None, speed="")
+    A terminal gets a bar, whatever else standard error is a line now and then.
+    """
+    done = 0
+    with _progress(what, unit, _nowhere if sys.stderr.isatty() else _to_stderr) as report:
 
-            def both(done: int, total: int) -> None:
-                line(done, total)
-                bar.update(shown, completed=done, total=total, speed=f"{unit}, {pace.speed}")
+        def add(more: int) -> None:
+            nonlocal done
+            done += more
+            report(done, total)
 
-            yield both
+        yield add
+
+
+def _nowhere(text: str) -> None:
+    pass
+
+
+def _to_stderr(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress(what: str, unit: str, tell: Callable[[str], None]) -> Iterator[Callable[[int, int], None]]:
+    """Tells a line now and then; a terminal also gets a bar."""
+    pace = Pace()
+    said = time.monotonic()
+
+    def line(done: int, total: int) -> None:
+        nonlocal said
+        pace.now(done)
+        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
+            said = time.monotonic()
+            tell(f"{what}: {done:,} of {total:,} {unit}, {pace.speed}, {pace.left(total)} left")
+
+    if not sys.stderr.isatty():
+        yield line
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    label, speed = TextColumn("{task.description}"), TextColumn("{task.fields[speed]}")
+    columns = (label, BarColumn(), MofNCompleteColumn(), speed, TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        shown = bar.add_task(what, total=None, speed="")
+
+        def both(done: int, total: int) -> None:
+            line(done, total)
+            bar.update(shown, completed=done, total=total, speed=f"{unit}, {pace.speed}")
+
+        yield both
 
 
 class Pace:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Collection
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,8 @@ OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
 def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path, log: Log) -> dict[str, Any]:
     """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
 
-    Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, tokens and seconds.
+    Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, by arm and task how many
+    examples its variant could not change (`skipped`), tokens and seconds.
 
     Raises:
         UserError: a prompt is longer than the model.
@@ -43,7 +45,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
             log(task.remark)
         if task.format is not None and task.format != lm.format:
             log(f"{task.name}: read in the benchmark's own words, not in the prompt format of {lm.name}")
-    done = len(outcomes)
+    done = sum(sizes[task] for task in there)  # with the examples that an arm skips, as progress counts them
     if done:
         log(f"{done:,} of {total:,} answers are there already")
     floors: dict[str, dict[str, float]] = {}
@@ -71,10 +73,21 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     return {
         "floors": floors,
         "unstable": unstable,
+        "skipped": _skipped(outcomes, arms.values(), {task: size // len(arms) for task, size in sizes.items()}),
         "leaks": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.leaks],
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "seconds": round(seconds, 1),
     }
+
+
+def _skipped(
+    outcomes: Sequence[Outcome], arms: Iterable[str], sizes: Mapping[str, int]
+) -> dict[str, dict[str, int]]:
+    """By arm and task how many examples have no outcome, where any has none; an earlier attempt's count too."""
+    answered = Counter((outcome.arm, outcome.task) for outcome in outcomes)
+    left = {arm: {task: size - answered[arm, task] for task, size in sizes.items()} for arm in arms}
+    found = {arm: {task: count for task, count in of.items() if count} for arm, of in left.items()}
+    return {arm: of for arm, of in found.items() if of}
 
 
 def _finished(folder: Path, tasks: Collection[str]) -> list[Outcome]:

@@ -8,10 +8,9 @@ from pathlib import Path
 
 from rich.console import Console
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.runs.log import Log
 from latentwire.studies import loading, report, runner, summary
-from latentwire.studies.spec import one_of
 
 
 def init(template: str, out: Path) -> None:

@@ -10,10 +10,10 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.studies import references
 from latentwire.studies.mistakes import SHARED, mistake, shown
-from latentwire.studies.spec import Study, one_of
+from latentwire.studies.spec import Study
 
 
 class _Loader(yaml.SafeLoader):

@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from latentwire.studies.spec import Study, one_of
+from latentwire.errors import one_of
+from latentwire.studies.spec import Study
 
 SHARED = "finetuning"
 """The study's key for settings that all of its finetune stages share; a stage's own win."""

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from latentwire import __version__
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
-from latentwire.studies.spec import Evaluate, FileTask, Finetune, FitWire, Source, Study, one_of
+from latentwire.studies.spec import Evaluate, FileTask, Finetune, FitWire, Source, Study
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes

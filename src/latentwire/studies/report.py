@@ -111,7 +111,9 @@ def _scores(study: Study, found: Summary, brief: bool) -> Section:
     rows += _floors(found, tasks)
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "") if counts else "no"
     notes = [f"Primary metric with its 95 % interval; {n} examples a task, the same ones in every stage."]
-    return Section("Scores", ["stage", "arm", "wire", *tasks], rows, [*notes, *_cautions(found)])
+    return Section(
+        "Scores", ["stage", "arm", "wire", *tasks], rows, [*notes, *_sticking(found, tasks), *_cautions(found)]
+    )
 
 
 def _floors(found: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
@@ -139,7 +141,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cautions(found: Summary) -> Iterator[str]:
-    """What a reader of the scores must know: arms that leak, prompts whose end the answer would change."""
+    """What a reader of the scores must know: arms that leak, prompts whose end the answer would change, examples
+    that an arm was not asked."""
     told = found["derived"]["evaluations"]
     if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
         yield (
@@ -152,6 +155,24 @@ def _cautions(found: Summary) -> Iterator[str]:
             unstable[task] = max(count, unstable.get(task, 0))
     if counts := [f"{count:,} of {task}" for task, count in unstable.items() if count]:
         yield f"Unstable prompts, which end in tokens that the answer would change: {', '.join(counts)}."
+    skipped = [
+        f"{count:,} of {task} in {name}/{arm}"
+        for name, each in told.items()
+        for arm, of in each["skipped"].items()
+        for task, count in of.items()
+    ]
+    if skipped:
+        yield f"Left out, since the arm's variant cannot change these examples: {', '.join(skipped)}."
+
+
+def _sticking(found: Summary, tasks: Sequence[str]) -> Iterator[str]:
+    """How often answers to exchanged contexts stay with the old value: a low score alone does not say."""
+    for name, stage in found["stages"].items():
+        for arm, metrics in stage["metrics"].items():
+            for task in tasks:
+                if (sticks := metrics[task].get("sticks")) is not None:
+                    share = f"{_number({**sticks})}, n = {sticks['n']:,}"
+                    yield f"{task} over {name}/{arm} sticks to the old answer in {share}."
 
 
 def _marked(found: Summary, reading: str) -> str:

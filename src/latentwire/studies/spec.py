@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
-from difflib import get_close_matches
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
 from latentwire.errors import UserError
+from latentwire.errors import one_of as one_of
 from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
 from latentwire.tasks import DATA_KINDS
@@ -17,6 +17,7 @@ from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
 from latentwire.training.fit.config import Fit
 from latentwire.wires import CONTROLS
+from latentwire.wires.latent.wire import Latent
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Stages, arms and studies are named so that a folder can be."""
@@ -111,7 +112,7 @@ class Evaluate(Start):
                 continue
             stage, _, variant = text.removeprefix(TRAINED).partition(":")
             if trained is not None:
-                found.append(arms.parse(f"{trained(stage)}:{variant}".rstrip(":")))
+                found.append(_over(trained(stage), variant))
             elif variant not in CONTROLS:
                 found.append(arms.parse(f"text:{variant}".rstrip(":")))
         return found
@@ -268,13 +269,6 @@ class Study(Settings):
         return self.stages[stage].start_from
 
 
-def one_of(found: str, valid: Iterable[str]) -> str:
-    """`one of a, b (nearest: b)`."""
-    names = list(valid)
-    near = get_close_matches(found, names, n=1)
-    return f"one of {', '.join(names)}" + (f" (nearest: {near[0]})" if near else "")
-
-
 def _trained(text: str, arm: str) -> str:
     """`stage:NAME[:VARIANT]` as it is, its variant checked."""
     stage, colon, variant = text.removeprefix(TRAINED).partition(":")
@@ -284,6 +278,13 @@ def _trained(text: str, arm: str) -> str:
             f"{arm}: found {text!r}, expected stage:NAME or stage:NAME:VARIANT, {one_of(variant, valid)}"
         )
     return text
+
+
+def _over(folder: Path, variant: str) -> Arm:
+    """The arm of a trained wire. From its parts: a folder's name may hold what separates them when written."""
+    if variant in arms.VARIANTS:
+        return Arm(Latent(path=str(folder)), variant)
+    return Arm(Latent.model_validate({"path": str(folder), "control": variant or None}))
 
 
 def _wire(text: Any, where: str = "") -> str:

@@ -76,7 +76,8 @@ class Training:
         norms: dict[str, float] = {}
         for part in parts:
             losses: Losses = self.step(part, self.done / settings.steps)
-            if not norms and (logged or (adapting is not None and adapting.wants_norms)):
+            adapts = adapting is not None and adapting.wants_norms and losses.firsts > 0
+            if not norms and (logged or adapts):
                 norms = _gradient_norms(losses)
             # Gradients are averaged over processes: the sum over all labels needs their number back.
             accelerator.backward(losses.total * accelerator.num_processes / labels)
@@ -100,7 +101,8 @@ class Training:
         accuracy = found["right"] / found["firsts"] if found["firsts"] else None
         if adapting is not None:
             adapting.stepped(accuracy, {name: int(n) for name, n in _under(found, "skipped/").items()})
-            if adapting.wants_norms:
+            # Where the text was read the norms are those of hidden states, not of a message.
+            if adapting.wants_norms and accuracy is not None:
                 adapting.measured(
                     {n: each / accelerator.num_processes for n, each in _summed(accelerator, norms).items()}
                 )

@@ -41,13 +41,13 @@ class Adapting(Protocol):
 
     @property
     def wants_norms(self) -> bool:
-        """Whether the objectives' gradient norms are needed in every step, not only in those logged."""
+        """Whether the objectives' gradient norms are needed in every step of known accuracy, logged or not."""
 
     def stepped(self, accuracy: float | None, skipped: Mapping[str, int]) -> None:
         """Told after a step: the accuracy of first tokens, None if unknown, and what there was no memory for."""
 
     def measured(self, norms: Mapping[str, float]) -> None:
-        """Told the objectives' gradient norms."""
+        """Told the objectives' gradient norms, after a step whose accuracy is known."""
 
     @property
     def skipped(self) -> dict[str, int]:

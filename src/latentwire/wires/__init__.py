@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
 from pydantic import ValidationError
 
 from latentwire import models
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.wires.base import Message, Wire
 from latentwire.wires.controls import Budget, Nothing, Prune
 from latentwire.wires.latent.wire import CONTROLS, Latent, LatentWire, locate
@@ -76,12 +75,6 @@ def _trained(text: str) -> Wire:
         return Latent(path=text)
     valid = [*KINDS, *(f"embedded:{name}" for name in models.WIRES)]
     raise UserError(f"wire: found {text!r}, expected {one_of(text, valid)} or a trained wire's folder.")
-
-
-def one_of(found: str, valid: list[str] | tuple[str, ...]) -> str:
-    """`one of a, b, c (nearest: b)`, for a sentence about a name that is none of them."""
-    near = get_close_matches(found, valid, n=1)
-    return f"one of {', '.join(valid)}" + (f" (nearest: {near[0]})" if near else "")
 
 
 def _lower(message: str) -> str:

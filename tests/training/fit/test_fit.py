@@ -10,6 +10,7 @@ from latentwire.errors import UserError
 from latentwire.training import loop
 from latentwire.training.config import Lora
 from latentwire.training.fit import readers as pieces
+from latentwire.training.fit.adapting import SMOOTHING
 from latentwire.training.fit.config import PRESETS, Fit, KeepProb, TextPassages, TextSteps
 from latentwire.training.fit.fit import fit
 from latentwire.training.fit.objectives import (
@@ -212,6 +213,22 @@ def test_text_steps_read_the_text_and_only_then_train_no_encoder(tmp_path):
     assert moved == {"readers"}
     assert (losses.first_right, losses.firsts) == (0, 0), "what adapts must not take text for latents"
     assert [TextSteps(tail=0.2, steps=10).at(step) for step in (0, 10, 99)] == [1.0, 0.2, 0.2]
+
+
+def test_an_automatic_scale_is_taken_from_messages_never_from_text(tmp_path):
+    """Gradients of hidden states and of messages differ in size: a mean over both would be of neither."""
+    mixed = {**STAGE_B, "text_steps": TextSteps(probability=0.5, tail=0.5, steps=1)}
+    run(tmp_path / "run", objectives=(AnswerCrossEntropy(), Distill(auto=True)), steps=12, **mixed)
+    lines = [line for line in lines_of(tmp_path / "run") if "adapting" in line]
+    textual = [line["first_token_accuracy"] is None for line in lines]
+    assert 2 < sum(textual) < 10
+    scale = None
+    for line, text in zip(lines, textual, strict=True):
+        norms = line["objective_gradient_norms"]
+        ratio = norms["answer_ce"] / norms["distill"]
+        if not text:
+            scale = ratio if scale is None else SMOOTHING * scale + (1 - SMOOTHING) * ratio
+        assert line["adapting"]["scales"].get("distill") == (None if scale is None else pytest.approx(scale))
 
 
 def test_latents_are_dropped_by_context_and_step_never_all():

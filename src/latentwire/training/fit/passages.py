@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import groupby, islice
 
@@ -45,10 +45,25 @@ class Tokenizing:
     def of(cls, lm: LM) -> Tokenizing:
         return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids)
 
-    def pair(self, example: Example) -> Pair:
-        behind = self.format.behind(example.question, self)
-        answer = self.tokenizer(f" {example.answers[0]}", add_special_tokens=False)["input_ids"]
-        return behind, [*answer, *sorted(self.eos_ids)[:1]]
+    def pairs(self, examples: Sequence[Example]) -> list[Pair]:
+        """Of examples that share a context: answers have the tokens that they are scored by in an evaluation.
+
+        Raises:
+            UserError: the context changes the tokens of the first answer; all are taken behind the question alone,
+                which costs a third of reading the context again for each.
+        """
+        answers = [self._answer(replace(each, context="")) for each in examples]
+        if self._answer(examples[0]) != answers[0]:
+            raise UserError(
+                f"data: the tokenizer of {self.name} cuts the answer to {examples[0].id} in another way behind "
+                "its context than behind the question alone, expected the same tokens."
+            )
+        ends = sorted(self.eos_ids)[:1]
+        behind = (self.format.behind(each.question, self) for each in examples)
+        return [(question, [*answer, *ends]) for question, answer in zip(behind, answers, strict=True)]
+
+    def _answer(self, example: Example) -> list[int]:
+        return self.format.encode(replace(example, choices=()), self)[1][0]
 
 
 @dataclass(frozen=True)
@@ -122,7 +137,7 @@ def _tokenize(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example])
         group=examples[0].group,
         context=context,
         text={name: each.format.before(context, each) for name, each in tokenizing.items()},
-        pairs={name: [each.pair(example) for example in examples] for name, each in tokenizing.items()},
+        pairs={name: each.pairs(examples) for name, each in tokenizing.items()},
     )
 
 

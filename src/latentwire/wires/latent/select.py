@@ -13,22 +13,32 @@ class _Select(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-class Anchors(_Select):
-    """The last column of every `ratio` columns, having read all of them (SAC, 2510.08907).
+class _Groups(_Select):
+    """A latent for every `ratio` columns; the last of them may be of fewer.
 
-    keep_first: the first column too: readers lean on it whatever it says (attention sink).
+    keep_first: the first column too, alone: readers lean on it whatever it says (attention sink).
     """
 
-    kind: Literal["anchors"] = "anchors"
+    kind: Literal["anchors", "mean"]
     ratio: int = Field(default=4, ge=1)
     keep_first: bool = True
     slots: Literal[0] = 0
 
+    def _groups(self, length: Tensor) -> tuple[int, int]:
+        """How many first columns stand alone (0 or 1), and how many groups the longest of `length` `(B,)` has."""
+        first = int(self.keep_first and self.ratio > 1)
+        return first, (int(length.max()) - first + self.ratio - 1) // self.ratio
+
+
+class Anchors(_Groups):
+    """The last column of every `ratio` columns, having read all of them (SAC, 2510.08907)."""
+
+    kind: Literal["anchors"] = "anchors"
+
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`: each latent as a mixture of columns, for columns `(B, T)` padded on the right."""
         length = valid.sum(1)
-        first = int(self.keep_first and self.ratio > 1)
-        groups = (int(length.max()) - first + self.ratio - 1) // self.ratio
+        first, groups = self._groups(length)
         ends = (torch.arange(1, groups + 1, device=valid.device) * self.ratio + first)[None].expand(len(valid), -1)
         starts = ends - self.ratio
         # A last group that is not full ends where the context ends.
@@ -42,19 +52,15 @@ class Anchors(_Select):
         return torch.cat([sink, chosen], 1)
 
 
-class Mean(_Select):
+class Mean(_Groups):
     """The mean of every `ratio` columns (ARC-Encoder, 2510.20535; Feldman and Artzi, 2510.20797)."""
 
     kind: Literal["mean"] = "mean"
-    ratio: int = Field(default=4, ge=1)
-    keep_first: bool = True
-    slots: Literal[0] = 0
 
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`; see `Anchors.weights`."""
         length = valid.sum(1)
-        first = int(self.keep_first and self.ratio > 1)
-        groups = (int(length.max()) - first + self.ratio - 1) // self.ratio
+        first, groups = self._groups(length)
         column = torch.arange(valid.shape[1], device=valid.device)
         group = (column - first).div(self.ratio, rounding_mode="floor")
         if first:

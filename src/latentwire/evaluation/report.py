@@ -1,0 +1,102 @@
+"""An evaluation and an audit as a person reads them: tables and sentences in order, and `--json`'s numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from rich.table import Table
+
+from latentwire.evaluation import costs, tables, wire_tables
+from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.audit import Audit
+from latentwire.evaluation.costs import Costs
+from latentwire.evaluation.evaluate import Evaluation
+from latentwire.evaluation.gaps import Gap, gaps
+from latentwire.evaluation.summary import summarize
+from latentwire.lm.model import LM
+from latentwire.tasks.base import Task
+
+
+@dataclass(frozen=True)
+class Report:
+    """What came of arms and tasks, with what is said of latent wires only.
+
+    spent: by arm that sends latents and task, what it costs. closed: by arm and task the gap to the text, empty
+    where nothing sends latents. All of `readers` are by the name behind an arm's `@`; None for arms without one.
+    """
+
+    readers: Mapping[str | None, LM]
+    tasks: Sequence[Task]
+    arms: Sequence[Arm]
+    result: Evaluation
+    spent: Mapping[str, Mapping[str, Costs]]
+    closed: Mapping[str, Mapping[str, Gap]]
+
+    @classmethod
+    def of(
+        cls,
+        readers: Mapping[str | None, LM],
+        tasks: Sequence[Task],
+        arms: Sequence[Arm],
+        result: Evaluation,
+        limit: int | None,
+    ) -> Report:
+        """Measures the costs of the arms that send latents, on the first `limit` examples."""
+        sending = [arm for arm in arms if arm.wire.compresses and arm.variant is None]
+        spent = {
+            arm.label: {each.name: costs.measure(readers[arm.reader], each, arm, limit=limit) for each in tasks}
+            for arm in sending
+        }
+        closed = gaps(result.outcomes, result.floors) if sending else {}
+        return cls(readers, tasks, arms, result, spent, closed)
+
+    def parts(self, model: str) -> Iterator[Table | str]:
+        """Tables and sentences; `model` as the command line names it."""
+        result, leaking = self.result, [arm.label for arm in self.arms if arm.leaks]
+        yield tables.scores(result, leaking)
+        yield from wire_tables.followed(result.outcomes)
+        if self.closed:
+            yield wire_tables.gap_table(self.closed)
+        if self.spent:
+            yield wire_tables.cost_table(self.spent)
+            if not any(arm.wire.question_aware for arm in self.arms):
+                yield "Contexts are compressed without the question: no message knows what will be asked."
+        if (wrong := tables.errors(result)) is not None:
+            yield wrong
+        for each in self.tasks:
+            if each.remark:
+                yield each.remark
+            if each.format is not None and each.format != self.readers[None].format:
+                yield f"{each.name}: read in the benchmark's own words, not in the prompt format of {model}."
+        for name, count in result.unstable.items():
+            if count:
+                yield f"{name}: {count} prompts end in tokens that the answer would change; these stay causal."
+        for (label, name), count in result.skipped.items():
+            yield f"{name}: {count} examples that {label} could not change are left out of it."
+        if leaking:
+            yield f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading."
+
+    def numbers(self) -> dict[str, Any]:
+        """`metrics`, and `costs` and `gaps` where there are any."""
+        found: dict[str, Any] = {"metrics": summarize(self.result.outcomes)}
+        if self.spent:
+            found["costs"] = {arm: {at: e.to_json() for at, e in of.items()} for arm, of in self.spent.items()}
+        if self.closed:
+            found["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in self.closed.items()}
+        return found
+
+
+def audited(found: Audit) -> Iterator[Table | str]:
+    """What an audit found, its verdict last."""
+    yield f"\n{found.wire}"
+    yield f"loss of one sample, nats a token: {', '.join(f'{n} {loss:.2f}' for n, loss in found.losses.items())}"
+    first, text = found.first_tokens[0]
+    yield f"first supervised token: {first!r} of {text!r} ({len(found.first_tokens)} answers looked at)"
+    yield f"random labels: {found.random_loss:.2f} nats a token, entropy {found.entropy:.2f}"
+    if found.decode_gap is not None:
+        yield f"prefill and decoding against one full pass: {found.decode_gap:.1e} of the largest logit"
+    yield tables.audit_table(found)
+    yield from found.problems
+    yield "FAILED" if found.problems else "passed: nothing leaks, nothing sees what its mask hides"
