@@ -298,7 +298,7 @@ def show(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train, loss, decode or score.")],
+    name: Annotated[str, typer.Argument(help="train, loss, decode, wire or score.")],
     shape: Annotated[
         str | None,
         typer.Option(help="tiny, 1b, 3b or 8b, random weights. [default: 3b on an accelerator, else tiny]"),
