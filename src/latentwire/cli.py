@@ -334,6 +334,18 @@ def bench(
 
 
 @app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="A study's folder, where its summary.json is.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=".svg or .png [default: in the folder]")] = None,
+) -> None:
+    """Draw what is read over latents against their bytes and against facts per latent."""
+    from latentwire.studies import curves
+
+    for path in curves.draw(study, out or study / "curves.svg"):
+        print(path)
+
+
+@app.command()
 def doctor() -> None:
     """What this machine has, and whether the embedded models are whole."""
     from latentwire.doctor import examine

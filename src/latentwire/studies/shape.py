@@ -32,8 +32,8 @@ class Compared(TypedDict):
 
 class Summary(TypedDict):
     """`summary.json`. derived: `comparisons` (what else is known of them, by name), `effects`, `gates`,
-    `finetunings`, `evaluations` (by stage the arms that leak, unstable prompts and floors by task), and
-    `made_of`, a hash of the runs and the study."""
+    `finetunings`, `evaluations` (by stage the arms that leak, unstable prompts and floors by task, sizes by
+    arm and task), and `made_of`, a hash of the runs and the study."""
 
     study: str
     stages: dict[str, StageSummary]
