@@ -82,13 +82,15 @@ def draw(folder: Path, out: Path) -> list[Path]:
         raise UserError(
             f"report: {folder} holds no evaluation over latents, expected a study with one that is done."
         )
+    names = list(dict.fromkeys(each.series for each in every if each.series not in LINES))
+    colours = {name: f"C{at % 10}" for at, name in enumerate(names)}
     written = []
     for axis in AXES:
         shown = [each for each in every if each.at(axis) is not None and each.series not in LINES]
         if not shown:
             continue
         place = out.with_name(f"{out.stem}-{axis}{out.suffix}")
-        _write(_figure(axis, shown, _lines(every, floors(found)), found["study"]), place)
+        _write(_figure(axis, shown, colours, _lines(every, floors(found)), found["study"]), place)
         written.append(place)
     return written
 
@@ -115,35 +117,45 @@ def _lines(every: Sequence[Point], of: Mapping[str, Mapping[str, float]]) -> dic
     return made
 
 
-def _figure(axis: Axis, shown: Sequence[Point], lines: Mapping[str, Mapping[str, float]], study: str) -> Any:
+def _figure(
+    axis: Axis,
+    shown: Sequence[Point],
+    colours: Mapping[str, str],
+    lines: Mapping[str, Mapping[str, float]],
+    study: str,
+) -> Any:
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise UserError(
             "report: found no matplotlib, expected it installed: pip install latentwire[plots]."
         ) from error
+    from matplotlib.ticker import LogLocator, NullLocator
+
     tasks = list(dict.fromkeys(each.task for each in shown))
-    names = list(dict.fromkeys(each.series for each in shown))
     wide = min(len(tasks), 4)
-    figure = Figure(figsize=(3.2 * wide + 0.6, 3.0 * -(-len(tasks) // wide) + 0.9), layout="constrained")
-    panels = figure.subplots(-(-len(tasks) // wide), wide, sharey=True, squeeze=False).flatten()
+    high = -(-len(tasks) // wide)
+    figure = Figure(figsize=(3 * wide + 0.6, 2.8 * high + 0.9), layout="constrained")
+    panels = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
     for panel in panels[len(tasks) :]:
         panel.set_visible(False)
     for panel, task in zip(panels, tasks, strict=False):
         for name, height in lines.get(task, {}).items():
             colour, dashes = LINES[name]
             panel.axhline(height, color=colour, linestyle=dashes, linewidth=1, label=name)
-        for at, name in enumerate(names):
+        for name, colour in colours.items():
             some = [each for each in shown if (each.series, each.task) == (name, task)]
-            _curve(panel, axis, some, f"C{at % 10}", name)
+            _curve(panel, axis, some, colour, name)
         panel.set(title=task, xscale="log", ylim=(-0.02, 1.02))
-    figure.supxlabel(AXES[axis], fontsize=10)
+        panel.xaxis.set_minor_locator(NullLocator())
+        if axis == "facts":
+            panel.xaxis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7)))
+            panel.xaxis.set_major_formatter("{x:g}")
+    figure.supxlabel(f"{study}: {AXES[axis]}", fontsize=10)
     figure.supylabel("primary metric, 95 % interval", fontsize=10)
-    figure.suptitle(study, fontsize=10)
-    handles = {
-        label: each for panel in panels for each, label in zip(*panel.get_legend_handles_labels(), strict=True)
-    }
-    figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=5, fontsize=8)
+    drawn = [panel.get_legend_handles_labels() for panel in panels]
+    handles = {label: each for found in drawn for each, label in zip(*found, strict=True)}
+    figure.legend(handles.values(), handles.keys(), loc="outside upper center", ncols=4 * wide, fontsize=8)
     return figure
 
 
@@ -152,12 +164,13 @@ def _curve(panel: Any, axis: Axis, some: Sequence[Point], colour: str, name: str
     where = [(each, x) for each in some if (x := each.at(axis)) is not None]
     if not where:
         return
-    for each, x in where:
-        ends = [each.value - (each.low if each.low is not None else 0), (each.high or 1) - each.value]
-        panel.errorbar(
-            x, each.value, [[max(0.0, end)] for end in ends], fmt="o", color=colour, markersize=3, linewidth=1
-        )
-    panel.plot(*zip(*_means(where), strict=True), color=colour, linewidth=1, label=name)
+    below = [max(0.0, each.value - (each.low or 0.0)) for each, _ in where]
+    above = [max(0.0, (1.0 if each.high is None else each.high) - each.value) for each, _ in where]
+    values = [each.value for each, _ in where]
+    panel.errorbar(
+        [x for _, x in where], values, [below, above], fmt=".", color=colour, linewidth=1, clip_on=False
+    )
+    panel.plot(*zip(*_means(where), strict=True), color=colour, linewidth=1, label=name, clip_on=False)
 
 
 def _means(where: Sequence[tuple[Point, float]]) -> Iterator[tuple[float, float]]:
@@ -175,7 +188,7 @@ def _write(figure: Any, place: Path) -> None:
     fixed = {"Date": None} if place.suffix == ".svg" else None
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "latentwire"}):
         try:
-            figure.savefig(place, dpi=110, metadata=fixed)
+            figure.savefig(place, dpi=80, metadata=fixed)
         except (OSError, ValueError) as error:
             raise UserError(
                 f"report: {place} cannot be written ({error}), expected a path ending in .svg or .png."
