@@ -250,7 +250,7 @@ def show(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train, loss, decode or score.")],
+    name: Annotated[str, typer.Argument(help="train, loss, decode, wire or score.")],
     shape: Annotated[
         str | None,
         typer.Option(help="tiny, 1b, 3b or 8b, random weights. [default: 3b on an accelerator, else tiny]"),
@@ -283,6 +283,18 @@ def bench(
         if json_file is not None:
             write_atomically(json_file, json.dumps(tables.document(name, at, rows), indent=1) + "\n")
     _console().print(tables.table(name, rows))
+
+
+@app.command()
+def report(
+    study: Annotated[Path, typer.Argument(help="A study's folder, where its summary.json is.")],
+    out: Annotated[Path | None, typer.Option("--out", "-o", help=".svg or .png [default: in the folder]")] = None,
+) -> None:
+    """Draw what is read over latents against their bytes and against facts per latent."""
+    from latentwire.studies import curves
+
+    for path in curves.draw(study, out or study / "curves.svg"):
+        print(path)
 
 
 @app.command()

@@ -14,6 +14,7 @@ NAMES = {
     "train": "prefix-LM training: packed rows beside padded batches, forward and backward",
     "loss": "cross-entropy and distillation without vocabulary-sized tensors",
     "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
+    "wire": "a latent wire: a training step, and the time to the first token, cold and reused, beside the text",
     "score": "multiple choice, documents per second beside lm-eval's hf model",
 }
 

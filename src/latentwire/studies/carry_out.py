@@ -12,6 +12,7 @@ from typing import Any
 
 from latentwire.evaluation.evaluate import evaluate as evaluate_tasks
 from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcomes
+from latentwire.evaluation.sizes import message_sizes
 from latentwire.evaluation.summary import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
@@ -28,7 +29,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
 
     Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, by arm and task how many
-    examples its variant could not change (`skipped`), tokens and seconds.
+    examples its variant could not change (`skipped`) and sizes (`evaluation.sizes.Size`), tokens and seconds.
 
     Raises:
         UserError: a prompt is longer than the model.
@@ -70,6 +71,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     write_atomically(folder / METRICS, json.dumps(summarize(outcomes), indent=1) + "\n")
     seconds = time.monotonic() - started
     log(f"{len(outcomes):,} answers in {duration(seconds)}")
+    measured = message_sizes(lm, plan.tasks, dict(zip(stage.arms, wires, strict=True)), split, limit)
     return {
         "floors": floors,
         "unstable": unstable,
@@ -77,6 +79,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         "leaks": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.leaks],
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "seconds": round(seconds, 1),
+        "sizes": {arm: {task: asdict(size) for task, size in of.items()} for arm, of in measured.items()},
     }
 
 

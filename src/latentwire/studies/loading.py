@@ -124,17 +124,17 @@ def _set(raw: dict[str, Any], change: str) -> None:
 
 
 def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:
-    """The study with the shared settings, and its seed, in every finetune stage."""
+    """The study with its seed in every stage that trains, and with the shared settings in every finetune stage."""
     shared = raw.get(SHARED, {})
     if not isinstance(shared, dict):
         raise UserError(f"{SHARED}: found {shown(shared)}, expected a mapping of settings.")
-    if "seed" in raw:
-        shared = {"seed": raw["seed"], **shared}
+    seed = {"seed": raw["seed"]} if "seed" in raw else {}
+    below = {"finetune": {**seed, **shared}, "wire": seed}
     stages = raw.get("stages")
     rest = {key: value for key, value in raw.items() if key != SHARED}
     if isinstance(stages, dict):
         rest["stages"] = {
-            name: _over(shared, stage) if isinstance(stage, dict) and stage.get("kind") == "finetune" else stage
+            name: _over(below.get(str(stage.get("kind")), {}), stage) if isinstance(stage, dict) else stage
             for name, stage in stages.items()
         }
     return rest

@@ -11,6 +11,7 @@ from rich.table import Table
 from rich.text import Text
 
 from latentwire.runs.store import Run
+from latentwire.studies.curves import points
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Evaluate, Finetune, Study
 
@@ -56,6 +57,8 @@ def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]
         yield _effects(found, brief)
     if found["derived"]["gates"]:
         yield _gates(found)
+    if not brief and any(each.latents is not None for each in points(found)):
+        yield _sizes(found)
 
 
 def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
@@ -240,9 +243,32 @@ def _gates(found: Summary) -> Section:
     return Section("Gates", ["gate", "what", "bound", "value", ""], rows)
 
 
+def _sizes(found: Summary) -> Section:
+    rows = []
+    for each in points(found):
+        ratio = each.facts_per_latent
+        rows.append(
+            [
+                each.arm,
+                each.task,
+                each.series,
+                f"{each.bytes:,.0f}",
+                "" if each.latents is None else f"{each.latents:.1f}",
+                "" if ratio is None else f"{ratio:.2f}",
+                _number({"value": each.value, "low": each.low, "high": each.high}),
+            ]
+        )
+    header = ["arm", "task", "series", "bytes a context", "latents", "facts a latent", "primary metric"]
+    return Section(
+        "Sizes", header, rows, ["Means of the first contexts; `latentwire report` draws them as curves."]
+    )
+
+
 def _seeds(study: Study) -> str:
-    trained = any(not isinstance(stage, Evaluate) for stage in study.stages.values())
-    return f"Finetunings have one seed ({study.seed}): what is said of them is single-seed." if trained else ""
+    seeds = sorted({stage.seed for stage in study.stages.values() if not isinstance(stage, Evaluate)})
+    if len(seeds) > 1:
+        return f"Trainings have the seeds {', '.join(map(str, seeds))}; each reading is of one."
+    return f"Trainings have one seed ({seeds[0]}): what is said of them is single-seed." if seeds else ""
 
 
 def _number(number: Mapping[str, Any]) -> str:

@@ -25,9 +25,9 @@ from latentwire.studies.spec import TRAINED, Evaluate, Gate, Study
 from latentwire.studies.spec import Comparison as Asked
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 3
+_FORM = 4
 """Counted up when a summary of the same runs comes to hold something else."""
-_TOLD = ("leaks", "unstable", "skipped", "floors")
+_TOLD = ("leaks", "unstable", "skipped", "floors", "sizes")
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -27,6 +28,8 @@ TIERS: tuple[Tier, ...] = ("one_hop", "reverse", "two_hop", "later")
 HELD_OUT_EXAMPLES = 2_000
 # More people make a tier harder; these numbers leave it room in both directions.
 PEOPLE: dict[Tier, int] = {"one_hop": 4, "reverse": 6, "two_hop": 6, "later": 6}
+
+_ID = re.compile(rf"world/((shifted/)?({'|'.join(TIERS)}))/(train|validation|test)/(\d+)")
 
 ASK_WHAT: dict[Attribute, str] = {
     "birthplace": "Where was {who} born?",
@@ -227,3 +230,18 @@ def reading_tasks() -> list[Task]:
         for prefix in ("", "shifted/")
         for tier in TIERS
     ]
+
+
+def stated(example: str) -> int | None:
+    """How many facts the passage of a tier's example states, who has which tag among them.
+
+    Args:
+        example: its id. None for those of any other task.
+    """
+    found = _ID.fullmatch(example)
+    if found is None:
+        return None
+    task, shifted, tier, split, index = found.groups()
+    people = PEOPLE[tier] * (2 if shifted else 1)  # type: ignore[index]
+    _, passage, _ = draw_question(task, tier, split, int(index), people, shifted=bool(shifted))  # type: ignore[arg-type]
+    return len(passage.facts) + len(passage.tags)

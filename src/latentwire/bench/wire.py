@@ -1,0 +1,32 @@
+"""`latentwire bench wire`: what a latent wire costs to train, and when an answer begins behind one.
+
+The wire is the template's: the model itself, its weights shared, with low-rank adapters of rank 64 and every token
+seeing the whole context, gives keys and values of chosen columns to the same model, frozen. Weights are random, so
+that nothing is said of what is understood. Texts are of one token a byte.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterator
+
+import torch
+
+from latentwire.bench import wire_first, wire_train
+from latentwire.bench.decode import tokenizer
+from latentwire.bench.setup import Row, Setup
+from latentwire.lm.model import LM
+
+
+def measure(setup: Setup) -> Iterator[Row]:
+    """Time to the first token, then training in the dtype of the setup and, on a GPU, as a study loads it."""
+    model = setup.model().eval().requires_grad_(False)
+    yield from wire_first.stock(setup, model)
+    lm = LM(model, tokenizer(), name=setup.shape)
+    yield from wire_first.measure(setup, lm)
+    yield from wire_train.measure(setup, lm)
+    if setup.device.type == "cuda":
+        gc.collect()
+        torch.cuda.empty_cache()
+        model.float()
+        yield from wire_train.measure(setup, lm, ", weights in float32 under autocast")

@@ -1,0 +1,167 @@
+"""A whole training step of a latent wire, and its two forward passes without gradients, beside what they need."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from latentwire.bench.setup import Row, Setup
+from latentwire.bench.train import failure
+from latentwire.bench.wire_counts import Counts, causal
+from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
+from latentwire.lm.model import LM
+from latentwire.training.fit.adapting import Adapting
+from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill
+from latentwire.training.fit.passages import Passage
+from latentwire.training.fit.step import FitStep, Part, collate
+from latentwire.training.fit.teacher import Teaching
+from latentwire.wires.latent.modules import LatentModules
+
+RATIO = 4
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Contexts of so many tokens each, with questions and answers of so many."""
+
+    contexts: int
+    tokens: int
+    questions: int = 8
+    question: int = 16
+    answer: int = 4
+
+    def part(self, lm: LM) -> Part:
+        context = context_of(lm, self.tokens)
+        asked = list(range(FIRST_ID, FIRST_ID + self.question + self.answer))
+        pair = (asked[: self.question], asked[self.question :])
+        passages = [
+            Passage(str(at), context, {lm.name: lm.format.before(context, lm)}, {lm.name: [pair] * self.questions})
+            for at in range(self.contexts)
+        ]
+        chosen = [range(self.questions)] * self.contexts
+        return collate(passages, chosen, {lm.name: lm.device}, [str(at) for at in range(self.contexts)])
+
+
+# Short contexts as the template's passages have them, and long ones; as many tokens in both.
+BATCHES = {"cuda": (Batch(32, 144), Batch(4, 1024)), "cpu": (Batch(4, 128),)}
+MORE = {"cuda": (Batch(8, 1024), Batch(2, 4096)), "cpu": (Batch(2, 512),)}
+
+
+@dataclass(frozen=True)
+class Needs:
+    """Operations of one step. teacher: reads text and questions. encoder, student: there and back, the student
+    reads the latents and the questions."""
+
+    teacher: float
+    encode: float
+    encode_back: float
+    student: float
+
+    @classmethod
+    def of(cls, lm: LM, batch: Batch) -> Needs:
+        plain, adapted = Counts.of(lm.model), Counts.of(lm.model, RANK)
+        each = batch.question + batch.answer
+        asked, answers = batch.questions * each, batch.questions * batch.answer
+        latents = 1 + -(-(batch.tokens - 1) // RATIO)
+        before, both = causal(batch.tokens), float(batch.tokens**2)
+        behind = batch.questions * causal(each, batch.tokens)
+        latent = batch.questions * causal(each, latents)
+        # Logits of the student and their gradient for each of two objectives, of the teacher for one.
+        student = plain.read(asked, latent, 2 * answers) + plain.read_back(asked, latent, 2 * answers)
+        n, layers = batch.contexts, lm.model.config.num_hidden_layers
+        return cls(
+            teacher=n * plain.read(batch.tokens + asked, before + behind, answers),
+            encode=n * adapted.read(batch.tokens, both),
+            # Behind the last layer's keys and values nothing has a gradient.
+            encode_back=n * adapted.read_back(batch.tokens, both) * (layers - 1) / layers,
+            student=n * student,
+        )
+
+    @property
+    def step(self) -> float:
+        return self.teacher + self.encode + self.encode_back + self.student
+
+
+def step_of(lm: LM, modules: LatentModules) -> FitStep:
+    """The template's objectives before a frozen reader."""
+    objectives = (AnswerCrossEntropy(weight=0.5), Distill())
+    return FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, objectives, Adapting(objectives))
+
+
+def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Row]:
+    """Training at each batch. how: said behind the names of what was run."""
+    kind = setup.device.type if setup.device.type in BATCHES else "cpu"
+    modules = modules_of(lm, RATIO).train()
+    step = step_of(lm, modules)
+    weights = [each for each in modules.parameters() if each.requires_grad]
+    optimizer = torch.optim.AdamW(weights, lr=1e-4)
+    for batch in (*BATCHES[kind], *(MORE[kind] if setup.sweep else ())):
+        part, needs = batch.part(lm), Needs.of(lm, batch)
+
+        def train(part: Part = part) -> None:
+            losses = step(part)
+            (losses.total / losses.labels).backward()
+            nn.utils.clip_grad_norm_(weights, 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+        def teach(part: Part = part) -> None:
+            part.questions[lm.name].forced(part.text[lm.name], lm)
+
+        def encode(part: Part = part) -> None:
+            modules(part.contexts)
+
+        yield _floor(setup, batch, needs)
+        yield _row(setup, f"teacher alone{how}", torch.no_grad()(teach), batch, needs.teacher)
+        yield _row(setup, f"encoder alone, forward{how}", torch.no_grad()(encode), batch, needs.encode)
+        yield _row(setup, f"training step{how}", train, batch, needs.step)
+
+
+def _floor(setup: Setup, batch: Batch, needs: Needs) -> Row:
+    seconds = needs.step / setup.flops
+    shares = {
+        "teacher": needs.teacher,
+        "encoder": needs.encode,
+        "its backward pass": needs.encode_back,
+        "student, both ways": needs.student,
+    }
+    note = ", ".join(f"{name} {each / needs.step:.0%}" for name, each in shares.items())
+    return Row("floor: training step", _figures(setup, batch, seconds, needs.step), _at(batch), note)
+
+
+def _row(setup: Setup, who: str, run: Callable[[], None], batch: Batch, operations: float) -> Row:
+    gc.collect()
+    if setup.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+    def cast() -> None:
+        with torch.autocast(setup.device.type, torch.bfloat16, enabled=setup.dtype == torch.bfloat16):
+            run()
+
+    try:
+        timing = setup.timed(cast, repeats=5, warm=2)
+    except RuntimeError as error:
+        return Row(who, {"seconds": None}, _at(batch), failure(error))
+    figures = _figures(setup, batch, timing.seconds, operations)
+    return Row(who, {**figures, "peak_gib": timing.peak_gib if setup.device.type == "cuda" else None}, _at(batch))
+
+
+def _figures(setup: Setup, batch: Batch, seconds: float, operations: float) -> dict[str, float | None]:
+    floor = operations / setup.flops
+    return {
+        "seconds": seconds,
+        "floor_seconds": floor,
+        "times_floor": seconds / floor,
+        "context_tokens_per_second": batch.contexts * batch.tokens / seconds,
+    }
+
+
+def _at(batch: Batch) -> dict[str, str | int]:
+    return {
+        "context": f"{batch.contexts}×{batch.tokens}",
+        "question": f"{batch.questions}×({batch.question}+{batch.answer})",
+    }

@@ -1,0 +1,86 @@
+"""How large an arm's messages are, and how many facts they hold: where it stands on a curve."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from statistics import mean
+
+import torch
+
+from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.items import prepare
+from latentwire.lm.model import LM
+from latentwire.tasks.base import Split, Task
+from latentwire.tasks.world.reading import stated
+from latentwire.wires import Wire
+from latentwire.wires.latent.message import Latents
+from latentwire.wires.latent.wire import Latent, LatentWire
+
+SAMPLE = 32
+"""How many contexts of a task are encoded to measure them."""
+_AT_ONCE = 8
+
+
+@dataclass(frozen=True)
+class Size:
+    """Means over contexts of one task. series: what an arm has in common with others of another size.
+
+    bytes: that cross. latents: how many, None where text crosses. facts: that a context states, None where
+    that is unknown.
+    """
+
+    series: str
+    bytes: float
+    latents: float | None
+    facts: float | None
+
+
+@torch.no_grad()
+def message_sizes(
+    lm: LM, tasks: Sequence[Task], arms: Mapping[str, Arm], split: Split, limit: int | None
+) -> dict[str, dict[str, Size]]:
+    """By arm and task, for arms whose size says what reading them costs: nothing was done to what crosses but
+    rounding it.
+
+    Raises:
+        UserError: as `evaluate`.
+    """
+    bound = {name: arm.bind(lm) for name, arm in arms.items() if _plain(arm)}
+    found: dict[str, dict[str, Size]] = {name: {} for name in bound}
+    for task in tasks:
+        items = prepare(lm, task, split, SAMPLE if limit is None else min(SAMPLE, limit))
+        facts = [stated(item.example.id) for item in items]
+        known = [count for count in facts if count is not None]
+        of_task = mean(known) if len(known) == len(facts) else None
+        for name, arm in bound.items():
+            wire = arm.prepared(lm, task, items)[0].wire
+            found[name][task.name] = _size(wire, [item.prompt.context for item in items], of_task)
+    return found
+
+
+def _plain(arm: Arm) -> bool:
+    blank = isinstance(arm.wire, LatentWire) and arm.wire.control in ("zero", "mean")
+    return arm.variant is None and arm.reader is None and not blank
+
+
+def _size(wire: Wire, contexts: Sequence[str], facts: float | None) -> Size:
+    sent: list[int] = []
+    latents: list[int] = []
+    for at in range(0, len(contexts), _AT_ONCE):
+        message = wire.encode(contexts[at : at + _AT_ONCE])
+        sent += message.nbytes()
+        if isinstance(message, Latents):
+            latents += message.valid.sum(1).tolist()
+    return Size(_series(wire), mean(sent), mean(latents) if latents else None, facts)
+
+
+def _series(wire: Wire) -> str:
+    if not isinstance(wire, LatentWire):
+        return wire.kind
+    name = wire.kind
+    if isinstance(wire, Latent):
+        encoder = wire.modules.config.encoder
+        chosen = getattr(encoder, "select", None)
+        name = encoder.kind if chosen is None else f"{encoder.kind}, {chosen.kind}"
+    return f"{name}, {wire.control}" if wire.control else name
