@@ -159,7 +159,7 @@ class Evidence:
         """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it."""
         shared = self._teaching.delivered(wire, self.reader, self.contexts)
         if shared.memory is None:
-            raise UserError(f"objectives: {wire} gives {self.reader} no keys and values, expected a wire that does.")
+            raise UserError(f"objectives: {wire} gives {self.reader} no keys and values, expected both.")
         return shared.memory
 
     @property

@@ -15,6 +15,7 @@ from latentwire.lm.tapping import States, tapping
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.wire import Latent
 
+
 def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = ()) -> tuple[Forced, States]:
     """`Questions.forced`, and hidden states `(N, D)` behind the tapped layers."""
     with tapping(lm, taps) as found:

@@ -133,4 +133,3 @@ def _layers(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
         if not -count <= each < count:
             raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")
     return tuple(each % count for each in wanted)
-

@@ -21,9 +21,9 @@ RIDGE = 0.05
 class Imitate(Term):
     """Keys and values as a finished wire of the same reader gives them, latent by latent.
 
-    A question tells a translator little about where it went wrong; here every number it makes has an aim. Distances
-    count in units of the aims' own spread in each direction of a head (Mahalanobis, 1936): what tells two people
-    apart is a small part of a key.
+    A question tells a translator little about where it went wrong; here every number it makes has an aim.
+    Distances count in units of the aims' own spread in each direction of a head (Mahalanobis, 1936): what tells
+    two people apart is a small part of a key.
 
     wire: the finished one: `embedded:NAME`, a folder, or a run's. reader: who reads both, where several do.
     """
@@ -54,17 +54,17 @@ def _apart(made: Memory, aims: Memory) -> Tensor:
     for ours, theirs in zip((*made.keys, *made.values), (*aims.keys, *aims.values), strict=True):
         # (H, N, D) each
         own, aim = (each.transpose(1, 2)[valid].transpose(0, 1).float() for each in (ours, theirs))
-        parts.append(torch.linalg.vecdot(*[_whitened(aim, own - aim)] * 2).mean() / aim.shape[-1])
+        parts.append(_whitened(aim, own - aim).square().mean())
     return torch.stack(parts).mean()
 
 
-@torch.autocast("cuda", enabled=False)
-@torch.autocast("cpu", enabled=False)
 def _whitened(aim: Tensor, apart: Tensor) -> Tensor:
-    """Differences `(H, N, D)` in units of the aims' spread; a direction counts as no narrower than `RIDGE` allows."""
-    centred = aim - aim.mean(1, keepdim=True)
-    spread = centred.mT @ centred / aim.shape[1]
-    size = spread.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
-    floor = RIDGE * size[:, None, None] * torch.eye(aim.shape[-1], device=aim.device)
-    lower = torch.linalg.cholesky(spread + floor)
-    return torch.linalg.solve_triangular(lower, apart.mT, upper=False).mT
+    """Differences `(H, N, D)` in units of the aims' spread, no direction narrower than `RIDGE` allows."""
+    with torch.autocast(aim.device.type, enabled=False):
+        centred = aim - aim.mean(1, keepdim=True)
+        spread = centred.mT @ centred / aim.shape[1]
+        size = spread.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
+        floor = RIDGE * size[:, None, None] * torch.eye(aim.shape[-1], device=aim.device)
+        lower = torch.linalg.cholesky(spread + floor)
+        solved: Tensor = torch.linalg.solve_triangular(lower, apart.mT, upper=False).mT
+    return solved

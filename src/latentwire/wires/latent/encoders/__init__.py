@@ -11,9 +11,17 @@ from latentwire.wires.latent.encoders.own import SelfEncoder
 from latentwire.wires.latent.encoders.sentence import SentenceEncoder
 from latentwire.wires.latent.encoders.tokens import TokensEncoder
 
-__all__ = ["BytesEncoder", "ConstantEncoder", "Encoder", "SelfEncoder", "SentenceEncoder", "SourceEncoder", "TokensEncoder"]
+__all__ = [
+    "BytesEncoder",
+    "ConstantEncoder",
+    "Encoder",
+    "SelfEncoder",
+    "SentenceEncoder",
+    "SourceEncoder",
+    "TokensEncoder",
+]
 
 Encoder = Annotated[
     SelfEncoder | TokensEncoder | BytesEncoder | SentenceEncoder | ConstantEncoder | SourceEncoder,
-    Field(discriminator="kind")
+    Field(discriminator="kind"),
 ]

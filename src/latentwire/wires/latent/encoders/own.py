@@ -75,7 +75,9 @@ class Own(nn.Module):
         self._other = None if other is None else marked(other.format, other)
         self._marked = marked(self._format, lm)
         if self._other is not None and (settings.select.slots or settings.bos is not None):
-            raise UserError("encoder: found align beside slots or bos, expected anchors and the tokenizer's own BOS.")
+            raise UserError(
+                "encoder: found align beside slots or bos, expected anchors and the tokenizer's own BOS."
+            )
         width = lm.embeddings().shape[1]
         self.mark = nn.Parameter(torch.zeros(width, device=lm.device)) if settings.marks else None
         slots = settings.select.slots
@@ -123,9 +125,10 @@ class Own(nn.Module):
         return self._latents(hidden, memory, weights, length)
 
     def _aligned(self, contexts: Sequence[str]) -> Tensor:
-        """`select.weights` of the other model's tokens, each latent at the last column that such a token shares."""
+        """`select.weights` of the other model's tokens, each latent at the last column that one shares."""
         assert self._other is not None
-        wanted, spans = ([each(context)[1] for context in contexts] for each in (self._other, self._marked))
+        wanted = [self._other(each)[1] for each in contexts]
+        spans = [self._marked(each)[1] for each in contexts]
         shared = overlaps(wanted, spans, self._lm.device)
         mixed = self.settings.select.weights(shared.any(-1)) @ shared
         column = torch.arange(mixed.shape[-1], device=mixed.device)
