@@ -11,7 +11,7 @@ import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, batches, reading
+from latentwire.evaluation.items import Item, batches
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.variants import golds
 from latentwire.lm.decoding import Decoding
@@ -34,7 +34,7 @@ def answers(
     Choices behind plain tokens are scored together, so that what prompts share is read once
     (`lm.together`); whatever else a wire delivers is read batch by batch.
     """
-    reader = reading(lm, task)
+    reader = arm.reading(lm, task)
     waiting = _Waiting()
     for batch in batches(items, batch_tokens):
         rows = [row for item in batch for row in item.rows()]

@@ -9,7 +9,7 @@ from latentwire.errors import UserError
 from latentwire.evaluation import metrics
 from latentwire.evaluation.answers import answers
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, prepare, reading
+from latentwire.evaluation.items import Item, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
@@ -126,9 +126,10 @@ def _check_lengths(lm: LM, task: Task, arm: Arm, items: Sequence[Item]) -> None:
     behind = max(len(answer) for item in items for answer in item.answers)
     if task.answer != "choice":
         behind = max(behind, task.max_new_tokens)
-    columns = int(arm.wire([longest.prompt], reading(lm, task)).next_position.max()) + behind
-    if columns > lm.max_positions:
+    reader = arm.reading(lm, task)
+    columns = int(arm.wire([longest.prompt], reader).next_position.max()) + behind
+    if columns > reader.max_positions:
         raise UserError(
             f"{task.name}: {longest.example.id} needs {columns:,} tokens over {arm.label} with its answer, "
-            f"expected at most {lm.max_positions:,}, which is what {lm.name} was built for."
+            f"expected at most {reader.max_positions:,}, which is what {lm.name} was built for."
         )

@@ -7,10 +7,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentwire.errors import UserError
+from latentwire.lm.lora import Lora
 from latentwire.training import loop
-from latentwire.training.config import Lora
-from latentwire.training.fit import readers as pieces
-from latentwire.training.fit.config import PRESETS, Fit, KeepProb, TextPassages, TextSteps
+from latentwire.training.fit.config import Fit, KeepProb, TextPassages, TextSteps
 from latentwire.training.fit.fit import fit
 from latentwire.training.fit.objectives import (
     Align,
@@ -23,6 +22,7 @@ from latentwire.training.fit.objectives import (
     Reconstruct,
     Scale,
 )
+from latentwire.wires.latent import readers as pieces
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
 from latentwire.wires.latent.select import Anchors
@@ -281,12 +281,3 @@ def test_settings_that_cannot_teach_anything_are_refused(tmp_path):
         run(tmp_path / "keys", KEYS, objectives=(Align(),))
     run(tmp_path / "soft", SOFT, objectives=(AnswerCrossEntropy(), Align(weight=0.1)), steps=1)
     assert not (tmp_path / "keys" / "diagnostics.jsonl").exists()
-
-
-def test_presets_change_the_size_and_nothing_else():
-    fit = Fit(steps=1000, learning_rate=1e-4)
-    smoke, hero = PRESETS["smoke"](fit), PRESETS["hero"](fit)
-    assert (smoke.steps, hero.steps, smoke.passages) == (20, 4000, 8)
-    same = ("wire", "data", "objectives", "learning_rate", "seed", "reader_lora")
-    assert all(getattr(fit, name) == getattr(smoke, name) == getattr(hero, name) for name in same)
-    assert Fit.model_validate(smoke.model_dump()) == smoke

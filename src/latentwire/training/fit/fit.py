@@ -19,13 +19,13 @@ from latentwire.training.fit.config import Fit
 from latentwire.training.fit.feed import Feed
 from latentwire.training.fit.objectives import AnswerCrossEntropy
 from latentwire.training.fit.passages import passages
-from latentwire.training.fit.readers import ReaderConfig, attach, save
-from latentwire.training.fit.readers import start as go_on
+from latentwire.training.fit.start import begin
 from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
 from latentwire.wires.latent.modules import LatentModules, fingerprint
+from latentwire.wires.latent.readers import save
 
 SAMPLE_TOKENS = 48
 
@@ -43,7 +43,8 @@ def fit(
     """Train a wire; its readers stay as they are, and what they learn beside it is saved with it.
 
     Args:
-        readers: the models that read it, by their names in `settings.wire.adapters`. source: the encoder's model.
+        readers: the models that learn to read it, by their names in `settings.wire.adapters`: all of them, or
+            `settings.new_reader` alone. source: the encoder's model.
         folder: gets `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`; a snapshot in `last` is
             continued from, exactly.
         start: a trained wire to go on from, with steps, optimizer and all that adapts begun anew.
@@ -60,13 +61,17 @@ def fit(
     return done
 
 
-def check(readers: Mapping[str, LM], source: LM, settings: Fit) -> None:
+def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | None = None) -> None:
     """Refuse what must fail later: pieces that do not fit the models, data that cannot be read.
+
+    Args:
+        start: the wire to start from, where it is there already.
 
     Raises:
         UserError: one of those.
     """
     modules = LatentModules(settings.wire, readers, source)
+    begin(modules, readers, settings, start)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
         found = passages(settings.data, readers, split, 1)
@@ -97,11 +102,7 @@ class _Fitting:
         wire = settings.wire.model_copy(update={"fingerprints": prints})
         self.modules = LatentModules(wire, readers, source)
         torch.manual_seed(seed_of(settings.seed, "readers"))
-        self._learns = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
-        if start is None:
-            self.readers = attach(self.modules, readers, self._learns)
-        else:
-            self.readers = go_on(self.modules, readers, self._learns, start)
+        self.readers, self._learns = begin(self.modules, readers, settings, start)
         self._devices = {name: lm.device for name, lm in readers.items()}
         self.adapting = Adapting(settings.objectives)
         teachings = {name: Teaching(lm, log) for name, lm in readers.items()}

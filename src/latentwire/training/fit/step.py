@@ -136,7 +136,9 @@ class FitStep(nn.Module):
             weight = each.weight_at(share) * self._adapting.scale(each.kind)
             total = total + weight * terms[each.kind]
         # Before accuracies are taken, which needs no gradients: what is computed there first would have none.
-        at = (found[0].student.hidden,) if part.textual else found[0].message.tensors
+        message = () if part.textual else found[0].message.tensors
+        # Where nothing of the encoder learns, as for a new reader, gradients end before the message.
+        at = message if any(each.requires_grad for each in message) else (found[0].student.hidden,)
         # How well a reader reads the text says nothing of the latents.
         right, firsts = (0, 0) if part.textual else first_right(found)
         if not total.requires_grad:  # everything was left out: a step that changes nothing

@@ -124,7 +124,7 @@ class LatentModules(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write all pieces and the configuration, with fingerprints of the frozen models.
 
-        Adapters of readers that are not here are written as `restore` found them.
+        Pieces of readers that are not here are written as `restore` found them.
 
         Args:
             dtype: what numbers are rounded to, such as bfloat16 for a wire that ships.
@@ -139,7 +139,7 @@ class LatentModules(nn.Module):
         checkpoint.write(folder, config, {**self._absent, **self.pieces()}, dtype)
 
     def restore(self, folder: Path, *, new: Collection[str] = ()) -> None:
-        """Take all pieces from `folder`; those of adapters whose readers are not here are kept for `save`.
+        """Take all pieces from `folder`; those of readers that are not here are kept for `save`.
 
         Args:
             new: readers that the saved wire did not have; their adapters stay as they are.
@@ -179,7 +179,7 @@ class LatentModules(nn.Module):
 
 
 def _prefixes(readers: Collection[str]) -> tuple[str, ...]:
-    return tuple(f"adapters.{key_of(name)}." for name in readers)
+    return tuple(f"{of}.{key_of(name)}." for name in readers for of in ("adapters", "readers"))
 
 
 def key_of(name: str) -> str:
