@@ -26,6 +26,8 @@ from latentwire.training.config import FileData, WorldData
 from latentwire.training.fit.config import TaskPassages, TextPassages, WorldPassages
 from latentwire.wires.latent.wire import Latent, locate
 
+_PLACES = ("model", "start_from", "start_wire", "data")
+"""Of a configuration, where files lie: that is no part of what a stage is, but what is in them."""
 _TRAIN_SAMPLE = 100
 """Examples of an endless train split that stand for it in an identity."""
 
@@ -117,15 +119,18 @@ def make(study: Study) -> Plan:
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
-            wires = _wires(stage)
-            read, content = {**inputs, **wires}, data
-            start += [each.sha256 for each in wires.values()]
+            read, content = inputs, data
         else:
             read, content = _training_data(stage)
-        # Where files lie is no part of what a stage is; what is in them is.
-        what = {key: value for key, value in configuration.items() if key not in ("model", "start_from", "data")}
+        wires = _wires(stage)
+        start += [each.sha256 for each in wires.values()]
+        what = {key: value for key, value in configuration.items() if key not in _PLACES}
         parts = {"stage": what, "version": __version__, "start": start, "data": content}
-        files = {**{f"model {each}" if at else "model": weights[each] for at, each in enumerate(models)}, **read}
+        files = {
+            **{f"model {each}" if at else "model": weights[each] for at, each in enumerate(models)},
+            **read,
+            **wires,
+        }
         plan[name] = Planned(name, stage, configuration, files, identity(parts))
     return Plan(study, tasks, folders, plan)
 
@@ -161,9 +166,14 @@ def _tasks(study: Study) -> list[Task]:
     return list(found.values())
 
 
-def _wires(stage: Evaluate) -> dict[str, Input]:
-    """The trained wires that a stage reads over and that no stage of the study trains."""
-    folders = {arm.wire.path: locate(arm.wire.path) for arm in stage.read() if isinstance(arm.wire, Latent)}
+def _wires(stage: Evaluate | Finetune | FitWire) -> dict[str, Input]:
+    """The trained wires that a stage reads over or starts from and that no stage of the study trains."""
+    paths: list[str] = []
+    if isinstance(stage, Evaluate):
+        paths = [arm.wire.path for arm in stage.read() if isinstance(arm.wire, Latent)]
+    elif isinstance(stage, FitWire) and stage.start_wire is not None:
+        paths = [stage.start_wire]
+    folders = {path: locate(path) for path in paths}
     return {
         f"wire {path}": Input(
             path=path, sha256=identity({f.name: file_sha256(f) for f in sorted(folder.iterdir())})

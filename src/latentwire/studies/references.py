@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from latentwire.errors import UserError
 from latentwire.evaluation.metrics import METRICS
 from latentwire.evaluation.summary import rows
-from latentwire.studies.spec import TRAINED, Evaluate, Finetune, FitWire, Study, one_of
+from latentwire.studies.spec import TRAINED, Evaluate, Finetune, FitWire, Stage, Study, one_of
 from latentwire.tasks.base import Task
 
 _KINDS: dict[type, str] = {Finetune: "finetune", FitWire: "wire"}
@@ -29,6 +29,8 @@ def check(study: Study) -> None:
             if not isinstance(start, wanted):
                 what = {"evaluate": "an evaluation", "finetune": "a finetuning", "wire": "a wire"}[start.kind]
                 raise UserError(f"{key}: found {stage.start_from!r}, {what}; expected a {_KINDS[wanted]} stage.")
+        if isinstance(stage, FitWire) and stage.start_from is not None and stage.new_reader is not None:
+            _check_extended(name, stage, study.stages[stage.start_from])
         if isinstance(stage, Evaluate):
             fits = [each for each, of in study.stages.items() if isinstance(of, FitWire)]
             for arm, text in stage.arms.items():
@@ -59,6 +61,21 @@ def check(study: Study) -> None:
         _known(f"gates.{at}.of", gate.of, valid, f"a reading that {gate.effect} is derived for")
     _once("comparisons", [each.name for each in study.comparisons])
     _once("gates", [each.name for each in study.gates])
+
+
+def _check_extended(name: str, stage: FitWire, start: Stage) -> None:
+    """Refuse a new reader for another wire than the one that the earlier stage trains."""
+    assert isinstance(start, FitWire)
+    if stage.new_reader in start.wire.adapters:
+        raise UserError(
+            f"stages.{name}.new_reader: found {stage.new_reader!r}, expected one that {stage.start_from} has not."
+        )
+    rest = {reader: each for reader, each in stage.wire.adapters.items() if reader != stage.new_reader}
+    if stage.wire.model_copy(update={"adapters": rest}) != start.wire:
+        raise UserError(
+            f"stages.{name}.wire: found another wire than that of {stage.start_from}, expected the same with "
+            f"{stage.new_reader} as one reader more."
+        )
 
 
 def reported_tasks(tasks: Sequence[Task]) -> list[str]:

@@ -12,10 +12,12 @@ from pydantic import Discriminator, Field, StringConstraints, Tag, field_validat
 from latentwire.errors import UserError
 from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.gates import EXAMPLES
+from latentwire.evaluation.gates import Gate as AcceptanceGate
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
-from latentwire.training.fit.config import Fit
+from latentwire.training.fit.config import PRESETS, Fit
 from latentwire.wires import CONTROLS
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
@@ -142,19 +144,59 @@ class Finetune(Finetuning, Start):
 
 
 class FitWire(Fit, Start):
-    """The training of a latent wire. start_from: an earlier one, whose wire is trained on."""
+    """The training of a latent wire.
+
+    start_from: an earlier one, whose wire is trained on. start_wire: instead, a trained wire from elsewhere (its
+    folder, its run or `embedded:NAME`). preset: fills sizes that the stage does not set.
+    accept: gates, written `first_token_top1 >= 0.12`, that every trained reader must hold on `accept_examples`
+    validation examples (of a task that has fewer, all of them) with the whole interval. Where one does not, the
+    stage is rejected and nothing starts from it.
+    """
 
     kind: Literal["wire"]
+    start_wire: str | None = None
+    preset: Literal["smoke", "hero"] | None = None
+    accept: tuple[str, ...] = ()
+    accept_examples: int = Field(default=EXAMPLES, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in list(PRESETS):
+            return values
+        return {**PRESETS[values["preset"]], **values}
+
+    @field_validator("accept")
+    @classmethod
+    def _gates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(AcceptanceGate.parse(each)) for each in value)
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("gate: ").rstrip(".")) from error
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.start_wire is not None and self.start_from is not None:
+            raise ValueError(
+                "found both start_from and start_wire, expected one of them: which wire to start from?"
+            )
+        if self.new_reader is not None and self.start_wire is None and self.start_from is None:
+            raise ValueError("new_reader: found no wire to add it to, expected start_from or start_wire")
+        return self
+
+    @property
+    def gates(self) -> list[AcceptanceGate]:
+        return [AcceptanceGate.parse(each) for each in self.accept]
 
     def settings(self) -> Fit:
-        return Fit.model_validate(self.model_dump(exclude={"kind", *Start.model_fields}))
+        return Fit.model_validate(self.model_dump(include=set(Fit.model_fields)))
 
     def needs(self) -> list[str]:
         return [self.start_from] if self.start_from else []
 
     def models(self) -> list[str]:
-        """The encoder's model and the readers."""
-        return list(dict.fromkeys([self.wire.source, *self.wire.adapters]))
+        """The encoder's model and the readers that learn."""
+        return list(dict.fromkeys([self.wire.source, *self.readers]))
 
 
 Stage = Annotated[Evaluate | Finetune | FitWire, Field(discriminator="kind")]
