@@ -34,6 +34,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """
     split, limit = plan.study.split, plan.study.limit
     wires = stage.read(readers.wire)
+    suppressed = stage.begin_suppress_tokens
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
     sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}
     total = sum(sizes.values())
@@ -60,7 +61,9 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         for task in plan.tasks:
             # With no wires it tokenizes and counts, which an earlier attempt's outcomes do not hold.
             left = [] if task.name in there else wires
-            found = evaluate_tasks(lm, [task], left, split=split, limit=limit, progress=answered)
+            found = evaluate_tasks(
+                lm, [task], left, split=split, limit=limit, progress=answered, begin_suppress_tokens=suppressed
+            )
             floors |= found.floors
             unstable |= found.unstable
             if left:

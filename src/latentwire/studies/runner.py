@@ -120,12 +120,15 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
     from latentwire.evaluation.evaluate import ready
 
     study, wires = planned.study, dict[str, dict[str, Arm]]()
+    suppressed: dict[str, list[str]] = {}
     finetunings = []
     for name in pending:
         stage = planned.stages[name].stage
         if isinstance(stage, Evaluate):
             found = {wire.label: wire for wire in stage.read()}
-            wires.setdefault(planned.stages[name].configuration["model"], {}).update(found)
+            model = planned.stages[name].configuration["model"]
+            wires.setdefault(model, {}).update(found)
+            suppressed.setdefault(model, []).extend(stage.begin_suppress_tokens)
         elif isinstance(stage, Finetune):
             finetunings.append(planned.stages[name])
         else:
@@ -136,7 +139,14 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
         for each in finetunings if model == study.model else ():
             _check_finetuning(each, lm)
         if wires.get(model):
-            ready(lm, planned.tasks, list(wires[model].values()), split=study.split, limit=study.limit)
+            ready(
+                lm,
+                planned.tasks,
+                list(wires[model].values()),
+                split=study.split,
+                limit=study.limit,
+                begin_suppress_tokens=suppressed[model],
+            )
 
 
 def _check_finetuning(planned: Planned, lm: LM) -> None:

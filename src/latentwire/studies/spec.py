@@ -75,12 +75,14 @@ class Start(Settings):
 class Evaluate(Start):
     """Score tasks over one or several arms, each a wire by name; all arms answer the same examples.
 
-    model: who reads; the study's model unless given.
+    model: who reads; the study's model unless given. begin_suppress_tokens: tokens, as text, with which no
+    generated answer may begin; `first_token_top1` and `first_token_top5` rank the others.
     """
 
     kind: Literal["evaluate"]
     model: str | None = None
     arms: dict[Name, str] = Field(min_length=1)
+    begin_suppress_tokens: tuple[str, ...] = ()
 
     @field_validator("arms")
     @classmethod
