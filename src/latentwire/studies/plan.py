@@ -98,7 +98,7 @@ def make(study: Study) -> Plan:
     tasks = _tasks(study)
     references.check_tasks(study, tasks)
     _check_split(study, tasks)
-    folders = {spec: model_folder(spec) for spec in _models(study)}
+    folders = {spec: model_folder(spec) for spec in study.models()}
     weights = {spec: Input(path=spec, sha256=identity(model_files(path))) for spec, path in folders.items()}
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
     inputs = {
@@ -116,6 +116,10 @@ def make(study: Study) -> Plan:
         # A wire that is trained has its own encoder and readers, whatever the study's model.
         models = stage.models() if isinstance(stage, FitWire) else [] if stage.start_from else [model]
         start = [*(plan[need].identity for need in stage.needs()), *(weights[each].sha256 for each in models)]
+        read_with = stage.models() if isinstance(stage, FitWire) else [model]
+        # Where a model lies changes no number beyond rounding.
+        if bits := {each: 4 for each in read_with if each in study.loading and study.loading[each].bits}:
+            configuration |= {"bits": bits}
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
@@ -133,17 +137,6 @@ def make(study: Study) -> Plan:
         }
         plan[name] = Planned(name, stage, configuration, files, identity(parts))
     return Plan(study, tasks, folders, plan)
-
-
-def _models(study: Study) -> list[str]:
-    """Every model that a stage reads with."""
-    found = [study.model]
-    for stage in study.stages.values():
-        if isinstance(stage, FitWire):
-            found += stage.models()
-        elif isinstance(stage, Evaluate) and stage.model:
-            found.append(stage.model)
-    return list(dict.fromkeys(found))
 
 
 def _tasks(study: Study) -> list[Task]:

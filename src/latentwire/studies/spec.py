@@ -289,11 +289,22 @@ class Gate(Settings):
         return self
 
 
+class Loading(Settings):
+    """How a model is loaded that is not finetuned.
+
+    device_map: where each module goes, as Transformers takes it (`auto`, or a device by module). bits: round the
+    weights to 4 bits (NF4, by bitsandbytes, on a GPU); what else there is stays bfloat16.
+    """
+
+    device_map: str | dict[str, int | str] | None = None
+    bits: Literal[4] | None = None
+
+
 class Study(Settings):
     """A whole study.
 
     limit: the first so many examples of each task. dtype: what evaluations read in (without it float32 on a
-    CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case.
+    CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case. loading: by model.
     """
 
     name: Name
@@ -303,10 +314,21 @@ class Study(Settings):
     limit: int | None = Field(default=None, ge=1)
     split: Split = "test"
     dtype: Literal["float32", "bfloat16"] | None = None
+    loading: dict[str, Loading] = Field(default_factory=dict)
     stages: dict[Name, Stage] = Field(min_length=1)
     effects: Effects | None = None
     comparisons: tuple[Comparison, ...] = ()
     gates: tuple[Gate, ...] = ()
+
+    def models(self) -> list[str]:
+        """Every model that a stage reads with."""
+        found = [self.model]
+        for stage in self.stages.values():
+            if isinstance(stage, FitWire):
+                found += stage.models()
+            elif isinstance(stage, Evaluate) and stage.model:
+                found.append(stage.model)
+        return list(dict.fromkeys(found))
 
     def start_of(self, stage: str) -> str | None:
         return self.stages[stage].start_from
