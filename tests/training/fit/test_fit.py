@@ -281,3 +281,27 @@ def test_settings_that_cannot_teach_anything_are_refused(tmp_path):
         run(tmp_path / "keys", KEYS, objectives=(Align(),))
     run(tmp_path / "soft", SOFT, objectives=(AnswerCrossEntropy(), Align(weight=0.1)), steps=1)
     assert not (tmp_path / "keys" / "diagnostics.jsonl").exists()
+
+
+def test_a_bos_after_the_anchor_stands_behind_latents_only_and_in_evaluation_too(tmp_path):
+    from latentwire.lm.prompts import Prompt
+    from latentwire.training.fit.fit import _Fitting
+    from latentwire.wires.latent.wire import Latent
+
+    lm = start()
+    wire = config(lm).model_copy(update={"bos_after_anchor": True})
+    plain, marked = (_Fitting({lm.name: lm}, lm, settings(lm, **each), print) for each in ({}, {"wire": wire}))
+    one, other = (each.step.evidence(each.parts(0, 0, 1)[0])[0] for each in (plain, marked))
+    assert torch.equal(one.teacher.hidden, other.teacher.hidden)
+    assert torch.equal(one.student.labels, other.student.labels)
+    assert not torch.allclose(one.student.hidden, other.student.hidden, atol=1e-3)
+    bos = lm.tokenizer.bos_token_id
+    assert (other.questions.ids == bos).sum() == len(other.lengths)
+    assert not (other.plain.ids == bos).any()
+    marked.export(tmp_path / "wire")
+    bound = Latent(path=str(tmp_path / "wire")).bind(lm)
+    prefix = bound([Prompt(context="Ada lives here.", question="Where does Ada live?", unstable=0, tokens=1)], lm)
+    assert prefix.ids[0, -1] == bos
+    lm.tokenizer.bos_token = None
+    with pytest.raises(UserError, match="has no such token"):
+        bound([Prompt(context="Ada lives here.", question="Where?", unstable=0, tokens=1)], lm)

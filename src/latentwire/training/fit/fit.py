@@ -79,8 +79,9 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
             raise UserError(f"data: found no passage in its {split} split, expected at least one.")
         with torch.no_grad():
             message = modules([found[0].context])
-            for name in readers:
+            for name, lm in readers.items():
                 modules.deliver(message, name)
+                modules.after_anchor(lm)
 
 
 class _Fitting:
@@ -110,7 +111,8 @@ class _Fitting:
         self._check_carriers()
         wanted = settings.contexts or settings.steps * settings.passages
         train = passages(settings.data, readers, "train", wanted)
-        self._feed = Feed(settings, train, self._devices)
+        self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
+        self._feed = Feed(settings, train, self._devices, self._after)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
@@ -157,7 +159,8 @@ class _Fitting:
     def _held_out_parts(self) -> list[Part]:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
-        return [collate(each, [range(p.asked) for p in each], self._devices) for each in batches]
+        asked = [[range(passage.asked) for passage in each] for each in batches]
+        return [collate(each, n, self._devices, after=self._after) for each, n in zip(batches, asked, strict=True)]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:
@@ -180,7 +183,8 @@ class _Fitting:
         message = self.modules([each.context for each in some])
         said: list[dict[str, Any]] = []
         for name, lm in self.readers.items():
-            prefix = self.modules.deliver(message, name).ask([each.pairs[name][0][0] for each in some], lm)
+            asked = [each.pairs[name][0][0] + self._after[name] for each in some]
+            prefix = self.modules.deliver(message, name).ask(asked, lm)
             texts = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=SAMPLE_TOKENS))
             said += [
                 {"id": p.group, "reader": name, "answer": lm.decode(p.pairs[name][0][1]), "prediction": text.text}

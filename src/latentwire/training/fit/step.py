@@ -24,7 +24,7 @@ from latentwire.wires.latent.modules import LatentModules
 class Part:
     """B contexts and what is asked about them.
 
-    groups: of the contexts. other: for each another one of another group. questions, text: by reader; see
+    groups: of the contexts. other: for each another one of another group. questions, plain, text: by reader; see
     `Evidence`. names: what each context's random draws follow. keep: the share of latents that is delivered.
     textual: the readers read the text instead. lengths: by reader, tokens of every answer in the whole step, of
     which this part may be a share.
@@ -34,6 +34,7 @@ class Part:
     groups: list[str]
     other: list[int]
     questions: dict[str, Questions]
+    plain: dict[str, Questions]
     text: dict[str, Shared]
     names: list[str]
     lengths: dict[str, list[int]]
@@ -56,11 +57,16 @@ def collate(
     devices: Mapping[str, torch.device],
     names: Sequence[str] = (),
     *,
+    after: Mapping[str, list[int]] | None = None,
     lengths: dict[str, list[int]] | None = None,
     keep: float = 1.0,
     textual: bool = False,
 ) -> Part:
-    """A part of passages with the questions of these numbers."""
+    """A part of passages with the questions of these numbers.
+
+    Args:
+        after: by reader, token ids between the anchor and an answer behind latents; None for none.
+    """
     groups = [passage.group for passage in passages]
     count = len(groups)
     other = [
@@ -71,11 +77,17 @@ def collate(
         reader: [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
         for reader in devices
     }
+    plain = {name: Questions.of(pairs[name], device) for name, device in devices.items()}
+    asked = dict(plain)
+    for name, ids in (after or {}).items():
+        if ids:
+            asked[name] = Questions.of([[([*q, *ids], a) for q, a in row] for row in pairs[name]], devices[name])
     return Part(
         contexts=[passage.context for passage in passages],
         groups=groups,
         other=other,
-        questions={name: Questions.of(pairs[name], device) for name, device in devices.items()},
+        questions=asked,
+        plain=plain,
         text={
             name: Shared.of_tokens([p.text[name] for p in passages], device) for name, device in devices.items()
         },

@@ -77,6 +77,14 @@ class LatentModules(nn.Module):
         soft = delivered.embeddings
         return Shared(end, memory, soft, places if soft is not None else None)
 
+    def after_anchor(self, lm: LM) -> list[int]:
+        """Token ids between the anchor and an answer. Raises `UserError` where a BOS is asked for and lacking."""
+        if not self.config.bos_after_anchor:
+            return []
+        if lm.tokenizer.bos_token_id is None:
+            raise UserError(f"wire: found bos_after_anchor, but {lm.name} has no such token.")
+        return [int(lm.tokenizer.bos_token_id)]
+
     def _seen(self, latents: Latents, reader: str) -> Latents:
         """Without the private latents of other readers."""
         if not self.config.private:

@@ -70,7 +70,8 @@ class LatentWire(Wire):
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         assert isinstance(message, Latents)
         shared = self.modules.deliver(message, self._reader)
-        return shared.ask([lm.format.behind(prompt.question, lm) for prompt in prompts], lm)
+        after = self.modules.after_anchor(lm)
+        return shared.ask([lm.format.behind(prompt.question, lm) + after for prompt in prompts], lm)
 
     @property
     def compresses(self) -> bool:
