@@ -111,12 +111,6 @@ def test_a_stage_that_fits_no_other_is_told_in_one_sentence(
         loading.load(str(file))
 
 
-def test_a_studys_seed_is_that_of_its_wires_unless_they_have_their_own() -> None:
-    stages = {"fit": FIT, "other": {**FIT, "seed": 7}}
-    found = made(seed=3, stages=stages, effects=None, comparisons=[]).stages
-    assert [stage.seed for stage in found.values()] == [3, 7]
-
-
 def test_the_template_is_a_study() -> None:
     found = loading.load("latent-wire")
     assert found.stages["latent"].needs() == ["fit", "constant"]

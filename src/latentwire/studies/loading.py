@@ -143,7 +143,7 @@ def _set(raw: dict[str, Any], change: str) -> None:
 
 
 def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:
-    """The study with the shared settings in every finetune stage, and its seed in every stage that trains."""
+    """The study with its seed in every stage that trains, and with the shared settings in every finetune stage."""
     shared = raw.get(SHARED, {})
     if not isinstance(shared, dict):
         raise UserError(f"{SHARED}: found {shown(shared)}, expected a mapping of settings.")
