@@ -208,6 +208,9 @@ def run(
     ] = None,
     runs: Runs = Path("runs"),
     fresh: Annotated[bool, typer.Option("--fresh", help="Carry out again what is done already.")] = False,
+    preset: Annotated[
+        str | None, typer.Option(help="Size of every wire stage: smoke or hero; --set goes over it.")
+    ] = None,
 ) -> None:
     """Carry out a study: what is done is not done again, what was interrupted goes on."""
     from transformers.utils import logging
@@ -216,7 +219,7 @@ def run(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if status := commands.run(study, stage or (), set_ or (), runs, fresh=fresh):
+    if status := commands.run(study, stage or (), set_ or (), runs, fresh=fresh, preset=preset):
         raise typer.Exit(status)
 
 

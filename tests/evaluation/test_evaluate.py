@@ -210,3 +210,20 @@ def test_choices_read_together_are_answered_as_in_two_passes(lm, spec, monkeypat
     for one, two in zip(together, apart.outcomes, strict=True):
         assert (one.id, one.prediction, one.tokens) == (two.id, two.prediction, two.tokens)
         assert one.metrics == pytest.approx(two.metrics, abs=1e-4)
+
+
+def test_answers_begin_with_no_suppressed_token_and_scores_stay():
+    lm, plain = tiny_lm(), [wires.parse("text")]
+    free = evaluate(lm, TASKS, plain).outcomes
+    ids = lm.tokenizer([f" {each}" for each in ("the", "12")], add_special_tokens=False)["input_ids"]
+    gold = [lm.decode(each[:1]) for each in ids]
+    begun = {each.prediction[:1] for each in free if each.task == "span"}
+    banned = tuple({*gold, *(word for word in lm.tokenizer.get_vocab() if lm.decode(
+        lm.tokenizer.convert_tokens_to_ids([word])).strip()[:1] in begun)})  # fmt: skip
+    made = evaluate(lm, TASKS, plain, begin_suppress_tokens=banned).outcomes
+    assert [each.metrics["nll"] for each in made] == [each.metrics["nll"] for each in free]
+    generated = [each for each in made if each.task in ("span", "sums")]
+    assert not any(each.metrics["first_token_top5"] for each in generated)
+    assert not {each.prediction[:1] for each in generated if each.task == "span"} & begun
+    with pytest.raises(UserError, match="begin_suppress_tokens: found 'the old town'"):
+        evaluate(lm, TASKS, plain, begin_suppress_tokens=("the old town",))

@@ -66,6 +66,25 @@ def test_the_end_token_ends_a_row_and_is_not_part_of_it(llama: LM) -> None:
     assert lm.eos_ids == {free[3], 2}
 
 
+def test_suppressed_tokens_never_come_first_and_may_come_later(lm: LM) -> None:
+    free = ids(lm, read(lm), max_new_tokens=10, min_new_tokens=10)
+    first = sorted({row[0] for row in free})
+    words = tuple(lm.tokenizer.convert_ids_to_tokens(first))
+    made = ids(lm, read(lm), max_new_tokens=10, min_new_tokens=10, begin_suppress_tokens=words)
+    assert not {row[0] for row in made} & set(first)
+    for n, row in enumerate(ROWS):
+        theirs = lm.model.generate(
+            torch.tensor([row]), do_sample=False, max_new_tokens=10, min_new_tokens=10, begin_suppress_tokens=first
+        )[0, len(row) :].tolist()
+        assert made[n] == tuple(theirs)
+
+
+def test_what_is_no_single_token_cannot_be_suppressed(llama: LM) -> None:
+    for text in ("old town", ""):
+        with pytest.raises(UserError, match=f"found {text!r}, which llama reads as"):
+            ids(llama, read(llama), begin_suppress_tokens=(text,))
+
+
 def test_no_end_before_min_new_tokens(llama: LM) -> None:
     lm, _ = with_eos(llama, 2)
     assert len(ids(lm, read(lm), max_new_tokens=10)[0]) < 6

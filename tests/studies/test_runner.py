@@ -397,3 +397,14 @@ def test_the_prefill_mask_template_runs_from_start_to_end(tmp_path: Path) -> Non
     assert results["long_ft"]["steps"] < 12
     assert len(carried.summary["derived"]["gates"]) == 3
     assert "causal_ft, prefix_ft saw the same rows" in (carried.folder / "summary.md").read_text()
+
+
+def test_tokens_that_may_not_come_first_are_checked_before_anything_runs(tmp_path: Path) -> None:
+    stages = {"only": {"kind": "evaluate", "arms": {"text": "text"}, "begin_suppress_tokens": ["old town"]}}
+    raw = small_study(stages=stages, effects=None, comparisons=[], gates=[])
+    with pytest.raises(UserError, match="begin_suppress_tokens: found 'old town'"):
+        runner.run(loading.load(str(written(tmp_path, raw))), tmp_path / "runs", Log())
+    assert not (tmp_path / "runs").exists()
+    raw["stages"]["only"]["begin_suppress_tokens"] = ["."]
+    carried = runner.run(loading.load(str(written(tmp_path, raw))), tmp_path / "runs", Log())
+    assert carried.runs["only"].record.configuration["begin_suppress_tokens"] == ["."]

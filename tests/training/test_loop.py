@@ -10,9 +10,10 @@ from safetensors.torch import load_file
 from latentwire import LM
 from latentwire.errors import UserError
 from latentwire.lm import attention
+from latentwire.lm.lora import Lora
 from latentwire.training import loop
 from latentwire.training.checks import check
-from latentwire.training.config import Finetuning, Lora, Stopping, WorldData
+from latentwire.training.config import Finetuning, Stopping, WorldData
 from latentwire.training.finetune import finetune
 from latentwire.training.row_audit import audit_rows
 from latentwire.training.schedules import learning_rate_share

@@ -11,10 +11,10 @@ import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, batches, reading
+from latentwire.evaluation.items import Item, batches
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.variants import golds
-from latentwire.lm.decoding import Decoding
+from latentwire.lm.decoding import Decoding, suppressed, without
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.reading import LayerRange
@@ -27,14 +27,24 @@ T = TypeVar("T")
 
 
 def answers(
-    lm: LM, task: Task, arm: Arm, items: Sequence[Item], batch_tokens: int, work: Work
+    lm: LM,
+    task: Task,
+    arm: Arm,
+    items: Sequence[Item],
+    batch_tokens: int,
+    work: Work,
+    begin_suppress_tokens: tuple[str, ...] = (),
 ) -> Iterator[Outcome]:
     """Every item's outcome under one (bound and prepared) arm, in the order in which they are done.
+
+    No generated answer begins with one of `begin_suppress_tokens`, and `first_token_top1` and `_top5` rank the
+    others; what is scored is not changed by it.
 
     Choices behind plain tokens are scored together, so that what prompts share is read once
     (`lm.together`); whatever else a wire delivers is read batch by batch.
     """
-    reader = reading(lm, task)
+    reader = arm.reading(lm, task)
+    how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop, begin_suppress_tokens=begin_suppress_tokens)
     waiting = _Waiting()
     for batch in batches(items, batch_tokens):
         rows = [row for item in batch for row in item.rows()]
@@ -48,7 +58,7 @@ def answers(
         if requests is not None:
             waiting.add(batch, columns, requests, prefix.layers)
             continue
-        asked = _by_item(batch, _ask(reader, task, prefix, behind))
+        asked = _by_item(batch, _ask(reader, task, prefix, behind, how))
         for item, count, rows_of in zip(batch, columns, asked, strict=True):
             scores = [score for each in rows_of for score in each.scores]
             yield _outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank)
@@ -108,7 +118,9 @@ class _Asked:
 
 
 @torch.no_grad()
-def _ask(lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]]) -> list[_Asked]:
+def _ask(
+    lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]], how: Decoding
+) -> list[_Asked]:
     if task.answer == "choice" and prefix.leaky:
         return [_Asked(row) for row in score_whole(lm, prefix, answers)]
     prefilled = lm.prefill(prefix)
@@ -116,8 +128,10 @@ def _ask(lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int
     if task.answer == "choice":
         return [_Asked(row) for row in scores]
     first = torch.tensor([[row[0][0]] for row in answers], device=lm.device)
-    ranks = (prefilled.logits > prefilled.logits.gather(1, first)).sum(1).tolist()
-    how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop)
+    logits = prefilled.logits
+    if how.begin_suppress_tokens:
+        logits = without(logits, suppressed(lm, how.begin_suppress_tokens))
+    ranks = (logits > logits.gather(1, first)).sum(1).tolist()
     texts = [found.text.strip() for found in lm.generate(prefilled, how)]
     return [_Asked(row, text, rank) for row, text, rank in zip(scores, texts, ranks, strict=True)]
 

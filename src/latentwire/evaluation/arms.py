@@ -51,6 +51,10 @@ class Arm:
         """This arm with its wire bound to the reader; see `Wire.bind`."""
         return replace(self, wire=self.wire.bind(lm))
 
+    def reading(self, lm: LM, task: Task) -> LM:
+        """Who reads over this (bound) arm, with the task's own prompt format where it has one."""
+        return reading(self.wire.reader(lm), task)
+
     def prepared(self, lm: LM, task: Task, items: Sequence[Item]) -> tuple[Self, list[Item]]:
         """This (bound) arm and its own examples of a task, in order: those that its variant cannot change lack.
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from statistics import mean, median
 from typing import Any
 
@@ -16,7 +17,7 @@ from latentwire.evaluation.items import Item, prepare, reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.tasks.base import Split, Task
-from latentwire.wires import parse
+from latentwire.wires import Wire, parse
 from latentwire.wires.latent.message import Latents, quantize
 
 REPEATS = 20
@@ -70,10 +71,11 @@ def measure(
         UserError: as `evaluate`.
     """
     arm, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
-    reader, text = reading(lm, task), parse("text")
+    plain, reader, text = reading(lm, task), arm.reading(lm, task), parse("text")
     chosen = [items[at % len(items)] for at in range(WARM_UP + repeats)]
-    sizes = [_sizes(arm, item, reader) for item in chosen[:repeats]]
-    times = [_times(arm, item, reader, lambda item: text([item.prompt], reader)) for item in chosen][WARM_UP:]
+    sizes = [_sizes(arm, item, plain) for item in chosen[:repeats]]
+    as_text = [partial(_read, plain, text, item) for item in chosen]
+    times = [_times(arm, item, reader, read) for item, read in zip(chosen, as_text, strict=True)][WARM_UP:]
     encode, read, cold, warm = (median(column) for column in zip(*times, strict=True))
     tokens, latents, words, memory, *by_bits = (mean(column) for column in zip(*sizes, strict=True))
     return Costs(
@@ -101,7 +103,11 @@ def _sizes(arm: Arm, item: Item, lm: LM) -> list[float]:
     return [*count, *found.nbytes(), *(quantize(found, bits).nbytes()[0] for bits in (8, 6, 4))]
 
 
-def _times(arm: Arm, item: Item, lm: LM, text: Callable[[Item], Prefix]) -> Sequence[float]:
+def _read(lm: LM, text: Wire, item: Item) -> None:
+    lm.prefill(text([item.prompt], lm))
+
+
+def _times(arm: Arm, item: Item, lm: LM, as_text: Callable[[], None]) -> Sequence[float]:
     """Milliseconds to encode, to read as text, cold and warm."""
 
     def cold() -> None:
@@ -110,7 +116,7 @@ def _times(arm: Arm, item: Item, lm: LM, text: Callable[[Item], Prefix]) -> Sequ
     message = arm.wire.encode([item.prompt.context])
     return (
         _clock(lm, lambda: arm.wire.encode([item.prompt.context])),
-        _clock(lm, lambda: lm.prefill(text(item))),
+        _clock(lm, as_text),
         _clock(lm, cold),
         _clock(lm, lambda: lm.prefill(arm.wire.deliver(message, [item.prompt], lm))),
     )

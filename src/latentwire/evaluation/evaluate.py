@@ -9,8 +9,9 @@ from latentwire.errors import UserError
 from latentwire.evaluation import metrics
 from latentwire.evaluation.answers import answers
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, prepare, reading
+from latentwire.evaluation.items import Item, prepare
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.lm.decoding import suppressed
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.lm.together import BATCH_TOKENS as BATCH_TOKENS
@@ -52,6 +53,7 @@ def evaluate(
     limit: int | None = None,
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
+    begin_suppress_tokens: tuple[str, ...] = (),
 ) -> Evaluation:
     """Let every arm answer every task.
 
@@ -61,10 +63,13 @@ def evaluate(
     Args:
         limit: the first so many examples of each task; None takes all.
         batch_tokens: the size of a batch; results do not depend on it beyond rounding.
+        begin_suppress_tokens: tokens, as text, with which no generated answer may begin.
 
     Raises:
-        UserError: a task without examples, a prompt longer than the model, or what an arm cannot do.
+        UserError: no such token, a task without examples, a prompt longer than the model, or what an arm cannot
+            do.
     """
+    suppressed(lm, begin_suppress_tokens)
     bound = [Arm.of(arm).bind(lm) for arm in arms]
     prepared = _ready(lm, tasks, bound, split, limit)
     result = Evaluation()
@@ -79,7 +84,7 @@ def evaluate(
                     progress(arm.label, task.name, skipped)
             work = result.work[arm.label, task.name] = Work()
             found: dict[str, Outcome] = {}
-            for outcome in answers(lm, task, arm, own, batch_tokens, work):
+            for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens):
                 found[outcome.id] = outcome
                 if progress:
                     progress(arm.label, task.name, 1)
@@ -88,13 +93,20 @@ def evaluate(
 
 
 def ready(
-    lm: LM, tasks: Sequence[Task], arms: Sequence[Wire | Arm], *, split: Split = "test", limit: int | None = None
+    lm: LM,
+    tasks: Sequence[Task],
+    arms: Sequence[Wire | Arm],
+    *,
+    split: Split = "test",
+    limit: int | None = None,
+    begin_suppress_tokens: Sequence[str] = (),
 ) -> None:
     """Tokenize every task's examples and measure them under every arm.
 
     Raises:
         UserError: as `evaluate`.
     """
+    suppressed(lm, begin_suppress_tokens)
     _ready(lm, tasks, [Arm.of(arm).bind(lm) for arm in arms], split, limit)
 
 
@@ -126,9 +138,10 @@ def _check_lengths(lm: LM, task: Task, arm: Arm, items: Sequence[Item]) -> None:
     behind = max(len(answer) for item in items for answer in item.answers)
     if task.answer != "choice":
         behind = max(behind, task.max_new_tokens)
-    columns = int(arm.wire([longest.prompt], reading(lm, task)).next_position.max()) + behind
-    if columns > lm.max_positions:
+    reader = arm.reading(lm, task)
+    columns = int(arm.wire([longest.prompt], reader).next_position.max()) + behind
+    if columns > reader.max_positions:
         raise UserError(
             f"{task.name}: {longest.example.id} needs {columns:,} tokens over {arm.label} with its answer, "
-            f"expected at most {lm.max_positions:,}, which is what {lm.name} was built for."
+            f"expected at most {reader.max_positions:,}, which is what {lm.name} was built for."
         )

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import Estimate, estimate
 
@@ -63,8 +63,6 @@ def hold(gate: Gate, outcomes: Sequence[Outcome], examples: int = EXAMPLES) -> H
         raise UserError(f"gate: {gate}: found {len(outcomes):,} examples, expected at least {examples:,}.")
     known = [name for name in outcomes[0].metrics if all(name in o.metrics for o in outcomes)]
     if gate.metric not in known:
-        from latentwire.wires import one_of
-
         raise UserError(f"gate: found {gate.metric!r}, expected {one_of(gate.metric, known)}.")
     found = estimate(outcomes, gate.metric)
     return Held(gate, found, found.low >= gate.bound if gate.sign == ">=" else found.high <= gate.bound)

@@ -10,7 +10,7 @@ import torch
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import BATCH_TOKENS
-from latentwire.evaluation.items import batches, item_of, prepare, reading
+from latentwire.evaluation.items import batches, item_of, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
@@ -60,7 +60,7 @@ def joint(
     own = [{outcome.id: outcome.prediction for outcome in arm} for arm in said]
     for lm, arm in readers:
         bound, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
-        reader = reading(lm, task)
+        reader = bound.reading(lm, task)
         asked = []
         for example in (item.example for item in items):
             offered = _offered(example, own)

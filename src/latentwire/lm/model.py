@@ -8,7 +8,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -74,6 +74,7 @@ class LM:
         device_map: DeviceMap | None = None,
         adapter: str | PathLike[str] | None = None,
         attention_kernel: str | None = None,
+        bits: Literal[4] | None = None,
     ) -> LM:
         """Load `embedded:NAME`, a local folder, a `.gguf` file or a hub id.
 
@@ -87,12 +88,15 @@ class LM:
             adapter: folder of a PEFT adapter: LoRA, merged into the weights, or prefix tuning, which stands before
                 them while they are frozen.
             attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
+            bits: round the weights to 4 bits (NF4, by bitsandbytes, on a GPU); such a model only reads.
 
         Raises:
             UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization
                 needs is not installed, weights missing, extra, cut off, without scale, not finite or pickled.
         """
-        loaded = weights.load(str(spec), dtype=dtype, device=device, device_map=device_map, adapter=adapter)
+        loaded = weights.load(
+            str(spec), dtype=dtype, device=device, device_map=device_map, adapter=adapter, bits=bits
+        )
         lm = cls(
             loaded.model,
             loaded.tokenizer,

@@ -7,7 +7,7 @@ import textwrap
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from pydantic import ValidationError
@@ -15,6 +15,7 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
+    BitsAndBytesConfig,
     PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
@@ -72,6 +73,7 @@ def load(
     device: str | None = None,
     device_map: DeviceMap | None = None,
     adapter: str | PathLike[str] | None = None,
+    bits: Literal[4] | None = None,
 ) -> Loaded:
     """Load and verify a model; see `LM.load`. An adapter that is no LoRA is left to the caller."""
     if device is not None and device_map is not None:
@@ -96,6 +98,12 @@ def load(
         options["config"] = config
     elif quantization not in (None, "gguf") and device_map is None:
         device_map = {"": device}  # packed weights cannot be moved once they are loaded
+    if bits is not None:
+        _refuse_rounding(spec, quantization, device, adapter)
+        options["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
+        )
+        device_map = device_map or {"": device}
     if device_map is not None:
         options["device_map"] = device_map
     model = _read(text_side.auto_class(config), source, spec, dtype, options, quantization)
@@ -131,6 +139,19 @@ def _quantization(config: PreTrainedConfig, spec: str) -> str | None:
             "expected it (pip install bitsandbytes) or a checkpoint that is not quantized."
         )
     return method
+
+
+def _refuse_rounding(spec: str, quantization: str | None, device: str, adapter: object) -> None:
+    """Raise a UserError where a model's weights cannot be rounded to 4 bits as they are loaded."""
+    if quantization is not None or adapter is not None:
+        found = f"{quantization} weights" if quantization else "an adapter"
+        raise UserError(f"bits: found 4 for {spec} with {found}, expected a plain checkpoint.")
+    if importlib.util.find_spec("bitsandbytes") is None:
+        raise UserError(
+            f"bits: found 4 for {spec}, and bitsandbytes is not installed; expected it (pip install bitsandbytes)."
+        )
+    if not torch.cuda.is_available() or device == "cpu":
+        raise UserError(f"bits: found 4 for {spec} on a CPU, expected a GPU.")
 
 
 def _read(

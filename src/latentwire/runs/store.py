@@ -26,7 +26,8 @@ from latentwire.errors import UserError
 from latentwire.files import write_atomically
 from latentwire.runs.identity import file_sha256
 
-Status = Literal["running", "done", "failed", "interrupted"]
+Status = Literal["running", "done", "rejected", "failed", "interrupted"]
+"""rejected: carried out to its end, with all results, but what it made did not hold what was asked of it."""
 RECORD, LOCK, LOG = "run.json", ".lock", "log.txt"
 
 
@@ -170,9 +171,9 @@ class Run:
             finally:
                 self.write(times=(*earlier, attempt.model_copy(update={"ended": _now()})))
 
-    def finish(self, results: dict[str, Any]) -> None:
-        """Done: results and the hashes of what was written."""
-        self.write(status="done", results=results, artifacts=self._artifacts())
+    def finish(self, results: dict[str, Any], *, rejected: bool = False) -> None:
+        """Done, or rejected: results and the hashes of what was written."""
+        self.write(status="rejected" if rejected else "done", results=results, artifacts=self._artifacts())
 
     def fail(self, error: str) -> None:
         """Failed, with one sentence that says why."""

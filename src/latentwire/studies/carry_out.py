@@ -21,6 +21,7 @@ from latentwire.studies.plan import Plan
 from latentwire.studies.readers import Readers
 from latentwire.studies.spec import Evaluate, Finetune, FitWire
 from latentwire.training.trainee import Trained
+from latentwire.wires.latent.wire import BEST, locate
 
 OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
 
@@ -36,6 +37,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """
     split, limit = plan.study.split, plan.study.limit
     wires = stage.read(readers.wire)
+    suppressed = stage.begin_suppress_tokens
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
     sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}
     total = sum(sizes.values())
@@ -62,7 +64,9 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         for task in plan.tasks:
             # With no wires it tokenizes and counts, which an earlier attempt's outcomes do not hold.
             left = [] if task.name in there else wires
-            found = evaluate_tasks(lm, [task], left, split=split, limit=limit, progress=answered)
+            found = evaluate_tasks(
+                lm, [task], left, split=split, limit=limit, progress=answered, begin_suppress_tokens=suppressed
+            )
             floors |= found.floors
             unstable |= found.unstable
             if left:
@@ -110,17 +114,24 @@ def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:
 
 
 def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[str, Any]:
-    """Train a wire before its readers; see `training.fit.fit.fit`."""
+    """Train a wire before its readers and hold it against its gates; see `training.fit.fit.fit` and `.accept`."""
+    from latentwire.training.fit import accept
     from latentwire.training.fit.fit import fit
 
     models = readers.models(stage.models())
-    reading = {name: models[name] for name in stage.wire.adapters}
+    reading = {name: models[name] for name in stage.readers}
     start = readers.wire(stage.start_from, stage.checkpoint) if stage.start_from else None
+    if stage.start_wire is not None:
+        start = locate(stage.start_wire)
     with log.progress(folder.parent.name, "steps") as report:
         found = fit(
             reading, models[stage.wire.source], stage.settings(), folder, start=start, log=log, progress=report
         )
-    return _told(found, log)
+    told = _told(found, log)
+    if stage.accept:
+        wire, gates = folder / BEST, stage.gates
+        told["accept"] = accept.judge(wire, reading, stage.data, gates, stage.accept_examples, folder, log)
+    return told
 
 
 def _told(found: Trained, log: Log) -> dict[str, Any]:

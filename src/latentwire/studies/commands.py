@@ -32,13 +32,21 @@ def init(template: str, out: Path) -> None:
     print(f"{out}: {template}. Run it with: latentwire run {out}")
 
 
-def run(study: str, stages: Sequence[str], changes: Sequence[str], root: Path, *, fresh: bool) -> int:
+def run(
+    study: str,
+    stages: Sequence[str],
+    changes: Sequence[str],
+    root: Path,
+    *,
+    fresh: bool,
+    preset: str | None = None,
+) -> int:
     """Carry out a study and print its tables; the exit status, 1 if a stage failed or a gate did not hold.
 
     Raises:
         UserError: bad input.
     """
-    made = loading.load(study, changes)
+    made = loading.load(study, changes, preset)
     try:
         carried = runner.run(made, root, Log(), stages=stages, fresh=fresh)
     except runner.StageFailed as error:
@@ -49,7 +57,10 @@ def run(study: str, stages: Sequence[str], changes: Sequence[str], root: Path, *
     failed = summary.failed_gates(carried.summary)
     for name in failed:
         print(f"latentwire: the gate {name!r} did not hold.", file=sys.stderr)
-    return 1 if failed else 0
+    rejected = summary.rejected(carried.summary)
+    for name in rejected:
+        print(f"latentwire: the stage {name!r} is rejected: a gate of its `accept` did not hold.", file=sys.stderr)
+    return 1 if failed or rejected else 0
 
 
 def _console() -> Console:

@@ -14,6 +14,7 @@ from latentwire.errors import UserError, one_of
 from latentwire.studies import references
 from latentwire.studies.mistakes import SHARED, mistake, shown
 from latentwire.studies.spec import Study
+from latentwire.training.fit.config import PRESETS
 
 
 class _Loader(yaml.SafeLoader):
@@ -46,8 +47,11 @@ def templates() -> dict[str, str]:
     return {name.removesuffix(".yaml"): files[name].read_text("utf-8") for name in sorted(files)}
 
 
-def load(study: str, changes: Sequence[str] = ()) -> Study:
+def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> Study:
     """The study that a template's name or a file's path names, with `KEY=VALUE` changes applied first.
+
+    Args:
+        preset: sizes of all wire stages, over what the file says and under what is changed.
 
     Raises:
         UserError: one sentence with the key, what was found and what was expected.
@@ -56,6 +60,8 @@ def load(study: str, changes: Sequence[str] = ()) -> Study:
     raw = _parse(text, where)
     if not isinstance(raw, dict):
         raise UserError(f"{where}: found {shown(raw)}, expected a mapping with name, model, tasks and stages.")
+    if preset is not None:
+        _size(raw, preset)
     for change in changes:
         _set(raw, change)
     try:
@@ -95,6 +101,19 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: {' '.join(str(error).split())}, expected valid YAML.") from error
     except RecursionError as error:
         raise UserError(f"{where}: found values nested too deeply, expected valid YAML.") from error
+
+
+def _size(raw: dict[str, Any], preset: str) -> None:
+    """Give every wire stage the sizes of a preset."""
+    if preset not in PRESETS:
+        raise UserError(f"--preset: found {preset!r}, expected {one_of(preset, PRESETS)}.")
+    stages = raw.get("stages")
+    every = stages.values() if isinstance(stages, dict) else ()
+    fits = [stage for stage in every if isinstance(stage, dict) and stage.get("kind") == "wire"]
+    if not fits:
+        raise UserError("--preset: found a study that trains no wire, expected a stage of kind wire.")
+    for stage in fits:
+        stage.update(PRESETS[preset], preset=preset)
 
 
 def _set(raw: dict[str, Any], change: str) -> None:

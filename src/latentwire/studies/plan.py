@@ -26,6 +26,8 @@ from latentwire.training.config import FileData, WorldData
 from latentwire.training.fit.config import TaskPassages, TextPassages, WorldPassages
 from latentwire.wires.latent.wire import Latent, locate
 
+_PLACES = ("model", "start_from", "start_wire", "data")
+"""Of a configuration, where files lie: that is no part of what a stage is, but what is in them."""
 _TRAIN_SAMPLE = 100
 """Examples of an endless train split that stand for it in an identity."""
 
@@ -96,7 +98,7 @@ def make(study: Study) -> Plan:
     tasks = _tasks(study)
     references.check_tasks(study, tasks)
     _check_split(study, tasks)
-    folders = {spec: model_folder(spec) for spec in _models(study)}
+    folders = {spec: model_folder(spec) for spec in study.models()}
     weights = {spec: Input(path=spec, sha256=identity(model_files(path))) for spec, path in folders.items()}
     data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
     inputs = {
@@ -114,31 +116,27 @@ def make(study: Study) -> Plan:
         # A wire that is trained has its own encoder and readers, whatever the study's model.
         models = stage.models() if isinstance(stage, FitWire) else [] if stage.start_from else [model]
         start = [*(plan[need].identity for need in stage.needs()), *(weights[each].sha256 for each in models)]
+        read_with = stage.models() if isinstance(stage, FitWire) else [model]
+        # Where a model lies changes no number beyond rounding.
+        if bits := {each: 4 for each in read_with if each in study.loading and study.loading[each].bits}:
+            configuration |= {"bits": bits}
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
-            wires = _wires(stage)
-            read, content = {**inputs, **wires}, data
-            start += [each.sha256 for each in wires.values()]
+            read, content = inputs, data
         else:
             read, content = _training_data(stage)
-        # Where files lie is no part of what a stage is; what is in them is.
-        what = {key: value for key, value in configuration.items() if key not in ("model", "start_from", "data")}
+        wires = _wires(stage)
+        start += [each.sha256 for each in wires.values()]
+        what = {key: value for key, value in configuration.items() if key not in _PLACES}
         parts = {"stage": what, "version": __version__, "start": start, "data": content}
-        files = {**{f"model {each}" if at else "model": weights[each] for at, each in enumerate(models)}, **read}
+        files = {
+            **{f"model {each}" if at else "model": weights[each] for at, each in enumerate(models)},
+            **read,
+            **wires,
+        }
         plan[name] = Planned(name, stage, configuration, files, identity(parts))
     return Plan(study, tasks, folders, plan)
-
-
-def _models(study: Study) -> list[str]:
-    """Every model that a stage reads with."""
-    found = [study.model]
-    for stage in study.stages.values():
-        if isinstance(stage, FitWire):
-            found += stage.models()
-        elif isinstance(stage, Evaluate) and stage.model:
-            found.append(stage.model)
-    return list(dict.fromkeys(found))
 
 
 def _tasks(study: Study) -> list[Task]:
@@ -161,9 +159,14 @@ def _tasks(study: Study) -> list[Task]:
     return list(found.values())
 
 
-def _wires(stage: Evaluate) -> dict[str, Input]:
-    """The trained wires that a stage reads over and that no stage of the study trains."""
-    folders = {arm.wire.path: locate(arm.wire.path) for arm in stage.read() if isinstance(arm.wire, Latent)}
+def _wires(stage: Evaluate | Finetune | FitWire) -> dict[str, Input]:
+    """The trained wires that a stage reads over or starts from and that no stage of the study trains."""
+    paths: list[str] = []
+    if isinstance(stage, Evaluate):
+        paths = [arm.wire.path for arm in stage.read() if isinstance(arm.wire, Latent)]
+    elif isinstance(stage, FitWire) and stage.start_wire is not None:
+        paths = [stage.start_wire]
+    folders = {path: locate(path) for path in paths}
     return {
         f"wire {path}": Input(
             path=path, sha256=identity({f.name: file_sha256(f) for f in sorted(folder.iterdir())})

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -38,7 +39,7 @@ class Readers:
         dtype: torch.dtype | None = torch.float32 if to_train else getattr(torch, named) if named else None
         if self._held is None or self._held[0] != (source, dtype):
             self.drop()
-            lm = LM.load(self._folder(*source), dtype=dtype)
+            lm = LM.load(self._folder(*source), **self._options(source[0], dtype))
             lm.name = f"{source[0]} after {source[1]}" if source[1] else source[0]
             self._held = ((source, dtype), lm)
         return self._held[1]
@@ -55,13 +56,23 @@ class Readers:
         return self._folder("", stage, checkpoint)
 
     def models(self, specs: Sequence[str]) -> dict[str, LM]:
-        """Models as they are, in float32, all of them in memory: a wire's encoder and readers."""
+        """Models as they are, all of them in memory: a wire's encoder and readers.
+
+        In float32; of those of 4 bits, what is not rounded is bfloat16.
+        """
         self.drop()
         found = {}
         for spec in specs:
-            found[spec] = LM.load(self._plan.models[spec], dtype=torch.float32)
+            found[spec] = LM.load(self._plan.models[spec], **self._options(spec, torch.float32))
             found[spec].name = spec
         return found
+
+    def _options(self, model: str, dtype: torch.dtype | None) -> dict[str, Any]:
+        asked = self._plan.study.loading.get(model)
+        if asked is None:
+            return {"dtype": dtype}
+        rounded = torch.bfloat16 if asked.bits else dtype
+        return {"dtype": rounded, "device_map": asked.device_map, "bits": asked.bits}
 
     def _folder(self, model: str, start: str | None, checkpoint: Checkpoint) -> Path:
         if start is None:

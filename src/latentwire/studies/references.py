@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.evaluation.metrics import METRICS
 from latentwire.evaluation.summary import rows
-from latentwire.studies.spec import TRAINED, Evaluate, Finetune, FitWire, Study, one_of
+from latentwire.studies.spec import TRAINED, Evaluate, Finetune, FitWire, Stage, Study
 from latentwire.tasks.base import Task
 
 _KINDS: dict[type, str] = {Finetune: "finetune", FitWire: "wire"}
@@ -19,6 +19,10 @@ def check(study: Study) -> None:
     Raises:
         UserError: one is missing or comes twice, or stages start from each other in a circle.
     """
+    for model in study.loading:
+        _known(f"loading.{model}", model, study.models(), "a model of this study")
+        if model == study.model and any(isinstance(stage, Finetune) for stage in study.stages.values()):
+            raise UserError(f"loading.{model}: found a model that is finetuned, expected one that only reads.")
     for name, stage in study.stages.items():
         key = f"stages.{name}.start_from"
         if stage.start_from is not None:
@@ -29,6 +33,8 @@ def check(study: Study) -> None:
             if not isinstance(start, wanted):
                 what = {"evaluate": "an evaluation", "finetune": "a finetuning", "wire": "a wire"}[start.kind]
                 raise UserError(f"{key}: found {stage.start_from!r}, {what}; expected a {_KINDS[wanted]} stage.")
+        if isinstance(stage, FitWire) and stage.start_from is not None and stage.new_reader is not None:
+            _check_extended(name, stage, study.stages[stage.start_from])
         if isinstance(stage, Evaluate):
             fits = [each for each, of in study.stages.items() if isinstance(of, FitWire)]
             for arm, text in stage.arms.items():
@@ -59,6 +65,21 @@ def check(study: Study) -> None:
         _known(f"gates.{at}.of", gate.of, valid, f"a reading that {gate.effect} is derived for")
     _once("comparisons", [each.name for each in study.comparisons])
     _once("gates", [each.name for each in study.gates])
+
+
+def _check_extended(name: str, stage: FitWire, start: Stage) -> None:
+    """Refuse a new reader for another wire than the one that the earlier stage trains."""
+    assert isinstance(start, FitWire)
+    if stage.new_reader in start.wire.adapters:
+        raise UserError(
+            f"stages.{name}.new_reader: found {stage.new_reader!r}, expected one that {stage.start_from} has not."
+        )
+    rest = {reader: each for reader, each in stage.wire.adapters.items() if reader != stage.new_reader}
+    if stage.wire.model_copy(update={"adapters": rest}) != start.wire:
+        raise UserError(
+            f"stages.{name}.wire: found another wire than that of {stage.start_from}, expected the same with "
+            f"{stage.new_reader} as one reader more."
+        )
 
 
 def reported_tasks(tasks: Sequence[Task]) -> list[str]:

@@ -55,6 +55,8 @@ def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]
         yield _comparisons(found)
     if found["derived"]["effects"]:
         yield _effects(found, brief)
+    if accepted := list(_acceptance(found)):
+        yield Section("Acceptance", ["stage", "reader", "gate", "value on validation", "n", ""], accepted)
     if found["derived"]["gates"]:
         yield _gates(found)
     if not brief and any(each.latents is not None for each in points(found)):
@@ -99,18 +101,18 @@ def _same_rows(study: Study, found: Summary) -> Iterator[str]:
 
 
 def _scores(study: Study, found: Summary, brief: bool) -> Section:
-    tasks = list(dict.fromkeys(t for s in found["stages"].values() for arm in s["metrics"].values() for t in arm))
+    evaluations = {name: each for name, each in study.stages.items() if isinstance(each, Evaluate)}
+    scored = {name: found["stages"][name]["metrics"] for name in evaluations}
+    tasks = list(dict.fromkeys(task for arms in scored.values() for metrics in arms.values() for task in metrics))
     if brief:
         tasks = [task for task in tasks if "/" not in task]
     rows, counts = [], set()
-    for name, stage in found["stages"].items():
-        for arm, metrics in stage["metrics"].items():
+    for name, arms in scored.items():
+        for arm, metrics in arms.items():
             numbers = [next(iter(metrics[task].values())) for task in tasks]
             counts |= {number["n"] for task, number in zip(tasks, numbers, strict=True) if task != "macro"}
-            wire = study.stages[name]
-            read = wire.arms[arm] if isinstance(wire, Evaluate) else ""
             shown = _marked(found, f"{name}/{arm}").partition("/")[2]
-            rows.append([name, shown, read, *(_number({**number}) for number in numbers)])
+            rows.append([name, shown, evaluations[name].arms[arm], *(_number({**number}) for number in numbers)])
     rows += _floors(found, tasks)
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "") if counts else "no"
     notes = [f"Primary metric with its 95 % interval; {n} examples a task, the same ones in every stage."]
@@ -228,6 +230,14 @@ def _effects(found: Summary, brief: bool) -> Section:
         "Undefined: what it would be divided by is not resolved above 0."
     ]
     return Section("Effects", ["effect", "of", "task", "raw", "above floor", "floor", "n"], rows, notes)
+
+
+def _acceptance(found: Summary) -> Iterator[list[str]]:
+    """What every trained wire was held against."""
+    for name, results in found["derived"]["finetunings"].items():
+        for each in results.get("accept", ()):
+            verdict = "held" if each["held"] else "NOT HELD"
+            yield [name, each["reader"], each["gate"], _number(each), f"{each['n']:,}", verdict]
 
 
 def _gates(found: Summary) -> Section:

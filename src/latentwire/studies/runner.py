@@ -74,6 +74,10 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
         finally:
             written = summary.write(planned, found, folder)
         pending.remove(name)
+        if made.status == "rejected":
+            waiting = [each for each in _descendants(planned, [name]) if each in pending]
+            pending = [each for each in pending if each not in waiting]
+            log(f"{name} is rejected" + (f"; {', '.join(waiting)} cannot start from it" if waiting else ""))
     return Carried(planned, found, folder, written or summary.write(planned, found, folder))
 
 
@@ -116,12 +120,15 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
     from latentwire.evaluation.evaluate import ready
 
     study, wires = planned.study, dict[str, dict[str, Arm]]()
+    suppressed: dict[str, list[str]] = {}
     finetunings = []
     for name in pending:
         stage = planned.stages[name].stage
         if isinstance(stage, Evaluate):
             found = {wire.label: wire for wire in stage.read()}
-            wires.setdefault(planned.stages[name].configuration["model"], {}).update(found)
+            model = planned.stages[name].configuration["model"]
+            wires.setdefault(model, {}).update(found)
+            suppressed.setdefault(model, []).extend(stage.begin_suppress_tokens)
         elif isinstance(stage, Finetune):
             finetunings.append(planned.stages[name])
         else:
@@ -132,7 +139,14 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
         for each in finetunings if model == study.model else ():
             _check_finetuning(each, lm)
         if wires.get(model):
-            ready(lm, planned.tasks, list(wires[model].values()), split=study.split, limit=study.limit)
+            ready(
+                lm,
+                planned.tasks,
+                list(wires[model].values()),
+                split=study.split,
+                limit=study.limit,
+                begin_suppress_tokens=suppressed[model],
+            )
 
 
 def _check_finetuning(planned: Planned, lm: LM) -> None:
@@ -146,13 +160,16 @@ def _check_finetuning(planned: Planned, lm: LM) -> None:
 
 
 def _check_wire(planned: Planned, stage: FitWire, readers: Readers) -> None:
-    from latentwire.training.fit import fit
+    from latentwire.training.fit import accept, fit
+    from latentwire.wires.latent.wire import locate
 
     try:
         models = readers.models(stage.models())
-        fit.check(
-            {name: models[name] for name in stage.wire.adapters}, models[stage.wire.source], stage.settings()
-        )
+        start = locate(stage.start_wire) if stage.start_wire else None
+        reading = {name: models[name] for name in stage.readers}
+        fit.check(reading, models[stage.wire.source], stage.settings(), start)
+        if stage.accept:
+            accept.check(stage.data, stage.gates, stage.accept_examples)
     except UserError as error:
         raise UserError(f"stages.{planned.name}: {error}") from error
 
@@ -197,7 +214,9 @@ def _record(planned: Plan, name: str, found: dict[str, Run]) -> Record:
 def _of(planned: Planned) -> str:
     """The models of a stage that starts from no other."""
     stage = planned.stage
-    return ", ".join(stage.models()) if isinstance(stage, FitWire) else str(planned.configuration["model"])
+    if isinstance(stage, FitWire):
+        return stage.start_wire or ", ".join(stage.models())
+    return str(planned.configuration["model"])
 
 
 def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) -> None:
@@ -220,7 +239,7 @@ def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) 
                 results = carry_out.finetune(readers.load(source, to_train=True), stage, made.folder, log)
             else:
                 results = carry_out.fit_wire(stage, readers, made.folder, log)
-            made.finish(results)
+            made.finish(results, rejected=not all(each["held"] for each in results.get("accept", ())))
         except Exception as error:
             made.fail(f"{type(error).__name__}: {error}")
             log.write_only(traceback.format_exc())

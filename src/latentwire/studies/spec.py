@@ -8,14 +8,15 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, StringConstraints, Tag, field_validator, model_validator
 
-from latentwire.errors import UserError
-from latentwire.errors import one_of as one_of
+from latentwire.errors import UserError, one_of
 from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.gates import EXAMPLES
+from latentwire.evaluation.gates import Gate as AcceptanceGate
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
-from latentwire.training.fit.config import Fit
+from latentwire.training.fit.config import PRESETS, Fit
 from latentwire.wires import CONTROLS
 from latentwire.wires.latent.wire import Latent
 
@@ -74,12 +75,14 @@ class Start(Settings):
 class Evaluate(Start):
     """Score tasks over one or several arms, each a wire by name; all arms answer the same examples.
 
-    model: who reads; the study's model unless given.
+    model: who reads; the study's model unless given. begin_suppress_tokens: tokens, as text, with which no
+    generated answer may begin; `first_token_top1` and `first_token_top5` rank the others.
     """
 
     kind: Literal["evaluate"]
     model: str | None = None
     arms: dict[Name, str] = Field(min_length=1)
+    begin_suppress_tokens: tuple[str, ...] = ()
 
     @field_validator("arms")
     @classmethod
@@ -143,19 +146,59 @@ class Finetune(Finetuning, Start):
 
 
 class FitWire(Fit, Start):
-    """The training of a latent wire. start_from: an earlier one, whose wire is trained on."""
+    """The training of a latent wire.
+
+    start_from: an earlier one, whose wire is trained on. start_wire: instead, a trained wire from elsewhere (its
+    folder, its run or `embedded:NAME`). preset: fills sizes that the stage does not set.
+    accept: gates, written `first_token_top1 >= 0.12`, that every trained reader must hold on `accept_examples`
+    validation examples (of a task that has fewer, all of them) with the whole interval. Where one does not, the
+    stage is rejected and nothing starts from it.
+    """
 
     kind: Literal["wire"]
+    start_wire: str | None = None
+    preset: Literal["smoke", "hero"] | None = None
+    accept: tuple[str, ...] = ()
+    accept_examples: int = Field(default=EXAMPLES, ge=1)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _filled(cls, values: Any) -> Any:
+        if not isinstance(values, dict) or values.get("preset") not in list(PRESETS):
+            return values
+        return {**PRESETS[values["preset"]], **values}
+
+    @field_validator("accept")
+    @classmethod
+    def _gates(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            return tuple(str(AcceptanceGate.parse(each)) for each in value)
+        except UserError as error:
+            raise ValueError(str(error).removeprefix("gate: ").rstrip(".")) from error
+
+    @model_validator(mode="after")
+    def _one_start(self) -> Self:
+        if self.start_wire is not None and self.start_from is not None:
+            raise ValueError(
+                "found both start_from and start_wire, expected one of them: which wire to start from?"
+            )
+        if self.new_reader is not None and self.start_wire is None and self.start_from is None:
+            raise ValueError("new_reader: found no wire to add it to, expected start_from or start_wire")
+        return self
+
+    @property
+    def gates(self) -> list[AcceptanceGate]:
+        return [AcceptanceGate.parse(each) for each in self.accept]
 
     def settings(self) -> Fit:
-        return Fit.model_validate(self.model_dump(exclude={"kind", *Start.model_fields}))
+        return Fit.model_validate(self.model_dump(include=set(Fit.model_fields)))
 
     def needs(self) -> list[str]:
         return [self.start_from] if self.start_from else []
 
     def models(self) -> list[str]:
-        """The encoder's model and the readers."""
-        return list(dict.fromkeys([self.wire.source, *self.wire.adapters]))
+        """The encoder's model and the readers that learn."""
+        return list(dict.fromkeys([self.wire.source, *self.readers]))
 
 
 Stage = Annotated[Evaluate | Finetune | FitWire, Field(discriminator="kind")]
@@ -246,11 +289,22 @@ class Gate(Settings):
         return self
 
 
+class Loading(Settings):
+    """How a model is loaded that is not finetuned.
+
+    device_map: where each module goes, as Transformers takes it (`auto`, or a device by module). bits: round the
+    weights to 4 bits (NF4, by bitsandbytes, on a GPU); what else there is stays bfloat16.
+    """
+
+    device_map: str | dict[str, int | str] | None = None
+    bits: Literal[4] | None = None
+
+
 class Study(Settings):
     """A whole study.
 
     limit: the first so many examples of each task. dtype: what evaluations read in (without it float32 on a
-    CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case.
+    CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case. loading: by model.
     """
 
     name: Name
@@ -260,10 +314,21 @@ class Study(Settings):
     limit: int | None = Field(default=None, ge=1)
     split: Split = "test"
     dtype: Literal["float32", "bfloat16"] | None = None
+    loading: dict[str, Loading] = Field(default_factory=dict)
     stages: dict[Name, Stage] = Field(min_length=1)
     effects: Effects | None = None
     comparisons: tuple[Comparison, ...] = ()
     gates: tuple[Gate, ...] = ()
+
+    def models(self) -> list[str]:
+        """Every model that a stage reads with."""
+        found = [self.model]
+        for stage in self.stages.values():
+            if isinstance(stage, FitWire):
+                found += stage.models()
+            elif isinstance(stage, Evaluate) and stage.model:
+                found.append(stage.model)
+        return list(dict.fromkeys(found))
 
     def start_of(self, stage: str) -> str | None:
         return self.stages[stage].start_from

@@ -25,8 +25,10 @@ from latentwire.studies.spec import TRAINED, Evaluate, Gate, Study
 from latentwire.studies.spec import Comparison as Asked
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 4
+_FORM = 5
 """Counted up when a summary of the same runs comes to hold something else."""
+ENDED = ("done", "rejected")
+"""Of a run that has results."""
 _TOLD = ("leaks", "unstable", "skipped", "floors", "sizes")
 
 
@@ -52,7 +54,7 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
             "finetunings": {
                 name: run.record.results
                 for name, run in runs.items()
-                if not isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] == "done"
+                if not isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] in ENDED
             },
             "evaluations": {
                 name: {key: (runs[name].record.results or {}).get(key, {}) for key in _TOLD}
@@ -81,6 +83,11 @@ def failed_gates(found: Summary) -> list[str]:
     return [gate["name"] for gate in found["derived"]["gates"] if gate["held"] is False]
 
 
+def rejected(found: Summary) -> list[str]:
+    """Names of the stages whose wire was not accepted."""
+    return [name for name, stage in found["stages"].items() if stage["status"] == "rejected"]
+
+
 def _basis(plan: Plan, runs: Mapping[str, Run]) -> str:
     """Hash of all that a summary is computed from: resampling thousands of groups takes seconds."""
     there = {name: [run.record.run, run.status, run.record.error] for name, run in runs.items()}
@@ -100,7 +107,7 @@ def _stage(run: Run | None) -> StageSummary:
     if run is None:
         return {"run": None, "status": "not run", "metrics": {}}
     path = run.folder / "metrics.json"
-    read = run.status == "done" and path.exists()
+    read = run.status in ENDED and path.exists()
     metrics: Metrics = json.loads(path.read_text(encoding="utf-8")) if read else {}
     return {"run": run.record.run, "status": run.status, "metrics": metrics}
 

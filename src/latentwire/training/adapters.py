@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import copy
-import re
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
 from latentwire.errors import UserError
 from latentwire.lm import weights
+from latentwire.lm.lora import Lora
 from latentwire.lm.model import LM
-from latentwire.training.config import Lora
 
 
 class Trainable:
@@ -31,18 +28,10 @@ class Trainable:
         if lora is None:
             lm.model.requires_grad_(True)
             return
-        from peft import LoraConfig, get_peft_model
+        from peft import get_peft_model
 
-        check_layers(lm, lora)
-        config = LoraConfig(
-            r=lora.rank,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules="all-linear" if lora.layers is None else linears(lm.model, lora.layers),
-            task_type="CAUSAL_LM",
-        )
         # The adapters go into the layers of `lm.model` itself, which reads on as before.
-        self._adapted = get_peft_model(lm.model, config)
+        self._adapted = get_peft_model(lm.model, lora.for_peft(lm))
 
     def export(self, folder: Path) -> None:
         """Write the model as it is now as a plain model folder, adapters merged; training can go on."""
@@ -58,16 +47,3 @@ class Trainable:
             self._lm.model = self._adapted.unload()
         self._lm.model.requires_grad_(False)
         weights.restore(self._lm.model, folder)
-
-
-def check_layers(lm: LM, lora: Lora) -> None:
-    """Raise a `UserError` if adapters are asked for on more layers than the model has."""
-    count = lm.model.config.get_text_config().num_hidden_layers
-    if lora.layers is not None and lora.layers > count:
-        raise UserError(f"lora.layers: found {lora.layers}, expected at most the {count} of {lm.name}.")
-
-
-def linears(model: nn.Module, layers: int) -> list[str]:
-    """Names of the linear modules in the first layers; a layer's number is the first one in the name."""
-    numbers = ((name, re.search(r"\.(\d+)\.", name), module) for name, module in model.named_modules())
-    return [name for name, at, module in numbers if at and int(at[1]) < layers and isinstance(module, nn.Linear)]

@@ -6,8 +6,8 @@ import torch
 
 from latentwire import wires
 from latentwire.lm.choice import Choice, choose
+from latentwire.lm.lora import check_layers
 from latentwire.lm.model import LM
-from latentwire.training.adapters import check_layers
 from latentwire.training.config import Finetuning
 from latentwire.training.documents import sources
 

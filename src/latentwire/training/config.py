@@ -8,6 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from latentwire import wires
+from latentwire.lm.lora import Lora
 
 
 class Settings(BaseModel):
@@ -42,18 +43,6 @@ class HubData(Settings):
 
 
 Data = Annotated[WorldData | FileData | HubData, Field(discriminator="kind")]
-
-
-class Lora(Settings):
-    """Low-rank adapters on every linear layer (Hu et al., 2106.09685); merged when the stage ends.
-
-    layers: the first so many layers only; None takes all.
-    """
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    layers: int | None = Field(default=None, ge=1)
 
 
 class Stopping(Settings):

@@ -25,7 +25,7 @@ KINDS: dict[str, type[Wire]] = {
     "evict": Evict,
 }
 
-__all__ = ["CONTROLS", "KINDS", "Message", "Wire", "one_of", "parse"]
+__all__ = ["CONTROLS", "KINDS", "Message", "Wire", "parse"]
 
 
 def parse(text: str) -> Wire:

@@ -66,6 +66,10 @@ class Wire(BaseModel, ABC):
         """This (bound) wire, having met a sample of contexts of different groups; most learn nothing from it."""
         return self
 
+    def reader(self, lm: LM) -> LM:
+        """Who reads what this (bound) wire delivers: the model itself, unless it has learned along with it."""
+        return lm
+
     @abstractmethod
     def encode(self, contexts: Sequence[str]) -> Message:
         """What crosses for these contexts."""

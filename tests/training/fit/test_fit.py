@@ -7,11 +7,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentwire.errors import UserError
+from latentwire.lm.lora import Lora
 from latentwire.training import loop
-from latentwire.training.config import Lora
-from latentwire.training.fit import readers as pieces
 from latentwire.training.fit.adapting import SMOOTHING
-from latentwire.training.fit.config import PRESETS, Fit, KeepProb, TextPassages, TextSteps
+from latentwire.training.fit.config import Fit, KeepProb, TextPassages, TextSteps
 from latentwire.training.fit.fit import fit
 from latentwire.training.fit.objectives import (
     Align,
@@ -24,6 +23,7 @@ from latentwire.training.fit.objectives import (
     Reconstruct,
     Scale,
 )
+from latentwire.wires.latent import readers as pieces
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
 from latentwire.wires.latent.select import Anchors
@@ -300,10 +300,25 @@ def test_settings_that_cannot_teach_anything_are_refused(tmp_path):
     assert not (tmp_path / "keys" / "diagnostics.jsonl").exists()
 
 
-def test_presets_change_the_size_and_nothing_else():
-    fit = Fit(steps=1000, learning_rate=1e-4)
-    smoke, hero = PRESETS["smoke"](fit), PRESETS["hero"](fit)
-    assert (smoke.steps, hero.steps, smoke.passages) == (20, 4000, 8)
-    same = ("wire", "data", "objectives", "learning_rate", "seed", "reader_lora")
-    assert all(getattr(fit, name) == getattr(smoke, name) == getattr(hero, name) for name in same)
-    assert Fit.model_validate(smoke.model_dump()) == smoke
+def test_a_bos_after_the_anchor_stands_behind_latents_only_and_in_evaluation_too(tmp_path):
+    from latentwire.lm.prompts import Prompt
+    from latentwire.training.fit.fit import _Fitting
+    from latentwire.wires.latent.wire import Latent
+
+    lm = start()
+    wire = config(lm).model_copy(update={"bos_after_anchor": True})
+    plain, marked = (_Fitting({lm.name: lm}, lm, settings(lm, **each), print) for each in ({}, {"wire": wire}))
+    one, other = (each.step.evidence(each.parts(0, 0, 1)[0])[0] for each in (plain, marked))
+    assert torch.equal(one.teacher.hidden, other.teacher.hidden)
+    assert torch.equal(one.student.labels, other.student.labels)
+    assert not torch.allclose(one.student.hidden, other.student.hidden, atol=1e-3)
+    bos = lm.tokenizer.bos_token_id
+    assert (other.questions.ids == bos).sum() == len(other.lengths)
+    assert not (other.plain.ids == bos).any()
+    marked.export(tmp_path / "wire")
+    bound = Latent(path=str(tmp_path / "wire")).bind(lm)
+    prefix = bound([Prompt(context="Ada lives here.", question="Where does Ada live?", unstable=0, tokens=1)], lm)
+    assert prefix.ids[0, -1] == bos
+    lm.tokenizer.bos_token = None
+    with pytest.raises(UserError, match="has no such token"):
+        bound([Prompt(context="Ada lives here.", question="Where?", unstable=0, tokens=1)], lm)

@@ -8,7 +8,7 @@ import torch
 import torch.multiprocessing
 from safetensors.torch import load_file
 
-from latentwire.training.config import Lora
+from latentwire.lm.lora import Lora
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill, FirstTokens, GrowingTokens
 from tests.training.fit.small import run
 

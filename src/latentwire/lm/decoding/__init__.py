@@ -6,5 +6,7 @@ happens on the device for one token, `engine` how steps are run, and `generate` 
 
 from latentwire.lm.decoding.choose import Decoding as Decoding
 from latentwire.lm.decoding.choose import Generated as Generated
+from latentwire.lm.decoding.choose import suppressed as suppressed
+from latentwire.lm.decoding.choose import without as without
 from latentwire.lm.decoding.generate import generate as generate
 from latentwire.lm.decoding.generate import generate_all as generate_all

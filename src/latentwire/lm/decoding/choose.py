@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.lm.reader import Tokenizes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -18,6 +21,7 @@ class Decoding:
     first_temperature, first_top_p: the same for the first token; None takes the general value.
     min_new_tokens: no end-of-sequence token before so many tokens.
     stop: strings at which a text ends; they are cut off.
+    begin_suppress_tokens: tokens, as text, that may not come first.
     """
 
     max_new_tokens: int = 32
@@ -27,6 +31,7 @@ class Decoding:
     first_temperature: float | None = None
     first_top_p: float | None = None
     stop: tuple[str, ...] = ()
+    begin_suppress_tokens: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for name in ("temperature", "first_temperature"):
@@ -55,6 +60,34 @@ class Generated:
     ended: Literal["eos", "stop", "length"]
 
 
+def suppressed(lm: Tokenizes, tokens: Iterable[str]) -> list[int]:
+    """Ids of tokens given as text, or as the vocabulary has them (`\u0120The`).
+
+    Raises:
+        UserError: one is none of the model's tokens.
+    """
+    found = []
+    for token in tokens:
+        ids = list(lm.tokenizer(token, add_special_tokens=False)["input_ids"]) if token else []
+        if len(ids) != 1:
+            known = lm.tokenizer.get_vocab().get(token)
+            if known is None:
+                raise UserError(
+                    f"begin_suppress_tokens: found {token!r}, which {lm.name} reads as {len(ids)} tokens, "
+                    "expected single ones."
+                )
+            ids = [known]
+        found += ids
+    return sorted(set(found))
+
+
+def without(logits: Tensor, ids: Sequence[int]) -> Tensor:
+    """Logits `(B, V)` under which these tokens are never chosen."""
+    banned = torch.zeros_like(logits[:1], dtype=torch.bool)
+    banned[:, list(ids)] = True
+    return logits.masked_fill(banned, -torch.inf)
+
+
 def choose(
     logits: Tensor,
     decoding: Decoding,
@@ -63,18 +96,19 @@ def choose(
     first: bool,
     held: Sequence[bool],
     eos_ids: Collection[int],
+    suppressed: Sequence[int] = (),
 ) -> Tensor:
     """The next token `(B,)` of every row.
 
     Args:
         logits: `(B, V)`. draws: one generator a row, so that neither the batch nor its order changes a sample.
         first: whether it is the first token of a text. held: `B`, rows that may not end yet.
+        suppressed: ids that are chosen for no row.
     """
-    logits = logits.float()
+    logits = without(logits.float(), suppressed) if suppressed else logits.float()
     if any(held) and eos_ids:
-        banned = torch.zeros_like(logits[:1], dtype=torch.bool)
-        banned[:, sorted(eos_ids)] = True
-        logits = logits.masked_fill(torch.tensor(held, device=logits.device)[:, None] & banned, -torch.inf)
+        waiting = torch.tensor(held, device=logits.device)[:, None]
+        logits = torch.where(waiting, without(logits, sorted(eos_ids)), logits)
     temperature = _or(decoding.first_temperature if first else None, decoding.temperature)
     if temperature == 0:
         return logits.argmax(-1)

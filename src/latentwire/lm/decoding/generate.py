@@ -7,10 +7,11 @@ from itertools import count
 from typing import Protocol
 
 import torch
+from transformers import PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
 from latentwire.lm import checks
-from latentwire.lm.decoding.choose import Decoding, Generated, choose
+from latentwire.lm.decoding.choose import Decoding, Generated, choose, suppressed
 from latentwire.lm.decoding.engine import Engine, Model
 from latentwire.lm.decoding.slots import HISTORY, seen_later
 from latentwire.lm.decoding.text import Speaker, Text
@@ -24,6 +25,7 @@ class Generator(Model, Speaker, Protocol):
     """What generating needs of a model; `LM` is it."""
 
     name: str
+    tokenizer: PreTrainedTokenizerBase
 
     @property
     def engine(self) -> Engine: ...
@@ -146,6 +148,7 @@ class _Desk:
         self._lengths: dict[int, int] = {}
         self._open = False
         self._greedy = decoding.temperature == 0
+        self._suppressed = suppressed(lm, decoding.begin_suppress_tokens)
 
     @property
     def free(self) -> list[int]:
@@ -164,6 +167,7 @@ class _Desk:
             first=True,
             held=[text.held for text in texts],
             eos_ids=self._lm.eos_ids,
+            suppressed=self._suppressed,
         )
         for text, token in zip(texts, first.tolist(), strict=True):
             text.take([token])

@@ -7,8 +7,9 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
+from latentwire.lm.lora import Lora
 from latentwire.tasks.world.reading import TIERS, Tier
-from latentwire.training.config import Loop, Lora, Settings
+from latentwire.training.config import Loop, Settings
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.training.schedules import annealed
 from latentwire.wires.latent.modules import LatentConfig
@@ -83,6 +84,7 @@ class Fit(Loop):
         there are; None makes as many as the steps need.
     reader_lora, reader_prefix: low-rank adapters, or so many virtual tokens of prefix tuning, that the readers
         learn along with the wire (stage B); they are saved with it.
+    new_reader: train the adapter of this reader alone, one more for a finished wire: all else stays as it is.
     """
 
     wire: LatentConfig = LatentConfig()
@@ -95,6 +97,7 @@ class Fit(Loop):
     text_steps: TextSteps | None = None
     reader_lora: Lora | None = None
     reader_prefix: int | None = Field(default=None, ge=1)
+    new_reader: str | None = None
     learning_rate: float = Field(default=1.5e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: int = Field(default=200, ge=0)
@@ -110,6 +113,27 @@ class Fit(Loop):
             raise ValueError(f"found auto on the first, {kinds[0]!r}, expected it on others only")
         return value
 
+    @property
+    def readers(self) -> list[str]:
+        """The readers that learn: all of the wire's, or the new one."""
+        return list(self.wire.adapters) if self.new_reader is None else [self.new_reader]
+
+    @model_validator(mode="after")
+    def _new_reader_learns_alone(self) -> Self:
+        if self.new_reader is None:
+            return self
+        if self.new_reader not in self.wire.adapters:
+            raise ValueError(
+                f"new_reader: found {self.new_reader!r}, expected a reader with an adapter in "
+                f"wire.adapters: {', '.join(self.wire.adapters)}"
+            )
+        if self.reader_lora is not None or self.reader_prefix is not None:
+            raise ValueError(
+                "new_reader: found reader_lora or reader_prefix beside it, expected neither: a new reader learns "
+                "its adapter alone"
+            )
+        return self
+
     @model_validator(mode="after")
     def _text_steps_teach(self) -> Self:
         if self.text_steps is None:
@@ -124,30 +148,25 @@ class Fit(Loop):
         return self
 
 
-def _smoke(settings: Fit) -> Fit:
-    return settings.model_copy(
-        update={
-            "steps": min(settings.steps, 20),
-            "passages": min(settings.passages, 8),
-            "questions": min(settings.questions, 4),
-            "contexts": min(settings.contexts or 64, 64),
-            "warmup_steps": min(settings.warmup_steps, 4),
-            "eval_samples": min(settings.eval_samples, 16),
-            "eval_steps": min(settings.eval_steps, 10),
-            "log_steps": 1,
-        }
-    )
-
-
-def _hero(settings: Fit) -> Fit:
-    return settings.model_copy(
-        update={
-            "steps": settings.steps * 4,
-            "warmup_steps": settings.warmup_steps * 2,
-            "eval_samples": max(settings.eval_samples, 1000),
-        }
-    )
-
-
-PRESETS = {"smoke": _smoke, "hero": _hero}
-"""Sizes of the same training. smoke: does it run, in seconds. hero: four times the steps, finer evaluation."""
+PRESETS: dict[str, dict[str, int]] = {
+    "smoke": {
+        "steps": 20,
+        "passages": 8,
+        "questions": 4,
+        "contexts": 64,
+        "warmup_steps": 4,
+        "eval_samples": 16,
+        "eval_steps": 10,
+        "log_steps": 1,
+    },
+    "hero": {
+        "steps": 8000,
+        "passages": 128,
+        "questions": 8,
+        "warmup_steps": 400,
+        "eval_samples": 1000,
+        "eval_steps": 500,
+    },
+}
+"""Sizes of a training, and nothing else of it. smoke: does it run, in seconds on two cores. hero: four times the
+steps of the template `latent-wire`, with a finer evaluation."""

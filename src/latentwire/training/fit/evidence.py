@@ -89,8 +89,13 @@ class Evidence:
 
     @property
     def questions(self) -> Questions:
-        """What is asked behind each context."""
+        """What is asked behind each context's latents."""
         return self.encoded.part.questions[self.reader]
+
+    @property
+    def plain(self) -> Questions:
+        """The same questions and answers as they are asked behind the text."""
+        return self.encoded.part.plain[self.reader]
 
     @property
     def text(self) -> Shared:
@@ -122,8 +127,9 @@ class Evidence:
 
     @cached_property
     def _student(self) -> tuple[Forced, States]:
-        read = self.text if self.encoded.part.textual else self.delivered
-        return states(self.questions, read, self.lm, self._taps)
+        if self.encoded.part.textual:
+            return states(self.plain, self.text, self.lm, self._taps)
+        return states(self.questions, self.delivered, self.lm, self._taps)
 
     @property
     def student(self) -> Forced:
@@ -142,7 +148,7 @@ class Evidence:
 
     @cached_property
     def _taught(self) -> tuple[Forced, States] | None:
-        return self._teaching.read(self.questions, self.text, self._taps)
+        return self._teaching.read(self.plain, self.text, self._taps)
 
     @property
     def teacher(self) -> Forced | None:

@@ -20,8 +20,14 @@ from latentwire.training.fit.step import Part, collate
 class Feed:
     """Passages in the order of a training, a step's share for each process."""
 
-    def __init__(self, settings: Fit, found: Sequence[Passage], devices: Mapping[str, torch.device]) -> None:
-        self._settings, self._passages, self._devices = settings, found, devices
+    def __init__(
+        self,
+        settings: Fit,
+        found: Sequence[Passage],
+        devices: Mapping[str, torch.device],
+        after: Mapping[str, list[int]] | None = None,
+    ) -> None:
+        self._settings, self._passages, self._devices, self._after = settings, found, devices, after
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._ahead: dict[tuple[int, int, int], Future[list[Part]]] = {}
         self._helper = ThreadPoolExecutor(1)
@@ -60,6 +66,7 @@ class Feed:
             [chosen for _, chosen in asked],
             self._devices,
             [f"{settings.seed}/{step}/{number}" for number, _ in asked],
+            after=self._after,
             lengths=lengths,
             keep=settings.keep_prob.at(step / settings.steps),
             textual=text is not None and random.Random(f"{settings.seed}/text/{step}").random() < text.at(step),

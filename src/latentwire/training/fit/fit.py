@@ -19,13 +19,13 @@ from latentwire.training.fit.config import Fit
 from latentwire.training.fit.feed import Feed
 from latentwire.training.fit.objectives import AnswerCrossEntropy
 from latentwire.training.fit.passages import passages
-from latentwire.training.fit.readers import ReaderConfig, attach, save
-from latentwire.training.fit.readers import start as go_on
+from latentwire.training.fit.start import begin
 from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
 from latentwire.wires.latent.modules import LatentModules, fingerprint
+from latentwire.wires.latent.readers import save
 
 SAMPLE_TOKENS = 48
 
@@ -43,7 +43,8 @@ def fit(
     """Train a wire; its readers stay as they are, and what they learn beside it is saved with it.
 
     Args:
-        readers: the models that read it, by their names in `settings.wire.adapters`. source: the encoder's model.
+        readers: the models that learn to read it, by their names in `settings.wire.adapters`: all of them, or
+            `settings.new_reader` alone. source: the encoder's model.
         folder: gets `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`; a snapshot in `last` is
             continued from, exactly.
         start: a trained wire to go on from, with steps, optimizer and all that adapts begun anew.
@@ -60,13 +61,17 @@ def fit(
     return done
 
 
-def check(readers: Mapping[str, LM], source: LM, settings: Fit) -> None:
+def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | None = None) -> None:
     """Refuse what must fail later: pieces that do not fit the models, data that cannot be read.
+
+    Args:
+        start: the wire to start from, where it is there already.
 
     Raises:
         UserError: one of those.
     """
     modules = LatentModules(settings.wire, readers, source)
+    begin(modules, readers, settings, start)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
         found = passages(settings.data, readers, split, 1)
@@ -74,8 +79,9 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit) -> None:
             raise UserError(f"data: found no passage in its {split} split, expected at least one.")
         with torch.no_grad():
             message = modules([found[0].context])
-            for name in readers:
+            for name, lm in readers.items():
                 modules.deliver(message, name)
+                modules.after_anchor(lm)
 
 
 class _Fitting:
@@ -97,11 +103,7 @@ class _Fitting:
         wire = settings.wire.model_copy(update={"fingerprints": prints})
         self.modules = LatentModules(wire, readers, source)
         torch.manual_seed(seed_of(settings.seed, "readers"))
-        self._learns = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
-        if start is None:
-            self.readers = attach(self.modules, readers, self._learns)
-        else:
-            self.readers = go_on(self.modules, readers, self._learns, start)
+        self.readers, self._learns = begin(self.modules, readers, settings, start)
         self._devices = {name: lm.device for name, lm in readers.items()}
         self.adapting = Adapting(settings.objectives)
         teachings = {name: Teaching(lm, log) for name, lm in readers.items()}
@@ -109,7 +111,8 @@ class _Fitting:
         self._check_carriers()
         wanted = settings.contexts or settings.steps * settings.passages
         train = passages(settings.data, readers, "train", wanted)
-        self._feed = Feed(settings, train, self._devices)
+        self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
+        self._feed = Feed(settings, train, self._devices, self._after)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
@@ -156,7 +159,8 @@ class _Fitting:
     def _held_out_parts(self) -> list[Part]:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
-        return [collate(each, [range(p.asked) for p in each], self._devices) for each in batches]
+        asked = [[range(passage.asked) for passage in each] for each in batches]
+        return [collate(each, n, self._devices, after=self._after) for each, n in zip(batches, asked, strict=True)]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:
@@ -179,7 +183,8 @@ class _Fitting:
         message = self.modules([each.context for each in some])
         said: list[dict[str, Any]] = []
         for name, lm in self.readers.items():
-            prefix = self.modules.deliver(message, name).ask([each.pairs[name][0][0] for each in some], lm)
+            asked = [each.pairs[name][0][0] + self._after[name] for each in some]
+            prefix = self.modules.deliver(message, name).ask(asked, lm)
             texts = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=SAMPLE_TOKENS))
             said += [
                 {"id": p.group, "reader": name, "answer": lm.decode(p.pairs[name][0][1]), "prediction": text.text}

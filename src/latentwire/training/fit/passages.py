@@ -109,7 +109,7 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[
     """Examples that share a context, the tasks taking turns."""
     named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
     tasks = resolve(named, path)
-    examples_of = partial(_kept, split) if isinstance(data, TaskPassages) else lambda task: task.source(split)
+    examples_of = partial(kept, split) if isinstance(data, TaskPassages) else lambda task: task.source(split)
     streams = [groupby(examples_of(task), key=lambda e: (e.group, e.context)) for task in tasks]
     while streams:
         for stream in list(streams):
@@ -123,7 +123,7 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[
             yield examples
 
 
-def _kept(split: Split, task: Task) -> Iterator[Example]:
+def kept(split: Split, task: Task) -> Iterator[Example]:
     """A file's examples of a split: one group in `HELD_OUT`, by hash, is kept for evaluation, whole."""
     for example in task.source("test"):
         kept = int(digest(example.group)[:8], 16) % HELD_OUT == 0

@@ -25,7 +25,7 @@ from latentwire.wires.latent.modules import LatentModules
 class Part:
     """B contexts and what is asked about them.
 
-    groups: of the contexts. other: for each another one of another group. questions, text: by reader; see
+    groups: of the contexts. other: for each another one of another group. questions, plain, text: by reader; see
     `Evidence`. names: what each context's random draws follow. keep: the share of latents that is delivered.
     textual: the readers read the text instead. lengths: by reader, tokens of every answer in the whole step, of
     which this part may be a share.
@@ -35,6 +35,7 @@ class Part:
     groups: list[str]
     other: list[int]
     questions: dict[str, Questions]
+    plain: dict[str, Questions]
     text: dict[str, Shared]
     names: list[str]
     lengths: dict[str, list[int]]
@@ -57,11 +58,16 @@ def collate(
     devices: Mapping[str, torch.device],
     names: Sequence[str] = (),
     *,
+    after: Mapping[str, list[int]] | None = None,
     lengths: dict[str, list[int]] | None = None,
     keep: float = 1.0,
     textual: bool = False,
 ) -> Part:
-    """A part of passages with the questions of these numbers."""
+    """A part of passages with the questions of these numbers.
+
+    Args:
+        after: by reader, token ids between the anchor and an answer behind latents; None for none.
+    """
     groups = [passage.group for passage in passages]
     count = len(groups)
     other = [
@@ -72,11 +78,17 @@ def collate(
         reader: [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
         for reader in devices
     }
+    plain = {name: Questions.of(pairs[name], device) for name, device in devices.items()}
+    asked = dict(plain)
+    for name, ids in (after or {}).items():
+        if ids:
+            asked[name] = Questions.of([[([*q, *ids], a) for q, a in row] for row in pairs[name]], devices[name])
     return Part(
         contexts=[passage.context for passage in passages],
         groups=groups,
         other=other,
-        questions={name: Questions.of(pairs[name], device) for name, device in devices.items()},
+        questions=asked,
+        plain=plain,
         text={
             name: Shared.of_tokens([p.text[name] for p in passages], device) for name, device in devices.items()
         },
@@ -137,7 +149,9 @@ class FitStep(nn.Module):
             weight = each.weight_at(share) * self._adapting.scale(each.kind)
             total = total + weight * terms[each.kind]
         # Before accuracies are taken, which needs no gradients: what is computed there first would have none.
-        at = (found[0].student.hidden,) if part.textual else found[0].message.tensors
+        message = () if part.textual else found[0].message.tensors
+        # Where nothing of the encoder learns, as for a new reader, gradients end before the message.
+        at = message if any(each.requires_grad for each in message) else (found[0].student.hidden,)
         # How well a reader reads the text says nothing of the latents.
         right, firsts = (0, 0) if part.textual else first_right(found)
         if not total.requires_grad:  # everything was left out: a step that changes nothing

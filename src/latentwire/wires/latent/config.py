@@ -29,6 +29,7 @@ class LatentConfig(BaseModel):
     private: so many of a context's latents are each reader's own; the rest is seen by all.
     positions: where latents stand for the reader: `spread` over the source's span, with the question behind all
         of it (EPL, 2409.14364), or `contiguous`, with the question right behind them.
+    bos_after_anchor: whether a reader's BOS token stands between the anchor and the answer.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -40,6 +41,7 @@ class LatentConfig(BaseModel):
     private: int = Field(default=0, ge=0)
     adapters: dict[str, Adapter] = Field(default_factory=_native, min_length=1)
     positions: Literal["spread", "contiguous"] = "spread"
+    bos_after_anchor: bool = False
     fingerprints: dict[str, str] | None = None
 
     @model_validator(mode="after")

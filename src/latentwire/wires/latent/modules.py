@@ -77,6 +77,14 @@ class LatentModules(nn.Module):
         soft = delivered.embeddings
         return Shared(end, memory, soft, places if soft is not None else None)
 
+    def after_anchor(self, lm: LM) -> list[int]:
+        """Token ids between the anchor and an answer. Raises `UserError` where a BOS is asked for and lacking."""
+        if not self.config.bos_after_anchor:
+            return []
+        if lm.tokenizer.bos_token_id is None:
+            raise UserError(f"wire: found bos_after_anchor, but {lm.name} has no such token.")
+        return [int(lm.tokenizer.bos_token_id)]
+
     def _seen(self, latents: Latents, reader: str) -> Latents:
         """Without the private latents of other readers."""
         if not self.config.private:
@@ -124,7 +132,7 @@ class LatentModules(nn.Module):
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write all pieces and the configuration, with fingerprints of the frozen models.
 
-        Adapters of readers that are not here are written as `restore` found them.
+        Pieces of readers that are not here are written as `restore` found them.
 
         Args:
             dtype: what numbers are rounded to, such as bfloat16 for a wire that ships.
@@ -139,7 +147,7 @@ class LatentModules(nn.Module):
         checkpoint.write(folder, config, {**self._absent, **self.pieces()}, dtype)
 
     def restore(self, folder: Path, *, new: Collection[str] = ()) -> None:
-        """Take all pieces from `folder`; those of adapters whose readers are not here are kept for `save`.
+        """Take all pieces from `folder`; those of readers that are not here are kept for `save`.
 
         Args:
             new: readers that the saved wire did not have; their adapters stay as they are.
@@ -179,7 +187,7 @@ class LatentModules(nn.Module):
 
 
 def _prefixes(readers: Collection[str]) -> tuple[str, ...]:
-    return tuple(f"adapters.{key_of(name)}." for name in readers)
+    return tuple(f"{of}.{key_of(name)}." for name in readers for of in ("adapters", "readers"))
 
 
 def key_of(name: str) -> str:

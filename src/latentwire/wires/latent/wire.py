@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Sequence
+from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
 
@@ -18,6 +19,7 @@ from latentwire.wires.base import Message, Wire
 from latentwire.wires.latent.average import Average
 from latentwire.wires.latent.message import Latents, quantize, zero
 from latentwire.wires.latent.modules import CONFIG, LatentModules, read_config
+from latentwire.wires.latent.readers import restore
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -68,7 +70,8 @@ class LatentWire(Wire):
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         assert isinstance(message, Latents)
         shared = self.modules.deliver(message, self._reader)
-        return shared.ask([lm.format.behind(prompt.question, lm) for prompt in prompts], lm)
+        after = self.modules.after_anchor(lm)
+        return shared.ask([lm.format.behind(prompt.question, lm) + after for prompt in prompts], lm)
 
     @property
     def compresses(self) -> bool:
@@ -95,9 +98,10 @@ class Latent(LatentWire):
 
     kind: Literal["latent"] = "latent"
     path: str
+    _learned: LM | None = PrivateAttr(None)
 
     def bind(self, lm: LM) -> Self:
-        """Load the wire for a reader.
+        """Load the wire for a reader, which stays as it is: what it has learned is put into a twin (`reader`).
 
         Raises:
             UserError: no such wire, pieces missing, or trained for other models.
@@ -107,10 +111,18 @@ class Latent(LatentWire):
         if lm.name not in config.adapters:
             raise UserError(f"wire: {self.path} is read by {', '.join(config.adapters)}, found {lm.name}.")
         modules = LatentModules(config, {lm.name: lm}, source_of(config.source, lm))
-        modules.restore(folder)
+        reader = restore(modules, {lm.name: lm}, folder)[lm.name]
         bound = self.model_copy()
         bound._modules, bound._reader = modules.eval(), lm.name
+        bound._learned = None if reader is lm else reader
         return bound
+
+    def reader(self, lm: LM) -> LM:
+        if self._learned is None:
+            return lm
+        learned = copy(self._learned)
+        learned.format = lm.format
+        return learned
 
     def latents(self, contexts: Sequence[str]) -> Latents:
         found: Latents = self.modules(contexts)

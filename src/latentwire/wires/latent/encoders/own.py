@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latentwire.errors import UserError
 from latentwire.lm import checks
+from latentwire.lm.lora import Lora, inject
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompt_format import PromptFormat
@@ -69,7 +70,9 @@ class Own(nn.Module):
         self._lm = _copy(lm) if settings.copied else lm.twin()
         self.copy = self._lm.model if settings.copied else None
         adapted = settings.rank and not settings.copied
-        self.adapters = _adapt(self._lm, settings) if adapted else nn.ModuleDict()
+        self.adapters = (
+            inject(self._lm, Lora(rank=settings.rank, alpha=settings.alpha)) if adapted else nn.ModuleDict()
+        )
         self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._other = None if other is None else marked(other.format, other)
@@ -167,21 +170,3 @@ def _copy(lm: LM) -> LM:
     """The same model with weights of its own, in float32, which is what an optimizer needs."""
     model = copy.deepcopy(lm.model).float().requires_grad_(True)
     return LM(model, lm.tokenizer, name=lm.name, prompt_format=lm.format)
-
-
-def _adapt(lm: LM, settings: SelfEncoder) -> nn.ModuleDict:
-    """Low-rank adapters in every linear layer of the encoder but the head, as one module of their own."""
-    from peft import LoraConfig, inject_adapter_in_model
-
-    inject_adapter_in_model(
-        LoraConfig(r=settings.rank, lora_alpha=settings.alpha, target_modules="all-linear", task_type="CAUSAL_LM"),
-        lm.model,
-    )
-    found = {
-        name.replace(".", "/"): module
-        for name, module in lm.model.named_modules()
-        if name.endswith(("lora_A.default", "lora_B.default"))
-    }
-    for module in found.values():
-        module.requires_grad_(True).float()
-    return nn.ModuleDict(found)

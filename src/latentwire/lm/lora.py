@@ -1,0 +1,67 @@
+"""Low-rank adapters: how they are configured, and put into a model's own layers."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field
+from torch import nn
+
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+
+
+class Lora(BaseModel):
+    """Low-rank adapters on every linear layer but the head (Hu et al., 2106.09685).
+
+    layers: the first so many layers only; None takes all.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    layers: int | None = Field(default=None, ge=1)
+
+    def for_peft(self, lm: LM) -> Any:
+        """PEFT's configuration of these adapters. Raises `UserError` as `check_layers` does."""
+        from peft import LoraConfig
+
+        check_layers(lm, self)
+        return LoraConfig(
+            r=self.rank,
+            lora_alpha=self.alpha,
+            lora_dropout=self.dropout,
+            target_modules="all-linear" if self.layers is None else _linears(lm.model, self.layers),
+            task_type="CAUSAL_LM",
+        )
+
+
+def check_layers(lm: LM, lora: Lora) -> None:
+    """Raise a `UserError` if adapters are asked for on more layers than the model has."""
+    count = lm.model.config.get_text_config().num_hidden_layers
+    if lora.layers is not None and lora.layers > count:
+        raise UserError(f"lora.layers: found {lora.layers}, expected at most the {count} of {lm.name}.")
+
+
+def inject(lm: LM, lora: Lora) -> nn.ModuleDict:
+    """Put new adapters, in float32, into a model's own layers; returns them, by where they are, as one module.
+
+    The model then reads with them: give it a twin to leave it as it is (`LM.twin`).
+    """
+    from peft import inject_adapter_in_model
+
+    inject_adapter_in_model(lora.for_peft(lm), lm.model)
+    ends = ("lora_A.default", "lora_B.default", "lora_dropout.default")
+    found = {name.replace(".", "/"): module for name, module in lm.model.named_modules() if name.endswith(ends)}
+    for module in found.values():
+        module.requires_grad_(True).float()
+    return nn.ModuleDict(found)
+
+
+def _linears(model: nn.Module, layers: int) -> list[str]:
+    """Names of the linear modules in the first layers; a layer's number is the first one in the name."""
+    numbers = ((name, re.search(r"\.(\d+)\.", name), module) for name, module in model.named_modules())
+    return [name for name, at, module in numbers if at and int(at[1]) < layers and isinstance(module, nn.Linear)]

@@ -1,0 +1,58 @@
+"""What a wire's training begins with: nothing, a finished wire, or one that gets one more reader."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+from latentwire.training.fit.config import Fit
+from latentwire.wires.latent.modules import LatentModules, read_config
+from latentwire.wires.latent.readers import ReaderConfig, attach, restore, saved
+
+
+def begin(
+    modules: LatentModules, readers: Mapping[str, LM], settings: Fit, start: Path | None
+) -> tuple[dict[str, LM], ReaderConfig]:
+    """Make the modules what training begins with; returns the readers as they learn, and what they learn.
+
+    Readers of a wire in which they have learned nothing begin to learn. A new reader learns nothing but its
+    adapter, and nothing else learns.
+
+    Raises:
+        UserError: the readers of the wire to start from have learned other pieces than these, or it is another
+            wire than the one that the new reader is to be added to.
+    """
+    config = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
+    if start is None:
+        return attach(modules, readers, config), config
+    before = saved(start)
+    if settings.new_reader is not None:
+        return _add(modules, readers, settings.new_reader, before, start)
+    if not before.nothing and config != before.model_copy(update={"without": ()}):
+        raise UserError(
+            f"start: found a wire whose readers have learned {before.model_dump(exclude_none=True)}, expected "
+            "reader_lora and reader_prefix to be the same."
+        )
+    if not before.nothing:
+        return restore(modules, readers, start), before
+    modules.restore(start)
+    return attach(modules, readers, config), config
+
+
+def _add(
+    modules: LatentModules, readers: Mapping[str, LM], new: str, before: ReaderConfig, start: Path
+) -> tuple[dict[str, LM], ReaderConfig]:
+    known = read_config(start)
+    rest = {name: each for name, each in modules.config.adapters.items() if name != new}
+    wanted = modules.config.model_copy(update={"adapters": rest, "fingerprints": known.fingerprints})
+    if new not in known.adapters and wanted != known:
+        field = next(each for each in type(known).model_fields if getattr(wanted, each) != getattr(known, each))
+        raise UserError(
+            f"wire.{field}: found another than in {start}, expected the wire there with {new} as one reader more."
+        )
+    config = before if before.nothing else before.model_copy(update={"without": (*before.without, new)})
+    modules.restore(start, new=[new])
+    modules.freeze_all_but(new)
+    return dict(readers), config
