@@ -1,6 +1,7 @@
 """Benchmarks: this engine beside what a user would otherwise run, in one process, with the floor of the machine.
 
-Each benchmark is one module with a function `measure(setup) -> Iterator[Row]`; its name stands here.
+Each benchmark is one module with a function `measure(setup) -> Iterator[Row]`, and with names of the parts that can
+be measured alone in `PARTS`; its name stands here.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ NAMES = {
     "loss": "cross-entropy and distillation without vocabulary-sized tensors",
     "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
     "score": "multiple choice, documents per second beside lm-eval's hf model",
+    "load": "from files to a model that reads, beside reading the files",
 }
 
 
@@ -22,3 +24,9 @@ def measure(name: str, setup: Setup) -> Iterator[Row]:
     """Rows of a benchmark, each as soon as it is measured."""
     found: Iterator[Row] = import_module(f"latentwire.bench.{name}").measure(setup)
     yield from found
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """What `Setup.only` may name."""
+    found: tuple[str, ...] = import_module(f"latentwire.bench.{name}").PARTS
+    return found
