@@ -1,7 +1,7 @@
 """Benchmarks: this engine beside what a user would otherwise run, in one process, with the floor of the machine.
 
-Each benchmark is one module with a function `measure(setup) -> Iterator[Row]`, and with names of the parts that can
-be measured alone in `PARTS`; its name stands here.
+Each benchmark is one module with a function `measure(setup) -> Iterator[Row]` and, in `PARTS`, the names of what
+can be measured alone; its name stands here.
 """
 
 from __future__ import annotations

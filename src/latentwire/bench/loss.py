@@ -53,6 +53,7 @@ class Batch:
             copied(self.teacher_head),
         )
 
+
 PARTS: tuple[str, ...] = ()
 
 

@@ -210,6 +210,7 @@ class _Bench:
             "batch": batch,
             "tokens": tokens,
             "mean_tokens": mean,
+            "documents": PARTS[mean > 1024],
         }
 
 

@@ -1,6 +1,6 @@
 """Linear layers that read the same input as one product: query, key and value; the MLP's gate and up.
 
-Of a token or a few, a product takes the time of reading its weights, and a small one the time of its launch on top.
+For a few tokens a product takes the time of reading its weights, and a small one the time of its launch on top.
 The merged weight is the only copy: the layers' own weights become views of it, so that whoever trains, saves or
 changes them goes on as before, and in-place changes are seen here. Only safetensors' plain `save_file` refuses
 views; `Engine.release` gives every layer a weight of its own again.
@@ -43,7 +43,7 @@ class Merged:
         biases = [each.bias for each in self._linears.values() if each.bias is not None]
         self.bias = self._joined(biases) if biases else None
 
-    def _joined(self, parameters: Sequence[nn.Parameter]) -> Tensor:
+    def _joined(self, parameters: Sequence[Tensor]) -> Tensor:
         whole = torch.cat([parameter.data for parameter in parameters])
         for parameter, piece in zip(parameters, whole.split(self._sizes), strict=True):
             parameter.data = piece
@@ -125,7 +125,7 @@ def _mergeable(layers: Sequence[object], uses: Counter[int]) -> bool:
 
 
 def _plain(linear: nn.Linear) -> bool:
-    """No subclass, hook or patched `forward` that a merged product would leave out, and weights of plain numbers."""
+    """Weights of plain numbers, and no subclass, hook or patched `forward` that a product would leave out."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks)
     return (
         type(linear) is nn.Linear
