@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from latentwire.bench.decode import tokenizer
+from latentwire.bench.decode_step import tokenizer
 from latentwire.bench.setup import GIB, Row, Setup
 
 PARTS = ("cold", "warm")

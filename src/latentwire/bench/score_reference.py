@@ -55,7 +55,7 @@ class Reference:
         exact: dict[int, list[float]] = {n: self._scores(*documents[n]) for n in checked}
 
         def furthest(found: Sequence[Sequence[float]]) -> float:
-            gaps = [abs(x - y) for n in checked for x, y in zip(found[n], exact[n], strict=True)]
+            gaps: list[float] = [abs(x - y) for n in checked for x, y in zip(found[n], exact[n], strict=True)]
             return max(gaps)
 
         def wrong(found: Sequence[Sequence[float]]) -> int:
