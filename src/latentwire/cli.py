@@ -253,15 +253,31 @@ def show(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train, loss, decode, wire or score.")],
+    name: Annotated[str, typer.Argument(help="train, loss, decode, score, wire or load; or plot, with FILES.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="plot: what --json wrote.")] = None,
     shape: Annotated[
         str | None,
         typer.Option(help="tiny, 1b, 3b or 8b, random weights. [default: 3b on an accelerator, else tiny]"),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also over lengths, batches and shapes.")] = False,
+    only: Annotated[
+        str, typer.Option(help="One part alone, such as long of train; sweep for the sweep alone.")
+    ] = "",
+    dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32 on a CPU]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+    out: Annotated[Path, typer.Option(help="plot: the folder for the pictures.")] = Path("plots"),
 ) -> None:
     """Measure this engine beside what one would otherwise run, and beside the machine's floor."""
+    if name == "plot":
+        from latentwire.bench import plots
+
+        if not files:
+            raise UserError("bench plot: found no file, expected what bench --json wrote.")
+        for path in plots.draw(files, out):
+            print(path)
+        return
+    if files:
+        raise UserError(f"bench: found {files[0]} behind {name}, which takes no files; plot does.")
     import torch
 
     from latentwire import bench as benchmarks
@@ -269,14 +285,18 @@ def bench(
     from latentwire.files import write_atomically
 
     if name not in benchmarks.NAMES:
-        raise UserError(f"bench: found {name!r}, expected {' or '.join(benchmarks.NAMES)}.")
+        raise UserError(f"bench: found {name!r}, expected {' or '.join(benchmarks.NAMES)} or plot.")
+    if only and only not in (allowed := (*benchmarks.parts(name), "sweep")):
+        raise UserError(f"only: found {only!r}, expected {' or '.join(allowed)}.")
+    if dtype not in (None, "float32", "bfloat16"):
+        raise UserError(f"dtype: found {dtype!r}, expected float32 or bfloat16.")
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     shape = shape or ("3b" if device.type == "cuda" else "tiny")
     if shape not in setup.SHAPES:
         raise UserError(f"shape: found {shape!r}, expected {' or '.join(setup.SHAPES)}.")
     if json_file is not None:
         _check_writable(json_file)
-    at = setup.Setup(device, shape, sweep)
+    at = setup.Setup(device, shape, sweep, only, getattr(torch, dtype) if dtype else None)
     print(f"{benchmarks.NAMES[name]}\n{tables.machine(device)}, shape {shape}, {at.dtype}", flush=True)
     rows = []
     for row in benchmarks.measure(name, at):

@@ -66,10 +66,21 @@ def test_both_ways_of_attending_say_the_same(family: str) -> None:
     assert made[0] == made[1]
 
 
-def test_a_compiled_step_says_what_plain_steps_say() -> None:
+@pytest.mark.parametrize("family", FAMILIES)
+def test_merged_products_say_what_plain_steps_say(family: str) -> None:
+    lm = on_gpu(family)
+    lm.engine.merging = "all"
+    how = {"max_new_tokens": 40, "min_new_tokens": 40}
+    merged = said(lm, "graph", ROWS[:4], **how)
+    assert bool(lm.engine._merged) == (family != "gpt_neox")
+    assert merged == said(lm, "plain", ROWS[:4], **how)
+
+
+@pytest.mark.parametrize("rows", [1, 4])
+def test_a_compiled_step_says_what_plain_steps_say(rows: int) -> None:
     lm = on_gpu()
     how = {"max_new_tokens": 40, "min_new_tokens": 40}
-    assert said(lm, "compiled", ROWS[:4], **how) == said(lm, "plain", ROWS[:4], **how)
+    assert said(lm, "compiled", ROWS[:rows], **how) == said(lm, "plain", ROWS[:rows], **how)
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

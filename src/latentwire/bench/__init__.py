@@ -1,6 +1,7 @@
 """Benchmarks: this engine beside what a user would otherwise run, in one process, with the floor of the machine.
 
-Each benchmark is one module with a function `measure(setup) -> Iterator[Row]`; its name stands here.
+Each benchmark is one module with a function `measure(setup) -> Iterator[Row]` and, in `PARTS`, the names of what
+can be measured alone; its name stands here.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ NAMES = {
     "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
     "wire": "a latent wire: a training step, and the time to the first token, cold and reused, beside the text",
     "score": "multiple choice, documents per second beside lm-eval's hf model",
+    "load": "from files to a model that reads, beside reading the files",
 }
 
 
@@ -23,3 +25,9 @@ def measure(name: str, setup: Setup) -> Iterator[Row]:
     """Rows of a benchmark, each as soon as it is measured."""
     found: Iterator[Row] = import_module(f"latentwire.bench.{name}").measure(setup)
     yield from found
+
+
+def parts(name: str) -> tuple[str, ...]:
+    """What `Setup.only` may name."""
+    found: tuple[str, ...] = import_module(f"latentwire.bench.{name}").PARTS
+    return found

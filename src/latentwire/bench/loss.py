@@ -54,10 +54,13 @@ class Batch:
         )
 
 
+PARTS: tuple[str, ...] = ()
+
+
 def measure(setup: Setup) -> Iterator[Row]:
     """Cross-entropy and KL against a teacher at the shape's vocabulary; with `sweep` of more batches."""
     kind = setup.device.type if setup.device.type in TOKENS else "cpu"
-    for tokens in (TOKENS[kind], *(SWEEP_TOKENS[kind] if setup.sweep else ())):
+    for tokens in (TOKENS[kind], *(SWEEP_TOKENS[kind] if setup.wants("sweep") else ())):
         batch = _batch(setup, tokens)
         checked = min(CHECKED, tokens // 2)
         for plain, others in _pairs().items():
@@ -149,7 +152,7 @@ def _row(
     checked: int,
     base: dict[str, float | None],
 ) -> Row:
-    at: dict[str, str | int] = {"tokens": len(batch.labels), "vocabulary": len(batch.head)}
+    at: dict[str, str | int | float] = {"tokens": len(batch.labels), "vocabulary": len(batch.head)}
     same = loss is not _top  # the divergence of the top tokens is another number than that of all
     found = _gradients(loss, batch.part(checked, setup.dtype)) if exact is not None and same else None
     errors = [None, None] if found is None or exact is None else _errors(found, exact)

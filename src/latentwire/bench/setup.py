@@ -102,7 +102,7 @@ class Row:
 
     who: str
     figures: dict[str, float | None]
-    at: dict[str, str | int] = field(default_factory=dict)
+    at: dict[str, str | int | float] = field(default_factory=dict)
     note: str = ""
 
 
@@ -111,20 +111,30 @@ class Setup:
     """Where and on what to measure.
 
     sweep: also over lengths, batches and shapes, not at the standard point alone.
+    only: one part of a benchmark alone, by its name in the benchmark's `PARTS`, or `sweep` without the standard
+        point; empty for all.
+    precision: of the model; None for float32 on a CPU and bfloat16 elsewhere.
     """
 
     device: torch.device
     shape: str
     sweep: bool = False
+    only: str = ""
+    precision: torch.dtype | None = None
 
     @property
     def dtype(self) -> torch.dtype:
-        return torch.float32 if self.device.type == "cpu" else torch.bfloat16
+        return self.precision or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
 
-    def model(self, attention: str = "sdpa", shape: str | None = None) -> PreTrainedModel:
-        """A model of random weights of the shape, on the device, in `dtype`."""
-        wanted = SHAPES[shape or self.shape]
-        config = CONFIG_MAPPING[wanted.family](**wanted.config)
+    def wants(self, part: str) -> bool:
+        if part == "sweep":
+            return self.only == "sweep" or (self.sweep and not self.only)
+        return self.only in ("", part)
+
+    def model(self, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
+        """A model of random weights of the shape, its settings changed so, on the device, in `dtype`."""
+        wanted = SHAPES[self.shape]
+        config = CONFIG_MAPPING[wanted.family](**{**wanted.config, **changes})
         torch.manual_seed(0)
         with self.device:
             made: PreTrainedModel = AutoModelForCausalLM.from_config(

@@ -35,28 +35,33 @@ from latentwire.training.step import Step
 
 REGIMES = {
     "cuda": (Regime(16, 1024, 32, 8), Regime(2, 8192, 4, 2, long=True)),
-    "cpu": (Regime(2, 1024, 8, 2),),
+    "cpu": (Regime(2, 1024, 8, 2), Regime(1, 4096, 1, 1, long=True)),
 }
 SWEEP = {
-    "cuda": (Regime(4, 1024, 8, 2), Regime(32, 1024, 64, 2), Regime(8, 2048, 32, 2), Regime(4, 4096, 32, 2)),
-    "cpu": (Regime(1, 1024, 4, 1), Regime(4, 1024, 16, 1), Regime(1, 4096, 1, 1, long=True)),
+    "cuda": tuple(Regime(rows, 1024, 2 * rows, 2) for rows in (4, 8, 16, 32)),
+    "cpu": tuple(Regime(rows, 1024, 4, 1) for rows in (1, 2, 4)),
 }
-SWEEP_SHAPES = {"cuda": ("1b", "3b", "8b"), "cpu": ("tiny",)}
+SWEEP_SHAPES: dict[str, tuple[str, ...]] = {"cuda": ("1b", "8b"), "cpu": ()}
 PADDED, ALONE, CEILING = (
     "padded, dense mask",
     "batch 1, dense mask, checkpointing",
     "packed, causal flash, no documents",
 )
+PARTS = ("short", "long")
+"""Documents of about 194 tokens, of 2,000 to 4,000."""
 RATIOS = {"over_padded": PADDED, "over_batch_1": ALONE, "over_causal": CEILING}
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Peers and ours on short and on long documents; with `sweep` also other batches, widths and shapes."""
+    """Peers and ours on short and on long documents; with `sweep` the fastest of ours also on other shapes."""
     kind = setup.device.type if setup.device.type in REGIMES else "cpu"
-    yield from _shape(setup, REGIMES[kind], peers=True)
-    if setup.sweep:
+    regimes = tuple(each for each in REGIMES[kind] if setup.wants(PARTS[each.long]))
+    if regimes:
+        yield from _shape(setup, regimes, peers=True)
+    if setup.wants("sweep"):
+        yield from _shape(setup, SWEEP[kind], peers=False)
         for shape in SWEEP_SHAPES[kind]:
-            yield from _shape(replace(setup, shape=shape), (*REGIMES[kind][:1], *SWEEP[kind]), peers=False)
+            yield from _shape(replace(setup, shape=shape), REGIMES[kind][:1], peers=False)
 
 
 def _shape(setup: Setup, regimes: tuple[Regime, ...], *, peers: bool) -> Iterator[Row]:
@@ -84,7 +89,8 @@ class _Bench:
         self.vocabulary: int = config["vocab_size"]
         self.head = self.vocabulary * config["hidden_size"]
         matrices = 1 if config["tie_word_embeddings"] else 2
-        self.body = sum(p.numel() for p in self.model.parameters()) - matrices * self.head
+        self.parameters = sum(p.numel() for p in self.model.parameters())
+        self.body = self.parameters - matrices * self.head
         self.model.train()
         self.speeds: dict[str, float] = {}
 
@@ -109,7 +115,7 @@ class _Bench:
             ("ours, flex", "flex", prefix),
             ("ours, split, causal documents", "split", causal),
         ):
-            if self.peers or kernel != "sdpa":
+            if self.peers or name == "ours, " + ("flex" if self.setup.device.type == "cuda" else "split"):
                 yield self._ours(name, kernel, given, packed)
 
     def _peer(self, name: str, documents: list[Document], size: int, *, checkpointing: bool) -> Row:
@@ -194,9 +200,18 @@ class _Bench:
     def _real(self, documents: list[Document]) -> int:
         return sum(len(each.ids) for each in documents)
 
-    def _place(self, documents: list[Document], batch: str) -> dict[str, str | int]:
+    def _place(self, documents: list[Document], batch: str) -> dict[str, str | int | float]:
         mean = round(self._real(documents) / len(documents))
-        return {"shape": self.setup.shape, "batch": batch, "mean_tokens": mean}
+        billions = round(self.parameters / 1e9, 4)
+        tokens = self._real(documents)
+        return {
+            "shape": self.setup.shape,
+            "billions": billions,
+            "batch": batch,
+            "tokens": tokens,
+            "mean_tokens": mean,
+            "documents": PARTS[mean > 1024],
+        }
 
 
 def failure(error: RuntimeError) -> str:

@@ -13,17 +13,24 @@ from collections.abc import Iterator
 import torch
 
 from latentwire.bench import wire_first, wire_train
-from latentwire.bench.decode import tokenizer
+from latentwire.bench.decode_step import tokenizer
 from latentwire.bench.setup import Row, Setup
 from latentwire.lm.model import LM
+
+PARTS = ("first", "train")
+"""Time to the first token, and a step of training."""
 
 
 def measure(setup: Setup) -> Iterator[Row]:
     """Time to the first token, then training in the dtype of the setup and, on a GPU, as a study loads it."""
     model = setup.model().eval().requires_grad_(False)
-    yield from wire_first.stock(setup, model)
+    if setup.wants("first"):
+        yield from wire_first.stock(setup, model)
     lm = LM(model, tokenizer(), name=setup.shape)
-    yield from wire_first.measure(setup, lm)
+    if setup.wants("first"):
+        yield from wire_first.measure(setup, lm)
+    if not setup.wants("train"):
+        return
     yield from wire_train.measure(setup, lm)
     if setup.device.type == "cuda":
         gc.collect()

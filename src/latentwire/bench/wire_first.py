@@ -63,7 +63,7 @@ def stock(setup: Setup, model: PreTrainedModel) -> Iterator[Row]:
     columns = read.context + read.question
     ids = torch.randint(FIRST_ID, model.config.vocab_size, (1, columns), device=setup.device)
     floor = _Floor(setup, model).seconds(columns)
-    at: dict[str, str | int] = {"context": read.context, "question": read.question}
+    at: dict[str, str | int | float] = {"context": read.context, "question": read.question}
     yield Row("floor: text", {"seconds": floor, "times_floor": 1.0}, at, "operations over the measured peak")
     yield _row(
         setup, "transformers, text", lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), at, floor
@@ -79,7 +79,7 @@ def measure(setup: Setup, lm: LM) -> Iterator[Row]:
     question = list(range(FIRST_ID, FIRST_ID + read.question))
     floor = _Floor(setup, lm.model)
     whole = Prefix.of_tokens([[*before, *question]], device=setup.device)
-    at: dict[str, str | int] = {"context": read.context, "question": read.question}
+    at: dict[str, str | int | float] = {"context": read.context, "question": read.question}
     text = _row(setup, "text", lambda: lm.prefill(whole), at, floor.seconds(read.context + read.question))
     yield text
     _, memory = lm.memorize(Prefix.of_tokens([before], device=setup.device))
@@ -108,7 +108,7 @@ def _latents(setup: Setup, lm: LM, context: str, question: Sequence[int], count:
     message: Latents = modules([context])
     found, sent = int(message.valid.sum()), sum(each.nbytes for each in message.tensors)
     behind, encoding = floor.seconds(read.question, found), floor.encoding(read.context)
-    at: dict[str, str | int] = {"context": read.context, "question": read.question, "latents": found}
+    at: dict[str, str | int | float] = {"context": read.context, "question": read.question, "latents": found}
 
     def first(latents: Latents) -> None:
         lm.prefill(modules.deliver(latents, lm.name).ask([question], lm))
@@ -161,7 +161,7 @@ def _row(
     setup: Setup,
     who: str,
     run: Callable[[], object],
-    at: dict[str, str | int],
+    at: dict[str, str | int | float],
     floor: float,
     text: Row | None = None,
     sent: int | None = None,

@@ -160,7 +160,7 @@ def _figures(setup: Setup, batch: Batch, seconds: float, operations: float) -> d
     }
 
 
-def _at(batch: Batch) -> dict[str, str | int]:
+def _at(batch: Batch) -> dict[str, str | int | float]:
     return {
         "context": f"{batch.contexts}×{batch.tokens}",
         "question": f"{batch.questions}×({batch.question}+{batch.answer})",

@@ -114,6 +114,8 @@ class LM:
         A model behind a learned prefix is frozen: then the folder is a PEFT adapter and a prompt format, to be
         loaded as `adapter` of the same model.
         """
+        if "engine" in vars(self):
+            self.engine.release()  # safetensors refuses weights that are views of a merged one
         if self.prefix_tuning is not None:
             prefix_adapters.save(self, self.prefix_tuning, self.format, folder)
         else:

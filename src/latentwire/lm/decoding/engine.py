@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from latentwire.lm.decoding.merged import Merged, Merging, applied, merge
 from latentwire.lm.decoding.slots import Slots, layers_of
 from latentwire.lm.decoding.step import Split, Step, advance, bucket
 from latentwire.lm.prefix import Prefilled
@@ -55,6 +56,8 @@ class Engine:
         kernels in the graph, for which the compiler takes about a minute for each size. A size is (rows, columns),
         rounded up, so that prompts of other lengths rarely make another one.
     attention: `split`, the default on a GPU, our kernels where they give what sdpa gives; `sdpa`.
+    merging: which linear layers are computed as one product while steps are captured (see `merged`); None takes
+        what is fastest and keeps `graph` to the bit what `plain` is.
     compiler: options of the compiler, for steps not compiled yet.
     captures: how many graphs there were. refused: why steps are plain although a graph was wanted.
     """
@@ -63,6 +66,7 @@ class Engine:
         self.lm = lm
         self.mode: Mode = mode or ("graph" if lm.device.type == "cuda" else "plain")
         self.attention: Attention = "split"
+        self.merging: Merging | None = None
         self.compiler = COMPILER
         self.captures = 0
         self.refused: str | None = None
@@ -70,6 +74,7 @@ class Engine:
         self._eos = self._end_tokens()
         self._graphs: dict[int, torch.cuda.CUDAGraph] = {}
         self._split: Split | None = None
+        self._merged: list[Merged] = []
         self._state: tuple[object, ...] = ()
         self._compiled: Callable[..., None] | None = None
 
@@ -91,18 +96,19 @@ class Engine:
             self.release()
             self._slots, self._eos = Slots(like, rows, columns), self._end_tokens()
             return self._slots
-        state = (*fingerprint(self.lm.model), self.mode, self._split)
         rows, columns = bucket(rows, 1), bucket(columns, SPAN)
         mine = self._slots
         if (
             mine is None
-            or state != self._state
+            or self._now(mine.rows) != self._state
             or not mine.fits(like)
             or mine.capacity < columns
             or not rows <= mine.rows <= MORE_ROWS * rows
         ):
             self.release()
-            self._slots, self._state, self._eos = Slots(like, rows, columns), state, self._end_tokens()
+            self._merged = merge(self.lm.model, self._merging(rows))
+            self._slots, self._eos = Slots(like, rows, columns), self._end_tokens()
+            self._state = self._now(rows)
         self.slots.free(range(self.slots.rows))
         return self.slots
 
@@ -113,9 +119,12 @@ class Engine:
             self.slots.grow(bucket(columns, SPAN))
 
     def release(self) -> None:
-        """Give back slots and graphs."""
+        """Give back slots and graphs, and leave the model as it was."""
         self._slots = None
         self._graphs.clear()
+        for group in self._merged:
+            group.undo()
+        self._merged = []
 
     def close(self) -> None:
         """Called behind every batch: what cannot be used again is given back."""
@@ -146,8 +155,21 @@ class Engine:
     def _end_tokens(self) -> Tensor:
         return torch.tensor(sorted(self.lm.eos_ids), device=self.lm.device, dtype=torch.long)
 
+    def _now(self, rows: int) -> tuple[object, ...]:
+        """What a graph of so many rows depends on."""
+        return (*fingerprint(self.lm.model), self.mode, self._split, self._merging(rows))
+
+    def _merging(self, rows: int) -> Merging:
+        if self.merging is not None:
+            return self.merging
+        if self.mode != "compiled":
+            return "none"
+        # For one row the compiler makes gate, up and their product one kernel already.
+        return "attention" if rows == 1 else "all"
+
     def _advance(self, span: int, step: Callable[..., None] = advance) -> None:
-        step(self.lm.states, self.lm.head, self.slots, span, self._eos, self._split)
+        with applied(self._merged):
+            step(self.lm.states, self.lm.head, self.slots, span, self._eos, self._split)
 
     def _capture(self, span: int) -> torch.cuda.CUDAGraph | None:
         """A graph of one step, or None with the reason in `refused`."""
