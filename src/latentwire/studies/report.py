@@ -175,7 +175,7 @@ def _sticking(found: Summary, tasks: Sequence[str]) -> Iterator[str]:
     for name, stage in found["stages"].items():
         for arm, metrics in stage["metrics"].items():
             for task in tasks:
-                if (sticks := metrics[task].get("sticks")) is not None:
+                if (sticks := metrics.get(task, {}).get("sticks")) is not None:
                     share = f"{_number({**sticks})}, n = {sticks['n']:,}"
                     yield f"{task} over {name}/{arm} sticks to the old answer in {share}."
 
