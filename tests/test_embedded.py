@@ -73,11 +73,12 @@ def test_ignoring_whom_the_question_is_about_earns_little():
         assert type_floor(task.examples("test")) <= 0.30
 
 
-def test_the_wire_that_ships_is_read_as_its_results_say_and_is_small():
+@pytest.mark.parametrize("name", ["heron-4x", "heron-8x"])
+def test_a_wire_that_ships_is_read_as_its_results_say_and_is_small(name):
     lm = LM.load("embedded:heron", device="cpu")
-    folder = models.wire_folder("heron-4x")
+    folder = models.wire_folder(name)
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 6 * 2**20
-    read = [arms.parse(spec) for spec in ("text", "embedded:heron-4x", "embedded:heron-4x:deranged")]
+    read = [arms.parse(spec) for spec in ("text", f"embedded:{name}", f"embedded:{name}:deranged")]
     result = evaluate(lm, resolve(["one_hop"], None), read, limit=100)
     text, latent, deranged = (
         estimate([outcome for outcome in result.outcomes if outcome.arm == arm.label]).value for arm in read
