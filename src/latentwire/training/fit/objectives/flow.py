@@ -73,7 +73,10 @@ class FlowMatching(Term):
         draws = [evidence.draw("flow", row) for row in range(len(aims))]
         aims = F.rms_norm(aims, aims.shape[-1:]).to(states.places.device)
         apart = encoder.translator.matching(states, aims, draws)
-        return apart[told.to(apart.device)].mean() * evidence.labels
+        # Row by row, so that a step divided among passes and processes has the same loss.
+        told = told.to(apart)
+        rows = (apart * told).sum(1) / told.sum(1).clamp_min(1)
+        return (rows * evidence.questions.learned.sum(1).to(rows)).sum()
 
     def _answers(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Aims `(B, M, D)` and which of them count."""
