@@ -31,6 +31,15 @@ def test_every_translator_trains_before_every_adapter(translated, adapted, tmp_p
     assert first.keys() == last.keys()
 
 
+@pytest.mark.parametrize("teacher", ["answer", "prompt"])
+def test_a_flow_trains_in_bf16(teacher, tmp_path):
+    objectives = (AnswerCrossEntropy(), FlowMatching(teacher=teacher))
+    wire = {"translator": TRANSLATORS["dit-attention-guided"], "width": 24}
+    train(tmp_path, "both", objectives=objectives, wire=wire, precision="bf16", steps=1)
+    weights = load_file(tmp_path / "checkpoints" / "final" / "wire.safetensors")
+    assert all(each.dtype == torch.float32 and each.isfinite().all() for each in weights.values())
+
+
 RIDGE = {"ridge": Ridge(contexts=8, penalty=1e-2), "adapter": "projected", "steps": 6}
 
 

@@ -71,7 +71,7 @@ class FlowMatching(Term):
         assert isinstance(encoder.translator, Flow)
         aims, told = self._answers(evidence) if self.teacher == "answer" else self._prompts(evidence)
         draws = [evidence.draw("flow", row) for row in range(len(aims))]
-        aims = F.rms_norm(aims, aims.shape[-1:]).to(states.places.device)
+        aims = F.rms_norm(aims.float(), aims.shape[-1:]).to(states.places.device)
         apart = encoder.translator.matching(states, aims, draws)
         # Row by row, so that a step divided among passes and processes has the same loss.
         told = told.to(apart)
@@ -86,7 +86,7 @@ class FlowMatching(Term):
         for row, labels in enumerate(evidence.questions.labels.cpu()):
             answers = labels[labels != IGNORE][: ids.shape[1]]
             ids[row, : len(answers)] = answers
-        return evidence.lm.embed(ids.to(evidence.lm.device)).detach().float(), real
+        return evidence.lm.embed(ids.to(evidence.lm.device)).detach(), real
 
     def _prompts(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Aims `(B, M, D)` and which of them count: those that some token stands for."""
