@@ -1,6 +1,7 @@
 """A flow samples the same latents of a context every time, from noise alone, and learns where it shall lead."""
 
 import random
+from dataclasses import replace
 
 import pytest
 import torch
@@ -106,6 +107,17 @@ def test_a_flow_that_has_learned_its_aims_leads_there(source, reader, pool):
         made = translator.eval()(states)
     own = float((made - aims)[states.real].square().mean())
     assert own < 0.25 < 1.0 < float((made[:1, :3] - aims[1:2, :3]).square().mean())
+
+
+@pytest.mark.parametrize(("pooled", "known"), [(False, True), (True, False)])
+@torch.no_grad()
+def test_latents_know_where_they_stand_unless_only_the_pooled_vector_is_known(source, reader, pooled, known):
+    """Columns that all say the same tell nothing of places by attention."""
+    translator, states = flow(source, reader, pooled_only=pooled)
+    content = states.content[:, :1].expand_as(states.content)
+    here, there = (replace(states, content=content, places=states.places + by) for by in (0, 4))
+    apart = (translator(there) - translator(here))[states.real].abs().max()
+    assert (float(apart) > 1e-3) == known
 
 
 def test_pooled_only_has_neither_cross_attention_nor_places(source, reader):
