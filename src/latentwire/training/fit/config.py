@@ -12,6 +12,7 @@ from latentwire.tasks.world.reading import TIERS, Tier
 from latentwire.training.config import Loop, Settings
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.training.schedules import annealed
+from latentwire.wires.bridge.ridge import Ridge
 from latentwire.wires.latent.modules import LatentConfig
 
 
@@ -85,6 +86,7 @@ class Fit(Loop):
     reader_lora, reader_prefix: low-rank adapters, or so many virtual tokens of prefix tuning, that the readers
         learn along with the wire (stage B); they are saved with it.
     new_reader: train the adapter of this reader alone, one more for a finished wire: all else stays as it is.
+    ridge: begin a bridge as the linear map that regression finds, on contexts of the training.
     """
 
     wire: LatentConfig = LatentConfig()
@@ -98,6 +100,7 @@ class Fit(Loop):
     reader_lora: Lora | None = None
     reader_prefix: int | None = Field(default=None, ge=1)
     new_reader: str | None = None
+    ridge: Ridge | None = None
     learning_rate: float = Field(default=1.5e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: int = Field(default=200, ge=0)

@@ -18,6 +18,8 @@ from latentwire.lm.reading import Columns, Memory
 from latentwire.lm.shared import Questions, Shared
 from latentwire.lm.tapping import States, depth
 from latentwire.training.fit.teacher import Teaching, states
+from latentwire.wires.bridge.source import Read, Source
+from latentwire.wires.bridge.translators import States as SourceStates
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 
@@ -32,10 +34,31 @@ class Encoded:
         self.modules, self.part = modules, part
 
     @cached_property
+    def _read(self) -> Read:
+        encoder = self.modules.encoder
+        assert isinstance(encoder, Source)
+        return encoder.read(self.part.contexts)
+
+    @property
+    def states(self) -> SourceStates:
+        """What the source of a bridge holds."""
+        return self._read.states
+
+    @cached_property
+    def whole(self) -> Latents:
+        """All latents."""
+        encoder = self.modules.encoder
+        if isinstance(encoder, Source):
+            # The objective `flow` looks at the same states: the source need not read twice.
+            found: Latents = self.modules.refine(encoder.translate(self._read))
+        else:
+            found = self.modules(self.part.contexts)
+        return found
+
+    @cached_property
     def message(self) -> Latents:
         """What the readers get: `keep` of the latents, drawn anew for every context and step."""
-        latents: Latents = self.modules(self.part.contexts)
-        return latents if self.part.keep >= 1 else self._thinned(latents)
+        return self.whole if self.part.keep >= 1 else self._thinned(self.whole)
 
     @cached_property
     def deranged(self) -> Latents:
@@ -201,13 +224,22 @@ class Evidence:
         A span ends where its soft token stands and begins behind the one before; their positions, in the source's
         tokens or by rank, are scaled to the reader's tokens. Those behind the text (slots) share it equally.
         """
-        soft, columns = self._soft_columns, self._text_columns
-        rank = soft.valid.long().cumsum(1) * soft.valid
+        soft = self._soft_columns
+        return self._spans(soft.valid, soft.positions, self.delivered.end)
+
+    @property
+    def source_spans(self) -> Tensor:
+        """`spans` of all latents of the message, whatever the reader gets of them."""
+        found = self.encoded.whole
+        return self._spans(found.valid, found.positions, found.length)
+
+    def _spans(self, valid: Tensor, positions: Tensor, end: Tensor) -> Tensor:
+        columns, source = self._text_columns, end[:, None].clamp_min(1)
+        rank = valid.long().cumsum(1) * valid
         count = rank.amax(1, keepdim=True).clamp_min(1)
-        source = self.delivered.end[:, None].clamp_min(1)
-        behind = torch.where(soft.valid, soft.positions, 0).amax(1, keepdim=True) >= source
-        ends = torch.where(behind, rank / count, (soft.positions + 1) / source)
-        ends = torch.where(soft.valid, ends, 0.0)
+        behind = torch.where(valid, positions, 0).amax(1, keepdim=True) >= source
+        ends = torch.where(behind, rank / count, (positions + 1) / source)
+        ends = torch.where(valid, ends, 0.0)
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends.cummax(1).values[:, :-1]], 1)
         place = ((columns.positions + 0.5) / self.text.end[:, None].clamp_min(1))[:, None]
         member = (starts[..., None] < place) & (place <= ends[..., None]) & columns.valid[:, None]

@@ -14,6 +14,7 @@ from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Split
+from latentwire.training import checkpoints
 from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.config import Fit
 from latentwire.training.fit.feed import Feed
@@ -24,6 +25,7 @@ from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
+from latentwire.wires.bridge import ridge
 from latentwire.wires.latent.modules import LatentModules, fingerprint
 from latentwire.wires.latent.readers import save
 
@@ -50,10 +52,12 @@ def fit(
         start: a trained wire to go on from, with steps, optimizer and all that adapts begun anew.
 
     Raises:
-        UserError: the data cannot be used, or the wire to start from lacks a piece.
+        UserError: the data cannot be used, the wire to start from lacks a piece, or an objective or `ridge` asks
+            for other pieces than the wire has.
         RuntimeError: a reader's weights have changed.
     """
-    trainee = _Fitting(readers, source, settings, log, start)
+    resumes = checkpoints.find(folder / "checkpoints" / "last") is not None
+    trainee = _Fitting(readers, source, settings, log, start, solved=resumes)
     training = Training(trainee, settings, folder, log)
     training.train(progress)
     done = training.finish()
@@ -72,6 +76,7 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
     """
     modules = LatentModules(settings.wire, readers, source)
     begin(modules, readers, settings, start)
+    _check_pieces(modules, readers, settings)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
         found = passages(settings.data, readers, split, 1)
@@ -84,8 +89,18 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
                 modules.after_anchor(lm)
 
 
+def _check_pieces(modules: LatentModules, readers: Mapping[str, LM], settings: Fit) -> None:
+    for each in settings.objectives:
+        each.check(modules, readers)
+    if settings.ridge is not None:
+        ridge.check(modules, readers)
+
+
 class _Fitting:
-    """What the loop asks of a wire's training."""
+    """What the loop asks of a wire's training.
+
+    solved: a snapshot takes the place of what `ridge` would find.
+    """
 
     def __init__(
         self,
@@ -94,6 +109,8 @@ class _Fitting:
         settings: Fit,
         log: Callable[[str], None],
         start: Path | None = None,
+        *,
+        solved: bool = False,
     ) -> None:
         self.settings, self._frozen = settings, dict(readers)
         prints = {name: fingerprint(lm) for name, lm in {**readers, source.name: source}.items()}
@@ -109,8 +126,15 @@ class _Fitting:
         teachings = {name: Teaching(lm, log) for name, lm in readers.items()}
         self.step: nn.Module = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
         self._check_carriers()
+        _check_pieces(self.modules, readers, settings)
+        if settings.ridge is not None and start is not None:
+            raise UserError("ridge: found a wire to start from, expected none, since it makes the wire anew.")
         wanted = settings.contexts or settings.steps * settings.passages
         train = passages(settings.data, readers, "train", wanted)
+        if settings.ridge is not None and not solved:
+            shares = ridge.begin(self.modules, readers, [each.context for each in train], settings.ridge)
+            for name, share in shares.items():
+                log(f"ridge: {share:.3f} of the variance of {name}'s keys and values explained")
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
         self._feed = Feed(settings, train, self._devices, self._after)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)

@@ -36,7 +36,7 @@ def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.devi
     """`(B, T, S)`: each of T wanted tokens as a mixture of S found ones, by how many characters they share.
 
     One that shares no character with any (BOS, a line break that only one tokenizer writes) is the last found one
-    that begins no later. Rows of padding are zero.
+    that ends no later than it begins, or else the first. Rows of padding are zero.
     """
     wanted_at, wanted_valid = _padded(wanted, device)
     found_at, found_valid = _padded(found, device)
@@ -44,7 +44,7 @@ def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.devi
     end = torch.minimum(wanted_at[:, :, None, 1], found_at[:, None, :, 1])
     shared = (end - start).clamp_min(0).float() * found_valid[:, None]
     total = shared.sum(-1, keepdim=True)
-    earlier = (found_at[:, None, :, 0] <= wanted_at[:, :, None, 0]) & found_valid[:, None]
+    earlier = (found_at[:, None, :, 1] <= wanted_at[:, :, None, 0]) & found_valid[:, None]
     last = earlier.long().cumsum(-1).argmax(-1)
     alone = torch.nn.functional.one_hot(last, shared.shape[-1]).float()
     mixed = torch.where(total > 0, shared / total.clamp_min(1), alone)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +16,14 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.tapping import depth, tapping
 from latentwire.lm.tokenizing import Tokenizing
-from latentwire.wires.bridge.align import marked, overlaps
+from latentwire.wires.bridge.align import Spans, marked, overlaps
 from latentwire.wires.bridge.translators import Cross, States, Translator
 from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
+
+if TYPE_CHECKING:
+    from latentwire.wires.latent.modules import LatentModules
 
 
 class SourceEncoder(EncoderConfig):
@@ -28,7 +31,8 @@ class SourceEncoder(EncoderConfig):
 
     layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half.
     states: hidden states, or keys and values. unrotate: whether keys lose their rotation, so that they say what a
-        token is and not where it stands.
+        token is and not where it stands. even: whether those of every layer and token are brought to one size,
+        which a linear map cannot undo.
     mask: how the source reads the context. align: the model whose tokens the states are brought to, by the
         characters that they stand for; None leaves them at the source's own.
     select: which columns become latents. width: of a latent.
@@ -38,6 +42,7 @@ class SourceEncoder(EncoderConfig):
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     states: Literal["hidden", "keys"] = "hidden"
     unrotate: bool = True
+    even: bool = True
     mask: Literal["causal", "prefix"] = "causal"
     align: str | None = None
     select: Select = Anchors()
@@ -53,11 +58,10 @@ class SourceEncoder(EncoderConfig):
 
 
 @dataclass(frozen=True, eq=False)
-class _Read:
-    """Columns of B contexts: content `(B, T, S)`, valid `(B, T)`, and how many tokens each has, `(B,)`."""
+class Read:
+    """What the source holds of B contexts. length: `(B,)`, how many columns each has."""
 
-    content: Tensor
-    valid: Tensor
+    states: States
     length: Tensor
 
 
@@ -72,36 +76,45 @@ class Source(nn.Module):
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
         self._marked = marked(lm.format, lm)
-        width = self._read(["A few words."]).content.shape[-1]
+        width = self.read(["A few words."]).states.content.shape[-1]
         self.translator = settings.translator.build(width, settings.width, settings.select.slots).to(lm.device)
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         """Latents of B contexts, M vectors each; those of one never depend on another's."""
-        read = self._read(contexts)
-        slots = self.settings.select.slots
-        if slots:
-            weights, places = None, spread(read.length, slots)
-            kept = torch.ones_like(places, dtype=torch.bool)
-        else:
-            weights = self.settings.select.weights(read.valid)
-            kept = weights.any(-1)
-            column = torch.arange(weights.shape[-1], device=weights.device)
-            places = torch.where(kept, ((weights > 0) * column).amax(-1), 0)
-        vectors = self.translator(States(read.content, read.valid, weights, places))
-        return Latents(valid=kept, positions=places, length=read.length, vectors=vectors)
+        return self.translate(self.read(contexts))
+
+    def translate(self, read: Read) -> Latents:
+        """The latents of contexts that were read."""
+        states = read.states
+        vectors = self.translator(states)
+        return Latents(valid=states.real, positions=states.places, length=read.length, vectors=vectors)
 
     @torch.no_grad()
-    def _read(self, contexts: Sequence[str]) -> _Read:
+    def read(self, contexts: Sequence[str]) -> Read:
+        """What the translator gets; nothing of it is ever trained."""
+        content, valid = self._columns(contexts)
+        length, slots = valid.sum(1), self.settings.select.slots
+        if slots:
+            weights, places = None, spread(length, slots)
+        else:
+            weights = self.settings.select.weights(valid)
+            column = torch.arange(weights.shape[-1], device=weights.device)
+            places = ((weights > 0) * column).amax(-1)
+        return Read(States(content, valid, weights, places, tuple(contexts)), length)
+
+    def spans(self, contexts: Sequence[str]) -> list[Spans]:
+        """Where the columns of each context begin and end, in characters."""
+        return [(self._wanted or self._marked)(each)[1] for each in contexts]
+
+    def _columns(self, contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
+        """`(B, T, S)`, and which columns are no padding, `(B, T)`."""
         lm = self._lm
         if self._wanted is None:
-            content, valid = self._states([lm.format.before(each, lm) for each in contexts])
-            return _Read(content, valid, valid.sum(1))
+            return self._states([lm.format.before(each, lm) for each in contexts])
         found = [self._marked(each) for each in contexts]
         content, _ = self._states([ids for ids, _ in found])
-        wanted = [self._wanted(each)[1] for each in contexts]
-        mixed = overlaps(wanted, [spans for _, spans in found], lm.device)
-        valid = mixed.any(-1)
-        return _Read(mixed @ content, valid, valid.sum(1))
+        mixed = overlaps(self.spans(contexts), [spans for _, spans in found], lm.device)
+        return mixed @ content, mixed.any(-1)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
         """`(B, T, S)` in float32, every layer's brought to one size, and which columns are no padding."""
@@ -123,7 +136,17 @@ class Source(nn.Module):
                 parts += [each.transpose(1, 2).flatten(2).to(lm.device) for each in (key, memory.values[layer])]
         # What stands in padding may be anything, even no number.
         parts = [each.float().masked_fill(~valid[..., None], 0) for each in parts]
-        return torch.cat([F.layer_norm(each, each.shape[-1:]) for each in parts], -1), valid
+        if self.settings.even:
+            parts = [F.layer_norm(each, each.shape[-1:]) for each in parts]
+        return torch.cat(parts, -1), valid
+
+
+def described(modules: LatentModules) -> str:
+    """A wire's encoder, and its translator if it has one, for a sentence about what was found."""
+    encoder = modules.config.encoder
+    if isinstance(encoder, SourceEncoder):
+        return f"the encoder source with the translator {encoder.translator.kind}"
+    return f"the encoder {encoder.kind}"
 
 
 def _layers(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:

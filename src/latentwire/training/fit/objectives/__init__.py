@@ -9,6 +9,7 @@ from pydantic import Field
 from latentwire.training.fit.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
 from latentwire.training.fit.objectives.base import Term
 from latentwire.training.fit.objectives.contexts import Gist, Reconstruct
+from latentwire.training.fit.objectives.flow import FlowMatching
 from latentwire.training.fit.objectives.imitation import Imitate
 from latentwire.training.fit.objectives.messages import Align, InfoNce, Manifold, Scale
 from latentwire.training.fit.objectives.teaching import Distill, DistillHidden
@@ -20,6 +21,7 @@ __all__ = [
     "Distill",
     "DistillHidden",
     "FirstTokens",
+    "FlowMatching",
     "Gist",
     "GrowingTokens",
     "Imitate",
@@ -44,6 +46,7 @@ Objective = Annotated[
     | InfoNce
     | Reconstruct
     | Gist
-    | Imitate,
+    | Imitate
+    | FlowMatching,
     Field(discriminator="kind"),
 ]

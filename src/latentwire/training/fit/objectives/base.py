@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar
 
 import torch.nn.functional as F
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from latentwire.lm.model import LM
     from latentwire.lm.prefix import Forced
     from latentwire.training.fit.evidence import Evidence
+    from latentwire.wires.latent.modules import LatentModules
 
 
 class Term(Settings):
@@ -43,6 +45,9 @@ class Term(Settings):
 
         None where it could not be computed for lack of memory: such steps are counted.
         """
+
+    def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
+        """Raise a `UserError` if the wire is none that it can say anything about."""
 
     def weight_at(self, share: float) -> float:
         """The weight when `share` of the steps are done, 0 to 1."""

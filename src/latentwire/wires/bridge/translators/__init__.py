@@ -6,8 +6,9 @@ from pydantic import Field
 
 from latentwire.wires.bridge.translators.base import States
 from latentwire.wires.bridge.translators.cross import Cross
-from latentwire.wires.bridge.translators.mlp import Mlp
+from latentwire.wires.bridge.translators.dit import Dit, Flow
+from latentwire.wires.bridge.translators.mlp import ColumnMap, Mlp
 
-__all__ = ["Cross", "Mlp", "States", "Translator"]
+__all__ = ["ColumnMap", "Cross", "Dit", "Flow", "Mlp", "States", "Translator"]
 
-Translator = Annotated[Cross | Mlp, Field(discriminator="kind")]
+Translator = Annotated[Cross | Mlp | Dit, Field(discriminator="kind")]

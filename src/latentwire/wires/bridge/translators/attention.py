@@ -14,15 +14,16 @@ class Near(nn.Module):
     context twice as long is no new situation.
 
     Args:
-        width: of queries and of what is attended to; `heads` divide it.
+        width: of queries and of what is attended to; `heads` divide it. near: without it no place is known.
     """
 
-    def __init__(self, width: int, heads: int, dropout: float = 0.0) -> None:
+    def __init__(self, width: int, heads: int, dropout: float = 0.0, *, near: bool = True) -> None:
         super().__init__()
         self._heads, self._dropout = heads, dropout
         self.query, self.out = nn.Linear(width, width), nn.Linear(width, width)
         self.key, self.value = nn.Linear(width, width, bias=False), nn.Linear(width, width)
-        self.slope = nn.Parameter(-torch.log(torch.tensor(2.0)) * torch.arange(heads).float())
+        slope = -torch.log(torch.tensor(2.0)) * torch.arange(heads).float()
+        self.slope = nn.Parameter(slope) if near else None
 
     def forward(self, asking: Tensor, asked: Tensor, apart: Tensor, valid: Tensor) -> Tensor:
         """`(B, M, width)`.
@@ -31,7 +32,10 @@ class Near(nn.Module):
             asking: `(B, M, width)`. asked: `(B, T, width)`. apart: `(B, M, T)`, distances in columns. valid:
                 `(B, T)`, at least one in each row.
         """
-        near = -apart[:, None] * self.slope.exp()[:, None, None]
+        if self.slope is None:
+            near = torch.zeros_like(apart)[:, None]
+        else:
+            near = -apart[:, None] * self.slope.exp()[:, None, None]
         near = near.masked_fill(~valid[:, None, None], float("-inf"))
         query, key, value = (
             each.unflatten(-1, (self._heads, -1)).transpose(1, 2)

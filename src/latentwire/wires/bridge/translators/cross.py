@@ -48,10 +48,10 @@ class _Cross(nn.Module):
             content = layer(content, apart, valid)
         if self.queries is None:
             assert states.weights is not None
-            asking, real = states.weights.to(content) @ content, states.weights.any(-1)
+            asking = states.weights.to(content) @ content
         else:
             asking = self.queries.expand(len(content), -1, -1)
-            real = torch.ones_like(states.places, dtype=torch.bool)
+        real = states.real
         places = states.places.float()
         among, across = (places[:, :, None] - places[:, None]).abs(), (places[:, :, None] - at[:, None]).abs()
         for layer in self.layers:

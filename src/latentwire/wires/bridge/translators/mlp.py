@@ -17,13 +17,15 @@ class Mlp(TranslatorConfig):
     kind: Literal["mlp"] = "mlp"
     hidden: int = Field(default=512, ge=1)
 
-    def build(self, source: int, width: int, slots: int) -> nn.Module:
+    def build(self, source: int, width: int, slots: int) -> ColumnMap:
         if slots:
             raise UserError("translator: mlp makes latents of columns, found a fixed number, expected anchors.")
-        return _Mlp(self, source, width)
+        return ColumnMap(self, source, width)
 
 
-class _Mlp(nn.Module):
+class ColumnMap(nn.Module):
+    """A linear map, `skip`, and what a hidden layer adds to it."""
+
     def __init__(self, settings: Mlp, source: int, width: int) -> None:
         super().__init__()
         self.skip = nn.Linear(source, width)

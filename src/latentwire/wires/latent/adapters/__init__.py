@@ -13,7 +13,8 @@ from latentwire.wires.latent.adapters.both import Both
 from latentwire.wires.latent.adapters.deep_prefix import DeepPrefix
 from latentwire.wires.latent.adapters.embeddings import Embeddings
 from latentwire.wires.latent.adapters.native import Native
+from latentwire.wires.latent.adapters.projected import Projected
 
-__all__ = ["Adapter", "Both", "DeepPrefix", "Delivered", "Embeddings", "Native"]
+__all__ = ["Adapter", "Both", "DeepPrefix", "Delivered", "Embeddings", "Native", "Projected"]
 
-Adapter = Annotated[Native | Embeddings | DeepPrefix | Both, Field(discriminator="kind")]
+Adapter = Annotated[Native | Embeddings | DeepPrefix | Projected | Both, Field(discriminator="kind")]

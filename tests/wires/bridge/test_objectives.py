@@ -1,0 +1,157 @@
+"""A flow follows its aims without letting the reader see them, and imitation ends at the wire that it imitates."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from latentwire.errors import UserError
+from latentwire.lm.model import LM
+from latentwire.training.fit.fit import check
+from latentwire.training.fit.objectives import AnswerCrossEntropy, FlowMatching, Imitate
+from latentwire.wires.latent.adapters import Embeddings
+from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.select import Anchors
+from tests.wires.bridge.build import TRANSLATORS, bridge, reader_lm, saved, source_lm
+from tests.wires.bridge.training import one_step, settings, train
+
+DIT = TRANSLATORS["dit-attention-guided"].model_copy(update={"drop": 0.5})
+WIDE = {"translator": DIT, "width": 24}
+"""Latents as wide as the reader's embeddings."""
+
+
+def flows(source, reader, teacher="answer", **changes):
+    modules, step, part = one_step(source, reader, (FlowMatching(teacher=teacher),), **{**WIDE, **changes})
+    return modules, step.evidence(part)[0]
+
+
+@pytest.mark.parametrize("teacher", ["answer", "prompt"])
+def test_the_flow_is_learned_by_the_translator_alone(teacher, source, reader):
+    modules, one = flows(source, reader, teacher, count=8)
+    loss = FlowMatching(teacher=teacher).loss(one)
+    loss.backward()
+    assert float(loss.detach()) > 0
+    for name, each in modules.pieces().items():
+        learns = name.startswith("encoder.translator")
+        assert (each.grad is not None and bool(each.grad.any())) == learns, name
+
+
+@pytest.mark.parametrize("teacher", ["answer", "prompt"])
+def test_a_step_with_the_flow_sends_what_a_step_without_it_sends(teacher, source, reader):
+    """The earlier bridge let its reader read noise mixed with the answer."""
+    modules, one = flows(source, reader, teacher)
+    alone = modules(one.contexts).flat()
+    FlowMatching(teacher=teacher).loss(one)
+    assert torch.equal(one.message.flat(), alone)
+    other = flows(source, reader, teacher)[1]
+    other.questions.labels[other.questions.labels >= 0] = 7
+    assert torch.equal(other.message.flat(), alone), "the message knows the answer"
+    assert (FlowMatching(teacher=teacher).loss(other) != FlowMatching(teacher=teacher).loss(one)) == (
+        teacher == "answer"
+    )
+
+
+@torch.no_grad()
+def test_aims_are_the_answers_tokens_or_the_mean_of_the_texts(source, reader):
+    _, one = flows(source, reader)
+    aims, told = FlowMatching()._answers(one)
+    for row in range(3):
+        labels = one.questions.labels[row]
+        ids = labels[labels >= 0].tolist()[: int(told[row].sum())]
+        torch.testing.assert_close(aims[row, : len(ids)], reader.embed(torch.tensor(ids)))
+        rest = aims[row, len(ids) :]
+        torch.testing.assert_close(rest, reader.embed(torch.tensor([2])).expand_as(rest))
+    aims, told = FlowMatching()._prompts(one)
+    assert bool((told <= one.encoded.whole.valid).all())
+    text = one.text_embeddings
+    # The first latent is the first column alone, and together the latents stand for every token once.
+    torch.testing.assert_close(aims[:, 0], text[:, 0])
+    assert torch.equal(one.source_spans.sum(1), one.text_valid.float())
+
+
+@torch.no_grad()
+def test_a_flow_that_leads_to_the_aims_has_no_loss_left(source, reader, monkeypatch):
+    _, one = flows(source, reader)
+    translator, states = one.encoded.modules.encoder.translator, one.encoded.states
+    aims = F.rms_norm(FlowMatching()._answers(one)[0], (24,))
+    monkeypatch.setattr(
+        translator, "_velocity", lambda point, at, known: (aims - point) / (1 - at[:, None, None]).clamp_min(1e-6)
+    )
+    assert float(FlowMatching().loss(one)) / one.labels < 1e-6
+    made = F.rms_norm(translator(states), (24,))
+    torch.testing.assert_close(made[states.real], aims[states.real], rtol=1e-4, atol=1e-4)
+
+
+def test_the_source_reads_once_for_all_objectives(source, reader, monkeypatch):
+    objectives = (AnswerCrossEntropy(), FlowMatching(teacher="prompt"))
+    _, step, part = one_step(source, reader, objectives, **WIDE)
+    passes = []
+    honest = LM.run
+    monkeypatch.setattr(LM, "run", lambda self, *a, **o: (passes.append(self.name), honest(self, *a, **o))[1])
+    step(part)
+    assert passes == [source.name, reader.name]
+
+
+@pytest.mark.parametrize(
+    ("wire", "found"),
+    [
+        ({"width": 24}, "found the encoder source with the translator mlp, expected the encoder source with the"),
+        ({"translator": DIT}, "found latents of width 16, expected the 24 of reader's embeddings"),
+    ],
+)
+def test_what_the_flow_cannot_lead_to_is_refused_before_a_step(wire, found, tmp_path):
+    source, reader = source_lm(), reader_lm()
+    asked = settings(source, reader, objectives=(AnswerCrossEntropy(), FlowMatching()), wire=wire)
+    with pytest.raises(UserError, match=f"objectives: flow {found}"):
+        check({reader.name: reader}, source, asked)
+    with pytest.raises(UserError, match=f"objectives: flow {found}"):
+        train(tmp_path, objectives=(AnswerCrossEntropy(), FlowMatching()), wire=wire)
+
+
+def test_the_flow_refuses_another_encoder_and_an_automatic_scale():
+    lm = source_lm()
+    config = LatentConfig(source=lm.name, encoder=SelfEncoder(), adapters={lm.name: Embeddings()})
+    asked = settings(lm, lm).model_copy(update={"wire": config, "objectives": (FlowMatching(),)})
+    with pytest.raises(UserError, match="flow found the encoder self, expected"):
+        check({lm.name: lm}, lm, asked)
+    with pytest.raises(ValueError, match="flow: found auto"):
+        FlowMatching(auto=True)
+    reader = reader_lm()
+    asked = settings(lm, reader, objectives=(FlowMatching(reader="wren"),), wire=WIDE)
+    with pytest.raises(UserError, match="found the reader 'wren', expected one of reader"):
+        check({"reader": reader}, lm, asked)
+
+
+@pytest.fixture
+def imitated(reader, tmp_path):
+    """A finished bridge that stands in a folder, with its source."""
+    source = saved(source_lm(), tmp_path)
+    made = {"align": reader.name, "translator": TRANSLATORS["mlp"]}
+    bridge(source, reader, "deep_prefix", **made).save(tmp_path / "wire")
+    return source, str(tmp_path / "wire"), made
+
+
+def test_a_wire_that_imitates_itself_has_come_to_its_end(imitated, reader):
+    source, folder, made = imitated
+    objective = Imitate(wire=folder)
+
+    def apart(**changes):
+        modules, step, part = one_step(source, reader, (objective,), "deep_prefix", **{**made, **changes})
+        return modules, objective.loss(step.evidence(part)[0])
+
+    assert float(apart()[1].detach()) < 1e-6
+    modules, far = apart(translator=TRANSLATORS["cross"])
+    far.backward()
+    assert float(far.detach()) > 1
+    assert all(each.grad.any() for name, each in modules.pieces().items() if "adapters" in name)
+
+
+def test_imitation_wants_as_many_latents(imitated, reader):
+    source, folder, made = imitated
+    for changes in ({"select": Anchors(ratio=2)}, {"align": None}):
+        _, step, part = one_step(source, reader, (Imitate(wire=folder),), "deep_prefix", **{**made, **changes})
+        with pytest.raises(UserError, match=r"imitate found \d+ latents of keys and values, expected the \d+ of"):
+            step(part)
+    _, step, part = one_step(source, reader, (Imitate(wire=folder),), "embeddings", **made)
+    with pytest.raises(UserError, match="imitate found 0 latents of keys and values"):
+        step(part)
