@@ -146,7 +146,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cautions(found: Summary) -> Iterator[str]:
-    """What a reader of the scores must know: arms that leak, prompts whose end the answer would change, examples
+    """What a reader of the scores must know: arms that leak or know the question, prompts whose end the answer would change, examples
     that an arm was not asked."""
     told = found["derived"]["evaluations"]
     if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
@@ -154,6 +154,8 @@ def _cautions(found: Summary) -> Iterator[str]:
             f"LEAKS: in {', '.join(leaking)} scored tokens see themselves; "
             "these numbers measure no reading and are to be compared with nothing."
         )
+    if aware := [f"{name}/{arm}" for name, each in told.items() for arm in each["question_aware"]]:
+        yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
     unstable: dict[str, int] = {}
     for each in told.values():
         for task, count in each["unstable"].items():

@@ -25,11 +25,11 @@ from latentwire.studies.spec import TRAINED, Evaluate, Gate, Study
 from latentwire.studies.spec import Comparison as Asked
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 5
+_FORM = 6
 """Counted up when a summary of the same runs comes to hold something else."""
 ENDED = ("done", "rejected")
 """Of a run that has results."""
-_TOLD = ("leaks", "unstable", "skipped", "floors", "sizes")
+_TOLD = ("leaks", "question_aware", "unstable", "skipped", "floors", "sizes")
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
