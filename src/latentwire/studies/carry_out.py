@@ -127,7 +127,13 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
         start = locate(stage.start_wire)
     with log.progress(folder.parent.name, "steps") as report:
         found = fit(
-            reading, models[stage.wire.source], stage.settings(), folder, start=start, log=log, progress=report
+            reading,
+            models[stage.wire.source],
+            stage.settings(readers.wire),
+            folder,
+            start=start,
+            log=log,
+            progress=report,
         )
     told = _told(found, log)
     if stage.accept:

@@ -17,7 +17,7 @@ from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
-from latentwire.studies.spec import Evaluate, FileTask, Finetune, FitWire, Source, Study
+from latentwire.studies.spec import TRAINED, Evaluate, FileTask, Finetune, FitWire, Source, Study
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
@@ -160,12 +160,13 @@ def _tasks(study: Study) -> list[Task]:
 
 
 def _wires(stage: Evaluate | Finetune | FitWire) -> dict[str, Input]:
-    """The trained wires that a stage reads over or starts from and that no stage of the study trains."""
+    """The trained wires that a stage reads over, starts from or imitates and that no stage of the study trains."""
     paths: list[str] = []
     if isinstance(stage, Evaluate):
         paths = [arm.wire.path for arm in stage.read() if isinstance(arm.wire, Latent)]
-    elif isinstance(stage, FitWire) and stage.start_wire is not None:
-        paths = [stage.start_wire]
+    elif isinstance(stage, FitWire):
+        paths = [] if stage.start_wire is None else [stage.start_wire]
+        paths += [each.wire for each in stage.imitations if not each.wire.startswith(TRAINED)]
     folders = {path: locate(path) for path in paths}
     return {
         f"wire {path}": Input(

@@ -51,6 +51,8 @@ def screen(study: Study, found: Summary) -> RenderableType:
 
 def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]:
     yield _scores(study, found, brief)
+    if found["derived"]["oracles"]:
+        yield _oracles(found, brief)
     if found["comparisons"]:
         yield _comparisons(found)
     if found["derived"]["effects"]:
@@ -187,6 +189,17 @@ def _marked(found: Summary, reading: str) -> str:
     stage, _, arm = reading.partition("/")
     leaks = found["derived"]["evaluations"].get(stage, {}).get("leaks", ())
     return f"{reading} (LEAKS)" if arm in leaks else reading
+
+
+def _oracles(found: Summary, brief: bool) -> Section:
+    oracles = found["derived"]["oracles"]
+    tasks = [task for task in next(iter(oracles.values()))["metrics"] if not brief or "/" not in task]
+    rows = [
+        [name, ", ".join(each["of"]), *(_number(next(iter(each["metrics"][task].values()))) for task in tasks)]
+        for name, each in oracles.items()
+    ]
+    note = "The best of its readings, example by example, picked by the right answer: a bound, no reading."
+    return Section("Oracles", ["oracle", "of", *tasks], rows, [note])
 
 
 def _comparisons(found: Summary) -> Section:
