@@ -110,6 +110,21 @@ def test_an_oracle_is_the_best_of_its_readings_with_an_interval(done: runner.Car
     assert everything >= oracle["metrics"]["macro"]["primary"]["value"]
 
 
+def test_the_share_of_invalid_answers_is_told(done: runner.Carried) -> None:
+    found = done.summary["derived"]["invalid"]
+    assert {reading: list(of) for reading, of in found.items()} == {
+        f"{stage}/{arm}": ["one_hop"]
+        for stage, arms in done.summary["stages"].items()
+        for arm in arms["metrics"]
+    }
+    for reading, of in found.items():
+        stage, arm = reading.split("/")
+        outcomes = read_outcomes(done.runs[stage].folder / "outcomes.jsonl")
+        errors = [o.error for o in outcomes if o.arm == arm and o.task == "one_hop"]
+        assert of["one_hop"]["value"] == pytest.approx(errors.count("unreadable") / len(errors))
+    assert "## Invalid answers" in (done.folder / "summary.md").read_text()
+
+
 def test_readings_of_two_models_are_compared_and_derived_from(done: runner.Carried) -> None:
     compared = {each["name"]: each for each in done.summary["comparisons"]}
     assert set(compared) == {"G", "headroom", "models"}

@@ -51,6 +51,9 @@ def screen(study: Study, found: Summary) -> RenderableType:
 
 def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]:
     yield _scores(study, found, brief)
+    shares = [number["value"] for of in found["derived"]["invalid"].values() for number in of.values()]
+    if any(shares) or (shares and not brief):
+        yield _invalid(found, brief)
     if found["derived"]["oracles"]:
         yield _oracles(found, brief)
     if found["comparisons"]:
@@ -189,6 +192,18 @@ def _marked(found: Summary, reading: str) -> str:
     stage, _, arm = reading.partition("/")
     leaks = found["derived"]["evaluations"].get(stage, {}).get("leaks", ())
     return f"{reading} (LEAKS)" if arm in leaks else reading
+
+
+def _invalid(found: Summary, brief: bool) -> Section:
+    by_reading = found["derived"]["invalid"]
+    tasks = list(dict.fromkeys(task for of in by_reading.values() for task in of))
+    rows = [
+        [_marked(found, reading), *(_number(of[task]) if task in of else "" for task in tasks)]
+        for reading, of in by_reading.items()
+        if not brief or any(number["value"] for number in of.values())
+    ]
+    note = "The share of answers that could not be read (no `#### N`, or nothing at all); they count as wrong."
+    return Section("Invalid answers", ["reading", *tasks], rows, [note])
 
 
 def _oracles(found: Summary, brief: bool) -> Section:

@@ -14,7 +14,7 @@ from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
 from latentwire.evaluation.statistics import Comparison, compare, holm, members
-from latentwire.evaluation.summary import Metrics, by_arm, summarize
+from latentwire.evaluation.summary import Metrics, Number, by_arm, invalid, summarize
 from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
 from latentwire.runs.store import Run
@@ -42,6 +42,7 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
         if isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] == "done"
         for arm, outcomes in by_arm(_outcomes(runs[name].folder)).items()
     }
+    unreadable = _invalid(plan, readings)
     readings |= _oracles(plan.study, readings)
     comparisons, further = _compare(plan.study, readings)
     effects = _effects(plan, runs, readings)
@@ -52,6 +53,7 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
         "derived": {
             "comparisons": further,
             "effects": [asdict(each) for each in effects],
+            "invalid": unreadable,
             "oracles": {
                 name: {"of": list(of), "metrics": summarize(readings[f"{ORACLES}/{name}"])[name]}
                 for name, of in plan.study.oracles.items()
@@ -165,6 +167,16 @@ def _compare(
             "single_seed": _trained(study, asked.a) or _trained(study, asked.b),
         }
     return compared, further
+
+
+def _invalid(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
+    """By reading and task, of those answered in words, the share of answers that could not be read."""
+    found: dict[str, dict[str, Number]] = {}
+    for reading, outcomes in readings.items():
+        for task in plan.tasks:
+            if task.answer != "choice" and (part := [o for o in outcomes if o.task == task.name]):
+                found.setdefault(reading, {})[task.name] = invalid(part)
+    return found
 
 
 def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, list[Outcome]]:
