@@ -53,7 +53,10 @@ STUDY: dict[str, Any] = {
         },
     },
     "effects": {"baseline": "source/text", "retained": ["target/text", "bridged/bridged"]},
-    "oracles": {"either": ["source/text", "target/text"], "all": ["source/text", "target/text", "bridged/bridged"]},
+    "oracles": {
+        "either": ["source/text", "target/text"],
+        "all": ["source/text", "target/text", "bridged/bridged"],
+    },
     "comparisons": [
         {"name": "G", "a": "bridged/bridged", "b": "target/none", "primary": True},
         {"name": "headroom", "a": "oracles/either", "b": "target/text"},
@@ -113,9 +116,7 @@ def test_an_oracle_is_the_best_of_its_readings_with_an_interval(done: runner.Car
 def test_the_share_of_invalid_answers_is_told(done: runner.Carried) -> None:
     found = done.summary["derived"]["invalid"]
     assert {reading: list(of) for reading, of in found.items()} == {
-        f"{stage}/{arm}": ["one_hop"]
-        for stage, arms in done.summary["stages"].items()
-        for arm in arms["metrics"]
+        f"{stage}/{arm}": ["one_hop"] for stage, arms in done.summary["stages"].items() for arm in arms["metrics"]
     }
     for reading, of in found.items():
         stage, arm = reading.split("/")
@@ -150,7 +151,10 @@ def test_the_tables_show_the_oracles_and_who_saw_the_question(done: runner.Carri
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"stages.bridge.objectives.1.wire": "stage:onw"}, "objectives.1.wire: found 'onw', expected a wire stage"),
+        (
+            {"stages.bridge.objectives.1.wire": "stage:onw"},
+            "objectives.1.wire: found 'onw', expected a wire stage",
+        ),
         ({"stages.bridge.objectives.1.wire": "stage:bridge"}, "objectives: found the stage itself"),
         ({"stages.own.objectives.1": {"kind": "imitate", "wire": "stage:bridge"}}, "objectives: found a circle"),
         ({"stages.own.wire.adapters": {WREN: {"kind": "native"}}}, "cannot read, expected one of its own"),
@@ -161,9 +165,7 @@ def test_the_tables_show_the_oracles_and_who_saw_the_question(done: runner.Carri
         ({"stages.oracles": {"kind": "evaluate", "arms": {"text": "text"}}}, "expected another name"),
     ],
 )
-def test_what_is_not_there_is_told_in_one_sentence(
-    changes: dict[str, Any], expected: str, tmp_path: Path
-) -> None:
+def test_what_is_not_there_is_told_in_one_sentence(changes: dict[str, Any], expected: str, tmp_path: Path) -> None:
     file = tmp_path / "study.yaml"
     own = {**OWN, "objectives": [{"kind": "answer_ce"}, {"kind": "distill"}]}
     file.write_text(json.dumps({**STUDY, "stages": {**STUDY["stages"], "own": own}}))

@@ -1,5 +1,6 @@
 """What every wire promises, whichever it is."""
 
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL, Prompt
 from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
@@ -244,6 +246,15 @@ def test_a_relays_question_is_seen_only_where_it_is_asked_for(bound):
     assert [blind.question_aware, seeing.question_aware] == [False, True]
     with pytest.raises(ValueError, match="send"):
         seeing.encode([PROMPTS[0].context])
+
+
+@pytest.mark.parametrize("spec", ["nth,ratio=3", "FOLDER", "CONSTANT"])
+def test_keys_and_values_with_nothing_behind_them_answer_nothing(lm, bound, spec):
+    """No column would be left whose state says what comes next: an answer would be that of padding."""
+    reader = copy(lm)
+    reader.format = PromptFormat(template="raw", anchor="")
+    with pytest.raises(UserError, match="nothing behind a context"):
+        bound(spec)([Prompt(context=PROMPTS[0].context, question="")], reader)
 
 
 def test_the_tail_that_an_answer_would_change_stays_causal(lm):

@@ -122,7 +122,9 @@ def _check_imitated(study: Study, name: str, stage: FitWire) -> None:
         for reader in [objective.reader] if objective.reader else stage.readers:
             if reader not in followed.wire.adapters:
                 read_by = ", ".join(followed.wire.adapters)
-                raise UserError(f"{key}: found a wire that {reader} cannot read, expected one of its own: {read_by}.")
+                raise UserError(
+                    f"{key}: found a wire that {reader} cannot read, expected one of its own: {read_by}."
+                )
 
 
 def _refuse_circle(study: Study, path: tuple[str, ...]) -> None:

@@ -73,8 +73,9 @@ class Relay(Sized, TextWire):
     @torch.no_grad()
     def _write(self, asked: Sequence[tuple[str, str]]) -> Message:
         """Of each context and question what the source says; nothing where there is no context."""
-        assert self._source is not None and self._reader is not None, "bind the wire to its reader first"
         source, reader = self._source, self._reader
+        assert source is not None, "bind the wire to its reader first"
+        assert reader is not None
         left = [each for each in dict.fromkeys(asked) if each[0]]
         if not left:
             return Texts(("",) * len(asked))
