@@ -27,6 +27,7 @@ SMALL = {
     "eval_samples": 2,
     "samples": 0,
     "warmup_steps": 0,
+    "precision": "fp32",
 }
 
 

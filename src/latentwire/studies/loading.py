@@ -96,7 +96,7 @@ def _text(study: str) -> tuple[str, str]:
 
 
 def _apart(value: Any) -> Any:
-    """The same value without anything shared: an alias is a copy, so that a change of one place is of that alone."""
+    """The same value with nothing shared: an alias is a copy, so that changing one place changes no other."""
     if isinstance(value, dict):
         return {key: _apart(each) for key, each in value.items()}
     return [_apart(each) for each in value] if isinstance(value, list) else value

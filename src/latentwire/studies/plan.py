@@ -230,8 +230,8 @@ def _training_data(stage: Finetune | FitWire) -> tuple[dict[str, Input], Any]:
         paths = data_files(stage.data.task, stage.data.data) if stage.data.data else {}
         files = {f"training data {part}": _file(path) for part, path in paths.items()}
         drawn = [] if files else [task.source("train") for task in resolve([stage.data.task], None) if task.apart]
-        samples = [_hash_of(list(islice(source, _TRAIN_SAMPLE))) for source in drawn]
-        return files, [stage.data.task, *(each.sha256 for each in files.values()), *samples]
+        made = [_hash_of(list(islice(source, _TRAIN_SAMPLE))) for source in drawn]
+        return files, [stage.data.task, *(each.sha256 for each in files.values()), *made]
     if isinstance(stage.data, TextPassages):
         file = _file(stage.data.path)
         return {"training data": file}, [file.sha256, stage.data.context, stage.data.continuation]

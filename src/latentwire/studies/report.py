@@ -151,8 +151,8 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cautions(found: Summary) -> Iterator[str]:
-    """What a reader of the scores must know: arms that leak or know the question, prompts whose end the answer would change, examples
-    that an arm was not asked."""
+    """What a reader of the scores must know: arms that leak or know the question, prompts whose end the answer
+    would change, examples that an arm was not asked."""
     told = found["derived"]["evaluations"]
     if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
         yield (

@@ -279,8 +279,8 @@ class Effects(Settings):
 
 
 class Comparison(Settings):
-    """A paired difference a − b, each STAGE/ARM or oracles/NAME. primary: planned, and Holm-corrected together with the other primary ones;
-    all others are exploratory. metric: the task's primary one if not named."""
+    """A paired difference a − b, each STAGE/ARM or oracles/NAME. primary: planned, and Holm-corrected together
+    with the other primary ones; all others are exploratory. metric: the task's primary one if not named."""
 
     name: Annotated[str, StringConstraints(min_length=1)]
     task: str = "macro"

@@ -50,7 +50,7 @@ def parse(text: str) -> Wire:
 
 
 def split(text: str) -> tuple[str, str]:
-    """A wire and what is written behind its last colon; "" where that colon is part of a model's name or a path."""
+    """A wire and what is written behind its last colon; "" where that colon belongs to a model's name or path."""
     spec, _, behind = text.rpartition(":")
     named = spec == "embedded" or spec.endswith("=embedded") or "," in behind
     return (text, "") if not (spec and behind) or named or Path(text).is_dir() else (spec, behind)
