@@ -36,6 +36,7 @@ _MIXED = {"sliding_window": WINDOW, "layer_types": ["sliding_attention", "full_a
 _OF_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
     "llama_tied": ("llama", {"tie_word_embeddings": True}),
+    "qwen2": ("qwen2", {}),
     "qwen3": ("qwen3", {}),
     "mistral": ("mistral", {"sliding_window": WINDOW}),
     "ministral3": ("ministral3", {"sliding_window": WINDOW}),

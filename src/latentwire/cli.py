@@ -65,7 +65,7 @@ def eval_(
         list[str] | None,
         typer.Option(
             help="WIRE[:VARIANT][@READER]; may be repeated. WIRE is KIND[,OPTION=VALUE]... (text, none, budget, "
-            "prune, repeat, leaky, nth, evict) or a trained one: embedded:NAME, its folder, or the folder of the "
+            "prune, repeat, leaky, nth, evict, relay) or a trained one: embedded:NAME, its folder, or that of the "
             "run that trained it. VARIANT is deranged or counterfactual, behind a wire that sends latents also "
             "zero, mean, 8bit, 6bit or 4bit. READER is a model that reads instead. "
             "[default: text, text,mask=prefix and none]"

@@ -14,7 +14,8 @@ import datasets
 
 from latentwire import wires
 from latentwire.errors import UserError
-from latentwire.evaluation.evaluate import evaluate, prepare, reading
+from latentwire.evaluation.evaluate import evaluate
+from latentwire.evaluation.items import prepare, reading
 from latentwire.evaluation.metrics import chance
 from latentwire.studies import loading, plan
 from latentwire.tasks import harness, resolve

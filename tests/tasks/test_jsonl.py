@@ -34,6 +34,16 @@ def test_answers_make_a_span_task_with_the_given_ids_and_groups(tmp_path):
     assert task.examples("train") == [first, second]  # the file is the file
 
 
+def test_worked_solutions_make_a_solution_task(tmp_path):
+    solved = {"context": "Ann has 2.", "question": "?", "answers": ["1 + 1 = 2\n#### 2"]}
+    assert (
+        jsonl.task(written(tmp_path, solved, solved | {"answers": ["#### $1,200.50"]}), "mine").answer
+        == "solution"
+    )
+    for other in (["2"], ["#### two"], ["#### 2", "2"]):
+        assert jsonl.task(written(tmp_path, solved, solved | {"answers": other}), "mine").answer == "span"
+
+
 @pytest.mark.parametrize("field", ["gold", "answer"])
 def test_choices_make_a_choice_task(tmp_path, field):
     task = jsonl.task(written(tmp_path, without(CHOICE, "gold") | {field: 1}), "mine")

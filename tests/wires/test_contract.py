@@ -1,5 +1,6 @@
 """What every wire promises, whichever it is."""
 
+from copy import copy
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,9 @@ import torch
 from latentwire import models, wires
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL, Prompt
 from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
@@ -30,6 +33,8 @@ SPECS = [
     "prune,tokens=4",
     "prune,ratio=2",
     "leaky",
+    "relay,ratio=2,source=SOURCE",
+    "relay,tokens=4,source=SOURCE,question=true",
 ]
 LATENT = [
     "nth,ratio=1",
@@ -45,7 +50,7 @@ LATENT = [
     "FOLDER:8bit",
     "CONSTANT",
 ]
-"""FOLDER stands for a trained wire's, CONSTANT for that of a learned prefix."""
+"""FOLDER stands for a trained wire's, CONSTANT for that of a learned prefix, SOURCE for another model's folder."""
 ALL = SPECS + LATENT
 HONEST = [spec for spec in ALL if spec != "leaky"]
 PROMPTS = [
@@ -62,7 +67,7 @@ def lm():
 
 @pytest.fixture(scope="module")
 def named(lm, tmp_path_factory):
-    """A wire by its name, with FOLDER and CONSTANT as folders."""
+    """A wire by its name, with FOLDER, CONSTANT and SOURCE as folders."""
     encoders = {"FOLDER": SelfEncoder(select=Anchors(ratio=3), rank=2), "CONSTANT": ConstantEncoder(tokens=3)}
     folders = {}
     for name, encoder in encoders.items():
@@ -73,6 +78,8 @@ def named(lm, tmp_path_factory):
             each.data += 0.1 * torch.randn_like(each)
         folders[name] = tmp_path_factory.mktemp(name)
         modules.save(folders[name])
+    folders["SOURCE"] = tmp_path_factory.mktemp("SOURCE") / "qwen3"
+    tiny_lm("qwen3", max_position_embeddings=512).save(folders["SOURCE"])
 
     def of(spec):
         for name, folder in folders.items():
@@ -93,7 +100,8 @@ def states(lm, prefix, answers):
 
 
 def test_every_kind_is_tested():
-    assert {each.split(",")[0] for each in ALL if each.islower()} == set(wires.KINDS)
+    kinds = {each.split(",")[0] for each in ALL}
+    assert {each for each in kinds if each.islower() and ":" not in each} == set(wires.KINDS)
 
 
 @pytest.mark.parametrize("spec", ALL)
@@ -128,7 +136,7 @@ def test_padding_columns_change_nothing(lm, bound, spec):
 def test_the_context_comes_from_the_message_alone(lm, bound, spec):
     """A wire that looked past its message at the prompt's context could not be a control."""
     wire = bound(spec)
-    message = wire.encode([PROMPTS[0].context])
+    message = wire.send(PROMPTS[:1])
     elsewhere = Prompt(context="something else entirely", question=PROMPTS[0].question)
     delivered = wire.deliver(message, [elsewhere], lm)
     assert torch.equal(states(lm, delivered, [[5, 6]]), states(lm, wire(PROMPTS[:1], lm), [[5, 6]]))
@@ -137,10 +145,12 @@ def test_the_context_comes_from_the_message_alone(lm, bound, spec):
 @pytest.mark.parametrize("spec", ALL)
 def test_the_message_is_counted_in_bytes(lm, bound, spec):
     wire = bound(spec)
-    message = wire.encode([prompt.context for prompt in PROMPTS])
+    message = wire.send(PROMPTS)
     if isinstance(message, Latents):
         *texts, nothing = message.nbytes()
         assert all(each > nothing or spec == "CONSTANT" for each in texts)
+    elif spec.startswith("relay"):
+        assert message.nbytes() == [len(text.encode()) for text in message.texts]
     else:
         assert all(0 <= n <= len(p.context.encode()) for n, p in zip(message.nbytes(), PROMPTS, strict=True))
     if spec.startswith("none"):
@@ -212,6 +222,41 @@ def test_budget_keeps_the_first_tokens_of_the_context(lm):
     assert wires.parse("budget,tokens=9999").bind(lm).encode([PROMPTS[0].context]).texts == (PROMPTS[0].context,)
 
 
+@pytest.mark.parametrize("size", ["ratio=2", "ratio=5", "tokens=3"])
+def test_a_relay_says_as_much_as_a_budget_keeps_and_what_it_says_is_the_sources(lm, named, bound, size):
+    spec = f"relay,{size},source=SOURCE"
+    contexts = [prompt.context for prompt in PROMPTS]
+    said, kept = bound(spec).encode(contexts).texts, bound(f"budget,{size}").encode(contexts).texts
+    for ours, theirs in zip(said, kept, strict=True):
+        counts = [len(lm.tokenizer(text, add_special_tokens=False)["input_ids"]) for text in (ours, theirs)]
+        assert counts[0] <= counts[1]
+    source = LM.load(named("SOURCE"))
+    ids = source.tokenizer(f"{contexts[0]}\nIn short:")["input_ids"]
+    free = source.generate(source.prefill(Prefix.of_tokens([ids])), Decoding(max_new_tokens=60))[0].text.strip()
+    assert said[0]
+    assert free.startswith(said[0])
+    assert said[2] == ""
+
+
+def test_a_relays_question_is_seen_only_where_it_is_asked_for(bound):
+    other = [Prompt(context=PROMPTS[0].context, question="How many fish are there in the town?")]
+    blind, seeing = (bound(f"relay,tokens=9,source=SOURCE{more}") for more in ("", ",question=true"))
+    assert blind.send(PROMPTS[:1]).texts == blind.send(other).texts
+    assert seeing.send(PROMPTS[:1]).texts != seeing.send(other).texts
+    assert [blind.question_aware, seeing.question_aware] == [False, True]
+    with pytest.raises(ValueError, match="send"):
+        seeing.encode([PROMPTS[0].context])
+
+
+@pytest.mark.parametrize("spec", ["nth,ratio=3", "FOLDER", "CONSTANT"])
+def test_keys_and_values_with_nothing_behind_them_answer_nothing(lm, bound, spec):
+    """No column would be left whose state says what comes next: an answer would be that of padding."""
+    reader = copy(lm)
+    reader.format = PromptFormat(template="raw", anchor="")
+    with pytest.raises(UserError, match="nothing behind a context"):
+        bound(spec)([Prompt(context=PROMPTS[0].context, question="")], reader)
+
+
 def test_the_tail_that_an_answer_would_change_stays_causal(lm):
     prompt = Prompt(context="Ada", question="Who?", unstable=2)
     blocks = wires.parse("text,mask=prefix")([prompt], lm).columns.blocks[0].tolist()
@@ -240,6 +285,10 @@ def test_the_tail_that_an_answer_would_change_stays_causal(lm):
         ("nth,ratio=4,control=zero", "expected OPTION=VALUE"),
         ("/tmp", "wire.json"),
         ("embedded:no-such-wire", "embedded:no-such-wire"),
+        ("relay,ratio=4", "required"),
+        ("relay,source=embedded:wren", "ratio or tokens"),
+        ("relay,ratio=4,source=embedded:wren:zero", "sends no latents"),
+        ("relay,ratio=4,source=embedded:wren,question=true,cue=Hm", "without question"),
     ],
 )
 def test_a_wrong_wire_is_told_in_one_sentence(text, part):

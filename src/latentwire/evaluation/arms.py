@@ -13,7 +13,7 @@ from latentwire.evaluation.variants import Variant, counterfactual, deranged
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.wires import CONTROLS, Wire
+from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -88,10 +88,10 @@ def parse(text: str) -> Arm:
         written, reader = text, ""
     elif not reader:
         raise UserError(f"wire: found {text!r}, expected a model behind '@'.")
-    spec, _, variant = written.rpartition(":")
-    if variant in VARIANTS and spec:
+    spec, variant = split(written)
+    if variant in VARIANTS:
         return Arm(parse_wire(spec), variant, reader or None)
-    if spec and spec != "embedded" and variant not in CONTROLS and not Path(written).is_dir():
+    if variant and variant not in CONTROLS:
         parse_wire(spec)
         valid = one_of(variant, (*VARIANTS, *CONTROLS))
         raise UserError(f"wire: found {variant!r} behind {spec}, expected {valid}.")

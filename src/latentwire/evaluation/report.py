@@ -63,6 +63,8 @@ class Report:
             yield wire_tables.cost_table(self.spent)
             if not any(arm.wire.question_aware for arm in self.arms):
                 yield "Contexts are compressed without the question: no message knows what will be asked."
+        if aware := [arm.label for arm in self.arms if arm.wire.question_aware]:
+            yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
         if (wrong := tables.errors(result)) is not None:
             yield wrong
         for each in self.tasks:

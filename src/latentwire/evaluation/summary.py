@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import TypedDict
 
 from latentwire.evaluation.outcomes import Outcome
@@ -61,6 +62,12 @@ def summarize(outcomes: Sequence[Outcome]) -> Metrics:
             else:
                 summary[arm][task] = {name: _number(estimate(part, name)) for name in common}
     return summary
+
+
+def invalid(outcomes: Sequence[Outcome]) -> Number:
+    """The share of one arm's answers to one task that could not be read, whatever the right one was."""
+    told = [replace(each, metrics={"unreadable": float(each.error == "unreadable")}) for each in outcomes]
+    return _number(estimate(told))
 
 
 def _number(found: Estimate) -> Number:

@@ -30,7 +30,8 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
 
     Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, by arm and task how many
-    examples its variant could not change (`skipped`) and sizes (`evaluation.sizes.Size`), tokens and seconds.
+    examples its variant could not change (`skipped`) and sizes (`evaluation.sizes.Size`), the arms that leak or
+    whose contexts are encoded with the question in sight, tokens and seconds.
 
     Raises:
         UserError: a prompt is longer than the model.
@@ -81,6 +82,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         "unstable": unstable,
         "skipped": _skipped(outcomes, arms.values(), {task: size // len(arms) for task, size in sizes.items()}),
         "leaks": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.leaks],
+        "question_aware": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.wire.question_aware],
         "tokens": sum(outcome.tokens for outcome in outcomes),
         "seconds": round(seconds, 1),
         "sizes": {arm: {task: asdict(size) for task, size in of.items()} for arm, of in measured.items()},
@@ -125,7 +127,13 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
         start = locate(stage.start_wire)
     with log.progress(folder.parent.name, "steps") as report:
         found = fit(
-            reading, models[stage.wire.source], stage.settings(), folder, start=start, log=log, progress=report
+            reading,
+            models[stage.wire.source],
+            stage.settings(readers.wire),
+            folder,
+            start=start,
+            log=log,
+            progress=report,
         )
     told = _told(found, log)
     if stage.accept:

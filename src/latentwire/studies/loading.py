@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from latentwire.errors import UserError, one_of
 from latentwire.studies import references
 from latentwire.studies.mistakes import SHARED, mistake, shown
+from latentwire.studies.naming import in_full
 from latentwire.studies.spec import Study
 from latentwire.training.fit.config import PRESETS
 
@@ -65,6 +66,10 @@ def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> 
     for change in changes:
         _set(raw, change)
     try:
+        raw = in_full(raw)
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
+    try:
         made = Study.model_validate(whole := _with_shared(raw))
     except ValidationError as error:
         raise UserError(f"{where}: {mistake(error, whole, raw)}") from error
@@ -90,9 +95,16 @@ def _text(study: str) -> tuple[str, str]:
         ) from error
 
 
+def _apart(value: Any) -> Any:
+    """The same value with nothing shared: an alias is a copy, so that changing one place changes no other."""
+    if isinstance(value, dict):
+        return {key: _apart(each) for key, each in value.items()}
+    return [_apart(each) for each in value] if isinstance(value, list) else value
+
+
 def _parse(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)  # a SafeLoader
+        return _apart(yaml.load(text, Loader=_Loader))  # a SafeLoader
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""

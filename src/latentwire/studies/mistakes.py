@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from latentwire.errors import one_of
+from latentwire.studies.naming import MODELS
 from latentwire.studies.spec import Study
 
 SHARED = "finetuning"
@@ -87,7 +88,7 @@ def _keys(path: Path, whole: Mapping[str, Any]) -> list[str]:
     kind = value.get("kind") if isinstance(value, dict) else None
     options = list(_models_at(path, whole))
     fitting = [option for option in options if kind in _kinds(option)] or options
-    return [*(name for option in fitting for name in option.model_fields), *([] if path else [SHARED])]
+    return [*(name for option in fitting for name in option.model_fields), *([] if path else [SHARED, MODELS])]
 
 
 def _models_at(path: Path, value: Any) -> Iterator[type[BaseModel]]:

@@ -17,11 +17,11 @@ from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
-from latentwire.studies.spec import Evaluate, FileTask, Finetune, FitWire, Source, Study
+from latentwire.studies.spec import TRAINED, Evaluate, FileTask, Finetune, FitWire, Source, Study
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
-from latentwire.tasks.world.reading import ask_all
+from latentwire.tasks.world.sums import training_passage
 from latentwire.training.config import FileData, WorldData
 from latentwire.training.fit.config import TaskPassages, TextPassages, WorldPassages
 from latentwire.wires.latent.wire import Latent, locate
@@ -160,12 +160,13 @@ def _tasks(study: Study) -> list[Task]:
 
 
 def _wires(stage: Evaluate | Finetune | FitWire) -> dict[str, Input]:
-    """The trained wires that a stage reads over or starts from and that no stage of the study trains."""
+    """The trained wires that a stage reads over, starts from or imitates and that no stage of the study trains."""
     paths: list[str] = []
     if isinstance(stage, Evaluate):
         paths = [arm.wire.path for arm in stage.read() if isinstance(arm.wire, Latent)]
-    elif isinstance(stage, FitWire) and stage.start_wire is not None:
-        paths = [stage.start_wire]
+    elif isinstance(stage, FitWire):
+        paths = [] if stage.start_wire is None else [stage.start_wire]
+        paths += [each.wire for each in stage.imitations if not each.wire.startswith(TRAINED)]
     folders = {path: locate(path) for path in paths}
     return {
         f"wire {path}": Input(
@@ -189,6 +190,8 @@ def _check_split(study: Study, tasks: Sequence[Task]) -> None:
                 named = stage.data.tasks
             elif isinstance(stage.data, WorldPassages):
                 named = stage.data.tiers
+            elif isinstance(stage.data, TaskPassages) and stage.data.data is None:
+                named = [stage.data.task]
             seen = {task.name for task in resolve(list(named), None)} if named else set()
             if shared := [task for task in world if task in seen]:
                 raise UserError(
@@ -222,11 +225,13 @@ def _ordered(study: Study) -> list[str]:
 def _training_data(stage: Finetune | FitWire) -> tuple[dict[str, Input], Any]:
     """The files that a training reads, and what stands for its data in its identity."""
     if isinstance(stage.data, WorldPassages):
-        return {}, [_hash_of(ask_all(stage.data.tiers, number)) for number in range(_TRAIN_SAMPLE)]
+        return {}, [_hash_of(training_passage(stage.data.tiers, number)) for number in range(_TRAIN_SAMPLE)]
     if isinstance(stage.data, TaskPassages):
         paths = data_files(stage.data.task, stage.data.data) if stage.data.data else {}
         files = {f"training data {part}": _file(path) for part, path in paths.items()}
-        return files, [stage.data.task, *(each.sha256 for each in files.values())]
+        drawn = [] if files else [task.source("train") for task in resolve([stage.data.task], None) if task.apart]
+        made = [_hash_of(list(islice(source, _TRAIN_SAMPLE))) for source in drawn]
+        return files, [stage.data.task, *(each.sha256 for each in files.values()), *made]
     if isinstance(stage.data, TextPassages):
         file = _file(stage.data.path)
         return {"training data": file}, [file.sha256, stage.data.context, stage.data.continuation]

@@ -7,8 +7,9 @@ from collections.abc import Iterable, Sequence
 from latentwire.errors import UserError, one_of
 from latentwire.evaluation.metrics import METRICS
 from latentwire.evaluation.summary import rows
-from latentwire.studies.spec import TRAINED, Evaluate, Finetune, FitWire, Stage, Study
+from latentwire.studies.spec import ORACLES, TRAINED, Evaluate, Finetune, FitWire, Stage, Study
 from latentwire.tasks.base import Task
+from latentwire.training.fit.objectives import Imitate
 
 _KINDS: dict[type, str] = {Finetune: "finetune", FitWire: "wire"}
 
@@ -28,13 +29,15 @@ def check(study: Study) -> None:
         if stage.start_from is not None:
             wanted: type = FitWire if isinstance(stage, FitWire) else Finetune
             _known(key, stage.start_from, study.stages, f"a {_KINDS[wanted]} stage")
-            _refuse_circle(study, name)
+            _refuse_circle(study, (name,))
             start = study.stages[stage.start_from]
             if not isinstance(start, wanted):
                 what = {"evaluate": "an evaluation", "finetune": "a finetuning", "wire": "a wire"}[start.kind]
                 raise UserError(f"{key}: found {stage.start_from!r}, {what}; expected a {_KINDS[wanted]} stage.")
         if isinstance(stage, FitWire) and stage.start_from is not None and stage.new_reader is not None:
             _check_extended(name, stage, study.stages[stage.start_from])
+        if isinstance(stage, FitWire):
+            _check_imitated(study, name, stage)
         if isinstance(stage, Evaluate):
             fits = [each for each, of in study.stages.items() if isinstance(of, FitWire)]
             for arm, text in stage.arms.items():
@@ -55,9 +58,14 @@ def check(study: Study) -> None:
         finetunings = [name for name, stage in study.stages.items() if isinstance(stage, Finetune)]
         for name in study.effects.after:
             _known(f"effects.after.{name}", name, finetunings, "a finetune stage")
+    for name, readings in study.oracles.items():
+        for at, reading in enumerate(readings):
+            _check_reading(study, f"oracles.{name}.{at}", reading)
+    if study.oracles and ORACLES in study.stages:
+        raise UserError(f"stages.{ORACLES}: found a stage called so beside oracles, expected another name.")
     for at, comparison in enumerate(study.comparisons):
-        _check_reading(study, f"comparisons.{at}.a", comparison.a)
-        _check_reading(study, f"comparisons.{at}.b", comparison.b)
+        _check_reading(study, f"comparisons.{at}.a", comparison.a, oracles=True)
+        _check_reading(study, f"comparisons.{at}.b", comparison.b, oracles=True)
     for at, gate in enumerate(study.gates):
         if study.effects is None:
             raise UserError("gates: found some without effects, expected effects: gates are conditions on them.")
@@ -101,20 +109,42 @@ def check_tasks(study: Study, tasks: Sequence[Task]) -> None:
         _known(f"gates.{at}.task", gate.task, reported, "a task of this study")
 
 
-def _refuse_circle(study: Study, name: str) -> None:
-    path = [name]
-    while (parent := study.stages[path[-1]].start_from) is not None:
-        if parent not in study.stages:
-            return  # told when that stage's turn comes
-        if parent in path:
-            circle = [*path[path.index(parent) :], parent]
+def _check_imitated(study: Study, name: str, stage: FitWire) -> None:
+    """Refuse an imitation of a stage that trains no wire, or one that its readers cannot read."""
+    for at, objective in enumerate(stage.objectives):
+        if not isinstance(objective, Imitate) or not objective.wire.startswith(TRAINED):
+            continue
+        key, found = f"stages.{name}.objectives.{at}.wire", objective.wire.removeprefix(TRAINED)
+        _known(key, found, [each for each, of in study.stages.items() if isinstance(of, FitWire)], "a wire stage")
+        _refuse_circle(study, (name,))
+        followed = study.stages[found]
+        assert isinstance(followed, FitWire)
+        for reader in [objective.reader] if objective.reader else stage.readers:
+            if reader not in followed.wire.adapters:
+                read_by = ", ".join(followed.wire.adapters)
+                raise UserError(
+                    f"{key}: found a wire that {reader} cannot read, expected one of its own: {read_by}."
+                )
+
+
+def _refuse_circle(study: Study, path: tuple[str, ...]) -> None:
+    stage = study.stages[path[-1]]
+    for need in stage.needs():
+        if need not in study.stages:
+            continue  # told when that stage's turn comes
+        if need in path:
+            circle = [*path[path.index(need) :], need]
             found = "the stage itself" if len(circle) == 2 else f"a circle ({' from '.join(circle)})"
-            raise UserError(f"stages.{path[-1]}.start_from: found {found}, expected an earlier stage.")
-        path.append(parent)
+            key = "start_from" if stage.start_from == need else "objectives"
+            raise UserError(f"stages.{path[-1]}.{key}: found {found}, expected an earlier stage.")
+        _refuse_circle(study, (*path, need))
 
 
-def _check_reading(study: Study, key: str, reading: str) -> None:
+def _check_reading(study: Study, key: str, reading: str, *, oracles: bool = False) -> None:
     stage, slash, arm = reading.partition("/")
+    if oracles and study.oracles and stage == ORACLES:
+        _known(key, arm, study.oracles, "an oracle")
+        return
     evaluations = {name: each for name, each in study.stages.items() if isinstance(each, Evaluate)}
     if not slash:
         raise UserError(f"{key}: found {reading!r}, expected STAGE/ARM, such as baseline/text.")

@@ -51,6 +51,11 @@ def screen(study: Study, found: Summary) -> RenderableType:
 
 def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]:
     yield _scores(study, found, brief)
+    shares = [number["value"] for of in found["derived"]["invalid"].values() for number in of.values()]
+    if any(shares) or (shares and not brief):
+        yield _invalid(found, brief)
+    if found["derived"]["oracles"]:
+        yield _oracles(found, brief)
     if found["comparisons"]:
         yield _comparisons(found)
     if found["derived"]["effects"]:
@@ -146,14 +151,16 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cautions(found: Summary) -> Iterator[str]:
-    """What a reader of the scores must know: arms that leak, prompts whose end the answer would change, examples
-    that an arm was not asked."""
+    """What a reader of the scores must know: arms that leak or know the question, prompts whose end the answer
+    would change, examples that an arm was not asked."""
     told = found["derived"]["evaluations"]
     if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
         yield (
             f"LEAKS: in {', '.join(leaking)} scored tokens see themselves; "
             "these numbers measure no reading and are to be compared with nothing."
         )
+    if aware := [f"{name}/{arm}" for name, each in told.items() for arm in each["question_aware"]]:
+        yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
     unstable: dict[str, int] = {}
     for each in told.values():
         for task, count in each["unstable"].items():
@@ -185,6 +192,29 @@ def _marked(found: Summary, reading: str) -> str:
     stage, _, arm = reading.partition("/")
     leaks = found["derived"]["evaluations"].get(stage, {}).get("leaks", ())
     return f"{reading} (LEAKS)" if arm in leaks else reading
+
+
+def _invalid(found: Summary, brief: bool) -> Section:
+    by_reading = found["derived"]["invalid"]
+    tasks = list(dict.fromkeys(task for of in by_reading.values() for task in of))
+    rows = [
+        [_marked(found, reading), *(_number(of[task]) if task in of else "" for task in tasks)]
+        for reading, of in by_reading.items()
+        if not brief or any(number["value"] for number in of.values())
+    ]
+    note = "The share of answers that could not be read (no `#### N`, or nothing at all); they count as wrong."
+    return Section("Invalid answers", ["reading", *tasks], rows, [note])
+
+
+def _oracles(found: Summary, brief: bool) -> Section:
+    oracles = found["derived"]["oracles"]
+    tasks = [task for task in next(iter(oracles.values()))["metrics"] if not brief or "/" not in task]
+    rows = [
+        [name, ", ".join(each["of"]), *(_number(next(iter(each["metrics"][task].values()))) for task in tasks)]
+        for name, each in oracles.items()
+    ]
+    note = "The best of its readings, example by example, picked by the right answer: a bound, no reading."
+    return Section("Oracles", ["oracle", "of", *tasks], rows, [note])
 
 
 def _comparisons(found: Summary) -> Section:

@@ -17,6 +17,7 @@ from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Finetuning, Settings
 from latentwire.training.fit.config import PRESETS, Fit
+from latentwire.training.fit.objectives import Imitate
 from latentwire.wires import CONTROLS
 from latentwire.wires.latent.wire import Latent
 
@@ -50,8 +51,10 @@ TaskEntry = Annotated[
 Checkpoint = Literal["best", "final"]
 Source = tuple[str, str | None, Checkpoint]
 """A model, and the finetuning of it whose checkpoint is read; None for the model as it is."""
+ORACLES = "oracles"
+"""In a comparison an oracle is written `oracles/NAME`, as if this were its stage."""
 TRAINED = "stage:"
-"""An arm's wire that an earlier stage trained is written `stage:NAME`, a control of it `stage:NAME:VARIANT`."""
+"""A wire that an earlier stage trained is written `stage:NAME`, a control of it `stage:NAME:VARIANT`."""
 
 
 class Start(Settings):
@@ -148,7 +151,8 @@ class Finetune(Finetuning, Start):
 class FitWire(Fit, Start):
     """The training of a latent wire.
 
-    start_from: an earlier one, whose wire is trained on. start_wire: instead, a trained wire from elsewhere (its
+    start_from: an earlier one, whose wire is trained on; `imitate` follows that of a stage written `stage:NAME`.
+    start_wire: instead, a trained wire from elsewhere (its
     folder, its run or `embedded:NAME`). preset: fills sizes that the stage does not set.
     accept: gates, written `first_token_top1 >= 0.12`, that every trained reader must hold on `accept_examples`
     validation examples (of a task that has fewer, all of them) with the whole interval. Where one does not, the
@@ -190,11 +194,27 @@ class FitWire(Fit, Start):
     def gates(self) -> list[AcceptanceGate]:
         return [AcceptanceGate.parse(each) for each in self.accept]
 
-    def settings(self) -> Fit:
-        return Fit.model_validate(self.model_dump(include=set(Fit.model_fields)))
+    def settings(self, trained: Callable[[str], Path] | None = None) -> Fit:
+        """What is trained. trained: where the wire of a stage lies, once it is."""
+        made = Fit.model_validate(self.model_dump(include=set(Fit.model_fields)))
+        if trained is None:
+            return made
+        objectives = tuple(
+            each.model_copy(update={"wire": str(trained(each.wire.removeprefix(TRAINED)))})
+            if isinstance(each, Imitate) and each.wire.startswith(TRAINED)
+            else each
+            for each in made.objectives
+        )
+        return made.model_copy(update={"objectives": objectives})
+
+    @property
+    def imitations(self) -> list[Imitate]:
+        return [each for each in self.objectives if isinstance(each, Imitate)]
 
     def needs(self) -> list[str]:
-        return [self.start_from] if self.start_from else []
+        followed = [each.wire for each in self.imitations if each.wire.startswith(TRAINED)]
+        stages = [self.start_from] if self.start_from else []
+        return list(dict.fromkeys([*stages, *(each.removeprefix(TRAINED) for each in followed)]))
 
     def models(self) -> list[str]:
         """The encoder's model and the readers that learn."""
@@ -259,8 +279,8 @@ class Effects(Settings):
 
 
 class Comparison(Settings):
-    """A paired difference a − b. primary: planned, and Holm-corrected together with the other primary ones;
-    all others are exploratory. metric: the task's primary one if not named."""
+    """A paired difference a − b, each STAGE/ARM or oracles/NAME. primary: planned, and Holm-corrected together
+    with the other primary ones; all others are exploratory. metric: the task's primary one if not named."""
 
     name: Annotated[str, StringConstraints(min_length=1)]
     task: str = "macro"
@@ -268,6 +288,9 @@ class Comparison(Settings):
     a: str
     b: str
     primary: bool = False
+
+
+Readings = Annotated[tuple[str, ...], Field(min_length=2)]
 
 
 class Gate(Settings):
@@ -305,6 +328,8 @@ class Study(Settings):
 
     limit: the first so many examples of each task. dtype: what evaluations read in (without it float32 on a
     CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case. loading: by model.
+    oracles: by name, readings (STAGE/ARM) of which the best counts, example by example: what could be had of them
+    together by one who knew whom to believe.
     """
 
     name: Name
@@ -317,6 +342,7 @@ class Study(Settings):
     loading: dict[str, Loading] = Field(default_factory=dict)
     stages: dict[Name, Stage] = Field(min_length=1)
     effects: Effects | None = None
+    oracles: dict[Name, Readings] = Field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
     gates: tuple[Gate, ...] = ()
 
@@ -332,6 +358,11 @@ class Study(Settings):
 
     def start_of(self, stage: str) -> str | None:
         return self.stages[stage].start_from
+
+    def parts(self, reading: str) -> tuple[str, ...]:
+        """The readings STAGE/ARM that a reading is made of: itself, or those of an oracle."""
+        stage, _, name = reading.partition("/")
+        return self.oracles[name] if stage == ORACLES else (reading,)
 
 
 def _trained(text: str, arm: str) -> str:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from latentwire import __version__
 from latentwire.evaluation.combinations import UNDEFINED
+from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
 from latentwire.evaluation.statistics import Comparison, compare, holm, members
-from latentwire.evaluation.summary import Metrics, by_arm
+from latentwire.evaluation.summary import Metrics, Number, by_arm, invalid, summarize
 from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
 from latentwire.runs.store import Run
@@ -21,15 +22,15 @@ from latentwire.studies import report
 from latentwire.studies.derived import Derived, derive
 from latentwire.studies.plan import Plan
 from latentwire.studies.shape import Compared, StageSummary, Summary
-from latentwire.studies.spec import TRAINED, Evaluate, Gate, Study
+from latentwire.studies.spec import ORACLES, TRAINED, Evaluate, Gate, Study
 from latentwire.studies.spec import Comparison as Asked
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 5
+_FORM = 6
 """Counted up when a summary of the same runs comes to hold something else."""
 ENDED = ("done", "rejected")
 """Of a run that has results."""
-_TOLD = ("leaks", "unstable", "skipped", "floors", "sizes")
+_TOLD = ("leaks", "question_aware", "unstable", "skipped", "floors", "sizes")
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
@@ -41,6 +42,8 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
         if isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] == "done"
         for arm, outcomes in by_arm(_outcomes(runs[name].folder)).items()
     }
+    unreadable = _invalid(plan, readings)
+    readings |= _oracles(plan.study, readings)
     comparisons, further = _compare(plan.study, readings)
     effects = _effects(plan, runs, readings)
     return {
@@ -50,6 +53,12 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
         "derived": {
             "comparisons": further,
             "effects": [asdict(each) for each in effects],
+            "invalid": unreadable,
+            "oracles": {
+                name: {"of": list(of), "metrics": summarize(readings[f"{ORACLES}/{name}"])[name]}
+                for name, of in plan.study.oracles.items()
+                if f"{ORACLES}/{name}" in readings
+            },
             "gates": [_judge(gate, effects) for gate in plan.study.gates],
             "finetunings": {
                 name: run.record.results
@@ -160,11 +169,33 @@ def _compare(
     return compared, further
 
 
+def _invalid(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
+    """By reading and task, of those answered in words, the share of answers that could not be read."""
+    found: dict[str, dict[str, Number]] = {}
+    for reading, outcomes in readings.items():
+        for task in plan.tasks:
+            if task.answer != "choice" and (part := [o for o in outcomes if o.task == task.name]):
+                found.setdefault(reading, {})[task.name] = invalid(part)
+    return found
+
+
+def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, list[Outcome]]:
+    """The oracles whose readings are all there, as readings of their own."""
+    there = {name: of for name, of in study.oracles.items() if set(of) <= readings.keys()}
+    return {
+        f"{ORACLES}/{name}": [replace(best, arm=name) for best in union([readings[each] for each in of])]
+        for name, of in there.items()
+    }
+
+
 def _trained(study: Study, reading: str) -> bool:
     """Whether a reading depends on a training, of which a study has one seed."""
-    stage, arm = reading.split("/")
-    found = study.stages[stage]
-    return found.start_from is not None or (isinstance(found, Evaluate) and found.arms[arm].startswith(TRAINED))
+    for part in study.parts(reading):
+        stage, arm = part.split("/")
+        found = study.stages[stage]
+        if found.start_from is not None or (isinstance(found, Evaluate) and found.arms[arm].startswith(TRAINED)):
+            return True
+    return False
 
 
 def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Outcome]]) -> list[Derived]:

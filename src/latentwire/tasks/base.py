@@ -28,6 +28,7 @@ class Task:
     `format` words the prompts of a benchmark that has its own words; without one it is the reader's.
     `judge(text, example)` gives a generated answer's metrics where the benchmark scores in its own way.
     `remark` is one sentence on how the task departs from its definition, printed with every evaluation.
+    `apart` says that no example is in two splits; a file's are in all of them.
     """
 
     name: str
@@ -38,6 +39,7 @@ class Task:
     format: PromptFormat | None = None
     judge: Callable[[str, Example], dict[str, float]] | None = None
     remark: str = ""
+    apart: bool = False
 
     def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
         """The first `limit` examples of `split` (all of them without a limit)."""

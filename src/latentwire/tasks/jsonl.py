@@ -3,6 +3,7 @@
     {"context": "…", "question": "…", "answers": ["Paris", "the city of Paris"]}
     {"context": "…", "question": "…", "choices": ["Paris", "Rome"], "gold": 0}
 
+Answers that all end in `#### N`, worked solutions as GSM8K has them, make a task that is scored by that number.
 `answer` is another name for `gold`, the position of the right choice counted from 0. `id` and
 `group` are optional. Other fields are ignored, unless one looks like a misspelt field that the
 line lacks.
@@ -11,6 +12,7 @@ line lacks.
 from __future__ import annotations
 
 import difflib
+import re
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,6 +24,7 @@ from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import decode, digest, first_mistake, read_bytes
 
+_SOLVED = re.compile(r"####\s*[-+]?\$?\d[\d,]*(\.\d+)?\s*$")
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 # `type(…) is int`, because True is an int too, and no name.
 _Name = Annotated[_Text, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
@@ -41,7 +44,8 @@ class _Row(BaseModel):
 
 
 def task(path: Path, name: str) -> Task:
-    """The examples of `path` in the order of the file: a `choice` task if they have choices, else `span`.
+    """The examples of `path` in the order of the file: a `choice` task if they have choices, a `solution` task if
+    all answers are worked solutions, else `span`.
 
     The file is the file: `source(split)` yields the same examples for every split, and keeping
     training and test files apart is up to whoever names them. Without an `id`, an example is named
@@ -71,6 +75,14 @@ def task(path: Path, name: str) -> Task:
         examples.append(example)
     if not examples:
         raise UserError(f"{path}: expected at least one example, found none.")
+    if all(_SOLVED.search(answer) for each in examples for answer in each.answers or ("",)):
+        return Task(
+            name=name,
+            answer="solution",
+            source=lambda split: tuple(examples),
+            max_new_tokens=256,
+            stop=("Question:",),
+        )
     return Task(
         name=name,
         answer="choice" if examples[0].choices else "span",

@@ -11,6 +11,7 @@ from latentwire.errors import UserError, one_of
 from latentwire.wires.base import Message, Wire
 from latentwire.wires.controls import Budget, Nothing, Prune
 from latentwire.wires.latent.wire import CONTROLS, Latent, LatentWire, locate
+from latentwire.wires.relay import Relay
 from latentwire.wires.text import Leaky, Repeat, Text
 from latentwire.wires.untrained import Evict, Nth
 
@@ -23,9 +24,10 @@ KINDS: dict[str, type[Wire]] = {
     "leaky": Leaky,
     "nth": Nth,
     "evict": Evict,
+    "relay": Relay,
 }
 
-__all__ = ["CONTROLS", "KINDS", "Message", "Wire", "parse"]
+__all__ = ["CONTROLS", "KINDS", "Message", "Wire", "parse", "split"]
 
 
 def parse(text: str) -> Wire:
@@ -37,14 +39,21 @@ def parse(text: str) -> Wire:
     Raises:
         UserError: an unknown kind, option, wire or control (the nearest valid is named) or a wrong value.
     """
-    spec, colon, control = text.strip().rpartition(":")
-    if not colon or spec == "embedded" or Path(text).is_dir():
-        return _plain(text.strip())
+    spec, control = split(text.strip())
+    if not control:
+        return _plain(spec)
     wire = _plain(spec)
     if control not in CONTROLS or not isinstance(wire, LatentWire):
         valid = one_of(control, CONTROLS) if isinstance(wire, LatentWire) else "no control: it sends no latents"
         raise UserError(f"wire: found {control!r} behind {spec}, expected {valid}.")
     return wire.model_copy(update={"control": control})
+
+
+def split(text: str) -> tuple[str, str]:
+    """A wire and what is written behind its last colon; "" where that colon belongs to a model's name or path."""
+    spec, _, behind = text.rpartition(":")
+    named = spec == "embedded" or spec.endswith("=embedded") or "," in behind
+    return (text, "") if not (spec and behind) or named or Path(text).is_dir() else (spec, behind)
 
 
 def _plain(text: str) -> Wire:

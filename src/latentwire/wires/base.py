@@ -49,8 +49,11 @@ class Wire(BaseModel, ABC):
     kind: str
     leaks: ClassVar[bool] = False
     """Whether a scored token can see its own label. Marked in every table; not trained with."""
-    question_aware: ClassVar[bool] = False
-    """Whether contexts are encoded with their question in sight. Said under every table."""
+
+    @property
+    def question_aware(self) -> bool:
+        """Whether contexts are encoded with their question in sight. Said under every table."""
+        return False
 
     @property
     def compresses(self) -> bool:
@@ -74,6 +77,10 @@ class Wire(BaseModel, ABC):
     def encode(self, contexts: Sequence[str]) -> Message:
         """What crosses for these contexts."""
 
+    def send(self, prompts: Sequence[Prompt]) -> Message:
+        """What crosses for these prompts: their contexts, encoded; a `question_aware` wire sees the questions."""
+        return self.encode([prompt.context for prompt in prompts])
+
     @abstractmethod
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         """The prefix of each prompt; its context comes from `message`, never from the prompt.
@@ -83,7 +90,7 @@ class Wire(BaseModel, ABC):
         """
 
     def __call__(self, prompts: Sequence[Prompt], lm: LM) -> Prefix:
-        return self.deliver(self.encode([prompt.context for prompt in prompts]), prompts, lm)
+        return self.deliver(self.send(prompts), prompts, lm)
 
     @property
     def label(self) -> str:
@@ -92,7 +99,8 @@ class Wire(BaseModel, ABC):
 
     def _written(self, without: set[str]) -> str:
         options = self.model_dump(exclude_defaults=True, exclude=without)
-        return ",".join([self.kind, *(f"{name}={value}" for name, value in options.items())])
+        shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+        return ",".join([self.kind, *(f"{name}={value}" for name, value in shown.items())])
 
     def refuse_training(self, *, force: bool = False) -> None:
         """Raise a UserError where what training would learn is to read its own labels."""

@@ -43,9 +43,7 @@ class _Shorter(Sized, TextWire):
         return Texts(tuple(self._shorten(context, lm) if context else "" for context in contexts))
 
     def _shorten(self, context: str, lm: LM) -> str:
-        ids = _ids(context, lm)
-        whole = len(lm.format.before(context, lm))
-        count = self.kept_of_text(whole, max(0, whole - len(ids)))
+        ids, count = token_ids(context, lm), allowance(self, context, lm)
         return context if count >= len(ids) else self.part(context, ids, count, lm)
 
     @abstractmethod
@@ -59,10 +57,7 @@ class Budget(_Shorter):
     kind: Literal["budget"] = "budget"
 
     def part(self, context: str, ids: list[int], count: int, lm: LM) -> str:
-        if lm.tokenizer.is_fast:
-            ends = lm.tokenizer(context, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
-            return context[: ends[count - 1][1]]
-        return str(lm.tokenizer.decode(ids[:count]))
+        return first_tokens(context, count, lm)
 
 
 class Prune(_Shorter):
@@ -79,7 +74,7 @@ class Prune(_Shorter):
         for kept in range(count, 0, -1):
             text = str(lm.tokenizer.decode([ids[at] for at in sorted(ranked[:kept])])).strip()
             # Tokens that had stood apart may be split into more, once they are neighbours.
-            if len(_ids(text, lm)) <= count:
+            if len(token_ids(text, lm)) <= count:
                 return text
         return ""
 
@@ -95,5 +90,20 @@ def _surprisal(ids: list[int], lm: LM) -> list[float]:
     return nats if beginning else [float("inf"), *nats]
 
 
-def _ids(text: str, lm: LM) -> list[int]:
+def allowance(size: Sized, context: str, lm: LM) -> int:
+    """How many tokens of a context a wire of this size may keep as text, counted by the reader."""
+    whole = len(lm.format.before(context, lm))
+    return size.kept_of_text(whole, max(0, whole - len(token_ids(context, lm))))
+
+
+def first_tokens(text: str, count: int, lm: LM) -> str:
+    """A text up to where its `count`-th token ends; all of it where it has fewer."""
+    if lm.tokenizer.is_fast:
+        ends = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
+        return text[: ends[count - 1][1]] if count <= len(ends) else text
+    return str(lm.tokenizer.decode(token_ids(text, lm)[:count]))
+
+
+def token_ids(text: str, lm: LM) -> list[int]:
+    """A text's tokens alone, without what begins a text."""
     return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -7,9 +7,14 @@ from transformers import PreTrainedTokenizerFast
 
 from latentwire.errors import UserError
 from latentwire.lm.prompt_format import PromptFormat
+from latentwire.tasks import resolve
+from latentwire.tasks.base import Task
 from latentwire.tasks.world.reading import TIERS, ask_all
-from latentwire.training.fit.passages import Tokenizing
-from tests.models import CORPUS, tiny_tokenizer
+from latentwire.tasks.world.sums import training_passage
+from latentwire.training.fit import passages as fit_passages
+from latentwire.training.fit.config import TaskPassages, WorldPassages
+from latentwire.training.fit.passages import Tokenizing, passages
+from tests.models import CORPUS, tiny_lm, tiny_tokenizer
 
 EXAMPLES = ask_all(TIERS, 3)
 
@@ -67,3 +72,39 @@ def test_a_context_that_changes_the_answers_tokens_is_refused():
     assert len(example.context) % 3 != 2  # with its line break no whole number of tokens
     with pytest.raises(UserError, match=f"tiny cuts the answer to {example.id} in another way"):
         tokenizing(Strides()).pairs(EXAMPLES)
+
+
+def drawn(data, split, count=40):
+    return passages(data, {"llama": tiny_lm()}, split, count)
+
+
+@pytest.mark.parametrize("name", ["one_hop", "sums"])
+def test_a_task_of_the_world_is_trained_on_its_own_train_split_and_chosen_on_validation(name):
+    data = TaskPassages(kind="task", task=name)
+    tested = {example.context for example in resolve([name], None)[0].examples("test")}
+    for split in ("train", "validation"):
+        found = drawn(data, split)
+        assert {each.group.rsplit("/", 1)[0] for each in found} == {f"world/{name}/{split}"}
+        assert not tested & {each.context for each in found}
+
+
+def test_a_task_whose_only_examples_are_those_it_is_evaluated_on_is_refused(monkeypatch):
+    held = Task(name="hub", answer="span", source=lambda split: EXAMPLES)
+    monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [held])
+    with pytest.raises(UserError, match="data, a file to train on"):
+        drawn(TaskPassages(kind="task", task="hub"), "train")
+
+
+def test_sums_are_passages_of_the_train_split_and_take_their_turn_among_the_tiers():
+    alone = drawn(WorldPassages(tiers=("sums",)), "train")
+    assert [each.group for each in alone] == [f"world/sums/train/{n:06d}" for n in range(40)]
+    assert {each.asked for each in alone} == {1}
+    mixed = drawn(WorldPassages(tiers=("one_hop", "sums")), "train")
+    assert [each.group.split("/")[1] for each in mixed] == ["sums", "passages"] * 20
+    held = drawn(WorldPassages(tiers=("one_hop", "sums")), "validation", 4)
+    assert [each.group.split("/")[1:3] for each in held] == [["one_hop", "validation"], ["sums", "validation"]] * 2
+
+
+def test_no_sum_that_is_trained_on_is_tested_on():
+    tested = {example.answers for example in resolve(["sums"], None)[0].examples("test", 500)}
+    assert not tested & {training_passage(("sums",), number)[0].answers for number in range(500)}

@@ -39,4 +39,4 @@ def _choosing(task: str, split: Split) -> Iterator[Example]:
 
 def choice_tasks() -> list[Task]:
     """The tasks `choices/…`, four choices each, every one of them stated in the passage."""
-    return [Task(name=name, answer="choice", source=partial(_choosing, name)) for name in CHOICES]
+    return [Task(name=name, answer="choice", source=partial(_choosing, name), apart=True) for name in CHOICES]

@@ -226,7 +226,12 @@ def ask_all(tiers: Sequence[Tier], index: int) -> list[Example]:
 def reading_tasks() -> list[Task]:
     """The four tiers, then each again as `shifted/TIER`: twice as long, in sentences never trained on."""
     return [
-        Task(name=prefix + tier, answer="span", source=partial(_reading, prefix + tier, tier, bool(prefix)))
+        Task(
+            name=prefix + tier,
+            answer="span",
+            source=partial(_reading, prefix + tier, tier, bool(prefix)),
+            apart=True,
+        )
         for prefix in ("", "shifted/")
         for tier in TIERS
     ]

@@ -6,13 +6,15 @@ import random
 import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.world.names import draw_names
 from latentwire.tasks.world.passages import OPENING
-from latentwire.tasks.world.reading import example_id, indices
+from latentwire.tasks.world.reading import Tier, ask_all, example_id, indices
 
+WorldTier = Tier | Literal["sums"]
 STEPS = (2, 3, 4)
 LARGEST = 99
 THINGS = ("apples", "coins", "books", "stones", "shells", "cards", "nails", "eggs")
@@ -80,15 +82,30 @@ def draw_story(random_: random.Random, split: Split, problem: Problem) -> tuple[
     return " ".join([OPENING, *opening, *events]), f"How many {things} does {who} have now?"
 
 
+def _sum(split: Split, index: int) -> Example:
+    random_ = random.Random(f"world/sums/{split}/{index}")
+    problem = draw_problem(random_, split)
+    story, question = draw_story(random_, split, problem)
+    id_ = example_id("sums", split, index)
+    return Example(id=id_, group=id_, context=story, question=question, answers=(problem.solution,))
+
+
 def _sums(split: Split) -> Iterator[Example]:
     for index in indices("sums", split):
-        random_ = random.Random(f"world/sums/{split}/{index}")
-        problem = draw_problem(random_, split)
-        story, question = draw_story(random_, split, problem)
-        id_ = example_id("sums", split, index)
-        yield Example(id=id_, group=id_, context=story, question=question, answers=(problem.solution,))
+        yield _sum(split, index)
 
 
 def sums_task() -> Task:
     """Word problems; no problem's numbers occur in two splits."""
-    return Task(name="sums", answer="solution", source=_sums, max_new_tokens=96)
+    return Task(name="sums", answer="solution", source=_sums, max_new_tokens=96, apart=True)
+
+
+def training_passage(tiers: Sequence[WorldTier], index: int) -> list[Example]:
+    """Training passage number `index`: `ask_all` of the reading tiers, or one problem of the train split.
+
+    Where `sums` is among others, it takes its turn as one of them.
+    """
+    reading = [tier for tier in tiers if tier != "sums"]
+    if "sums" in tiers and (not reading or index % len(tiers) == 0):
+        return [_sum("train", index)]
+    return ask_all(reading, index)

@@ -8,7 +8,8 @@ from typing import Annotated, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from latentwire.lm.lora import Lora
-from latentwire.tasks.world.reading import TIERS, Tier
+from latentwire.tasks.world.reading import TIERS
+from latentwire.tasks.world.sums import WorldTier
 from latentwire.training.config import Loop, Settings
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.training.schedules import annealed
@@ -17,16 +18,22 @@ from latentwire.wires.latent.modules import LatentConfig
 
 
 class WorldPassages(Settings):
-    """Passages of the made-up world with all questions of some tiers; evaluation takes the validation split."""
+    """Passages of the made-up world with all questions of some tiers; evaluation takes the validation split.
+
+    tiers: `sums` may be among them: then one passage in as many as there are tiers is a word problem.
+    """
 
     kind: Literal["world"] = "world"
-    tiers: tuple[Tier, ...] = TIERS
+    tiers: tuple[WorldTier, ...] = Field(default=TIERS, min_length=1)
 
 
 class TaskPassages(Settings):
     """Any task with contexts and answers in words; examples that share a context are asked together.
 
-    data: the task's file, where it is read from one.
+    A task of the made-up world is trained on its own train split. Of a file, one group in twenty, by its hash, is
+    kept for evaluation.
+
+    data: the task's file, where it is read from one; it must be another than the one evaluated in the end.
     """
 
     kind: Literal["task"]

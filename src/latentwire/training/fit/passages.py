@@ -18,7 +18,7 @@ from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.files import digest
-from latentwire.tasks.world.reading import Tier, ask_all
+from latentwire.tasks.world.sums import WorldTier, training_passage
 from latentwire.training.fit.config import PassageData, TaskPassages, TextPassages, WorldPassages
 from latentwire.training.fit.texts import pieces
 
@@ -101,14 +101,19 @@ def passages(data: PassageData, readers: Mapping[str, LM], split: Split, count: 
         return [each for part in pool.map(make, jobs) for each in part]
 
 
-def _of_world(tiers: Sequence[Tier], tokenizing: Mapping[str, Tokenizing], numbers: range) -> list[Passage]:
-    return [_tokenize(tokenizing, ask_all(tiers, number)) for number in numbers]
+def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Tokenizing], numbers: range) -> list[Passage]:
+    return [_tokenize(tokenizing, training_passage(tiers, number)) for number in numbers]
 
 
 def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[Example]]:
     """Examples that share a context, the tasks taking turns."""
     named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
     tasks = resolve(named, path)
+    if isinstance(data, TaskPassages) and path is None and not all(task.apart for task in tasks):
+        raise UserError(
+            f"data: found {data.task} without a file, whose only examples are those it is evaluated on; expected "
+            "data, a file to train on."
+        )
     examples_of = partial(kept, split) if isinstance(data, TaskPassages) else lambda task: task.source(split)
     streams = [groupby(examples_of(task), key=lambda e: (e.group, e.context)) for task in tasks]
     while streams:
@@ -124,7 +129,11 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[
 
 
 def kept(split: Split, task: Task) -> Iterator[Example]:
-    """A file's examples of a split: one group in `HELD_OUT`, by hash, is kept for evaluation, whole."""
+    """A task's examples of a split, where these lie apart. Else one group in `HELD_OUT`, by hash, is kept for
+    evaluation, whole."""
+    if task.apart:
+        yield from task.source(split)
+        return
     for example in task.source("test"):
         kept = int(digest(example.group)[:8], 16) % HELD_OUT == 0
         if kept == (split != "train"):

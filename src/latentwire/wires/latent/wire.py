@@ -71,7 +71,13 @@ class LatentWire(Wire):
         assert isinstance(message, Latents)
         shared = self.modules.deliver(message, self._reader)
         after = self.modules.after_anchor(lm)
-        return shared.ask([lm.format.behind(prompt.question, lm) + after for prompt in prompts], lm)
+        behind = [lm.format.behind(prompt.question, lm) + after for prompt in prompts]
+        if shared.content is None and not all(behind):
+            raise UserError(
+                "wire: found nothing behind a context that crosses as keys and values, expected a question (a "
+                "benchmark's own prompt is all context), or an adapter that gives embeddings."
+            )
+        return shared.ask(behind, lm)
 
     @property
     def compresses(self) -> bool:

@@ -1,0 +1,113 @@
+"""The context in another model's words: what latents of that model must stand above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import ceil
+from typing import TYPE_CHECKING, Literal, Self
+
+import torch
+from pydantic import PrivateAttr, model_validator
+
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.prompts import Prompt
+from latentwire.wires.base import Message, Texts
+from latentwire.wires.controls import allowance, first_tokens, token_ids
+from latentwire.wires.latent.wire import source_of
+from latentwire.wires.size import Sized
+from latentwire.wires.text import TextWire
+
+if TYPE_CHECKING:
+    from latentwire.lm.model import LM
+
+CUE, CHAT_CUE = "In short:", "Write down all of the above that matters, as briefly as you can."
+SPARE = 1.5
+"""A source's words may take more of its tokens than the reader's: it writes so many times the share that the
+context's own tokens tell, and what is too much for the reader is cut off."""
+
+
+class Relay(Sized, TextWire):
+    """A source model reads the context and writes, greedily, what the reader reads instead.
+
+    It writes at most as many of the reader's tokens as `budget` of the same size keeps.
+
+    source: who writes. question: whether it sees the question too; it is then asked as if it were to answer, and
+        may. cue: what it is told behind the context, on a line of its own. chat: whether it is asked in its chat
+        template; by default where that is its prompt format.
+    """
+
+    kind: Literal["relay"] = "relay"
+    source: str
+    question: bool = False
+    cue: str | None = None
+    chat: bool | None = None
+    _source: LM | None = PrivateAttr(None)
+    _reader: LM | None = PrivateAttr(None)
+
+    @model_validator(mode="after")
+    def _one_way_to_ask(self) -> Self:
+        if self.question and self.cue is not None:
+            raise ValueError("cue is for a source that does not see the question, expected it without question")
+        return self
+
+    @property
+    def question_aware(self) -> bool:
+        return self.question
+
+    def bind(self, lm: LM) -> Self:
+        """Load the source, unless the reader is the same model. Raises `UserError` as `LM.load` does."""
+        bound = super().bind(lm).model_copy()
+        bound._reader, bound._source = lm, source_of(self.source, lm)
+        return bound
+
+    def encode(self, contexts: Sequence[str]) -> Message:
+        if self.question:
+            raise ValueError("a source that sees questions writes for prompts: `send` them")
+        return self._write([(context, "") for context in contexts])
+
+    def send(self, prompts: Sequence[Prompt]) -> Message:
+        return self._write([(prompt.context, prompt.question if self.question else "") for prompt in prompts])
+
+    @torch.no_grad()
+    def _write(self, asked: Sequence[tuple[str, str]]) -> Message:
+        """Of each context and question what the source says; nothing where there is no context."""
+        source, reader = self._source, self._reader
+        assert source is not None, "bind the wire to its reader first"
+        assert reader is not None
+        left = [each for each in dict.fromkeys(asked) if each[0]]
+        if not left:
+            return Texts(("",) * len(asked))
+        counts = [allowance(self, context, reader) for context, _ in left]
+        own = [
+            ceil(SPARE * count * len(token_ids(context, source)) / len(token_ids(context, reader)))
+            for count, (context, _) in zip(counts, left, strict=True)
+        ]
+        prefix = Prefix.of_tokens([self._prompt(*each, source) for each in left], device=source.device)
+        how = Decoding(max_new_tokens=max(own), stop=("\nQuestion:",))
+        said = {}
+        for each, count, most, found in zip(
+            left, counts, own, source.generate(source.prefill(prefix), how), strict=True
+        ):
+            # What others in the batch may write is nothing to this one.
+            text = found.text if len(found.ids) <= most else source.decode(list(found.ids[:most]))
+            said[each] = _cut(text.strip(), count, reader)
+        return Texts(tuple(said.get(each, "") for each in asked))
+
+    def _prompt(self, context: str, question: str, source: LM) -> list[int]:
+        chat = source.format.template == "chat" if self.chat is None else self.chat
+        if self.question and not chat:
+            return source.format.tokens(context, question, source).ids
+        if chat:
+            told = question if self.question else self.cue or CHAT_CUE
+            return PromptFormat(template="chat", anchor="").tokens(context, told, source).ids
+        return PromptFormat(template="raw", anchor="").tokens(context, f"\n{self.cue or CUE}", source).ids
+
+
+def _cut(text: str, count: int, reader: LM) -> str:
+    """At most the first `count` tokens of a text."""
+    for kept in range(count, 0, -1):
+        if len(token_ids(cut := first_tokens(text, kept, reader), reader)) <= count:
+            return cut
+    return ""
