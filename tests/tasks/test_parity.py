@@ -13,7 +13,8 @@ from lm_eval.evaluator import evaluate as lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
-from latentwire.evaluation.evaluate import evaluate, prepare, reading
+from latentwire.evaluation.evaluate import evaluate, prepare
+from latentwire.evaluation.items import reading
 from latentwire.lm import weights
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
