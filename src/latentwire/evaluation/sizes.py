@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import prepare
+from latentwire.evaluation.items import prepare, reading
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.world.reading import stated
@@ -55,7 +55,7 @@ def message_sizes(
         of_task = mean(known) if len(known) == len(facts) else None
         for name, arm in bound.items():
             wire = arm.prepared(lm, task, items)[0].wire
-            found[name][task.name] = _size(wire, [item.prompt.context for item in items], of_task)
+            found[name][task.name] = _size(wire, wire.carried([item.prompt for item in items], reading(lm, task)), of_task)
     return found
 
 

@@ -17,6 +17,7 @@ from latentwire.tasks.base import Split
 from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.config import Fit
 from latentwire.training.fit.feed import Feed
+from latentwire.training.fit.layout import settled
 from latentwire.training.fit.objectives import AnswerCrossEntropy
 from latentwire.training.fit.passages import passages
 from latentwire.training.fit.start import begin
@@ -24,7 +25,8 @@ from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
-from latentwire.wires.latent.modules import LatentModules, fingerprint
+from latentwire.wires.latent.layout import OwnText, alone
+from latentwire.wires.latent.modules import SAMPLE, LatentModules, fingerprint
 from latentwire.wires.latent.readers import save
 
 SAMPLE_TOKENS = 48
@@ -53,6 +55,7 @@ def fit(
         UserError: the data cannot be used, or the wire to start from lacks a piece.
         RuntimeError: a reader's weights have changed.
     """
+    settings = settled(settings, log)
     trainee = _Fitting(readers, source, settings, log, start)
     training = Training(trainee, settings, folder, log)
     training.train(progress)
@@ -70,18 +73,20 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
     Raises:
         UserError: one of those.
     """
+    settings = settled(settings, lambda told: None)
     modules = LatentModules(settings.wire, readers, source)
     begin(modules, readers, settings, start)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
-        found = passages(settings.data, readers, split, 1)
+        found = passages(settings.data, readers, split, 1, settings.wire)
         if not found:
             raise UserError(f"data: found no passage in its {split} split, expected at least one.")
         with torch.no_grad():
             message = modules([found[0].context])
             for name, lm in readers.items():
-                modules.deliver(message, name)
+                modules.deliver(message, name, OwnText.of([found[0].text[name]], lm))
                 modules.after_anchor(lm)
+                alone(settings.wire, lm)
 
 
 class _Fitting:
@@ -110,10 +115,12 @@ class _Fitting:
         self.step: nn.Module = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
         self._check_carriers()
         wanted = settings.contexts or settings.steps * settings.passages
-        train = passages(settings.data, readers, "train", wanted)
+        train = passages(settings.data, readers, "train", wanted, settings.wire)
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
-        self._feed = Feed(settings, train, self._devices, self._after)
-        self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)
+        anchors = {name: alone(settings.wire, lm) for name, lm in readers.items()}
+        self._instead = {name: ids for name, ids in anchors.items() if ids is not None}
+        self._feed = Feed(settings, train, self._devices, self._after, self._instead)
+        self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
         log(f"{len(train):,} contexts, {trained / 1e6:.2f} M parameters to train")
@@ -123,9 +130,11 @@ class _Fitting:
         """Raise a UserError if an objective compares soft tokens and a reader gets none."""
         if not any(each.needs_soft for each in self.settings.objectives):
             return
-        sample = self.modules(["A few words."])
-        for name in self.readers:
-            if self.modules.deliver(sample, name).content is None:
+        sample = self.modules([SAMPLE])
+        for name, lm in self.readers.items():
+            text = OwnText.of([lm.format.before(SAMPLE, lm)], lm)
+            content = self.modules.deliver(sample, name, text).content
+            if content is None or not content.is_floating_point():
                 found = next(each.kind for each in self.settings.objectives if each.needs_soft)
                 raise UserError(
                     f"objectives: found {found}, which compares soft tokens with embeddings, expected an adapter "
@@ -160,7 +169,8 @@ class _Fitting:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
         asked = [[range(passage.asked) for passage in each] for each in batches]
-        return [collate(each, n, self._devices, after=self._after) for each, n in zip(batches, asked, strict=True)]
+        behind = {"after": self._after, "instead": self._instead}
+        return [collate(each, n, self._devices, **behind) for each, n in zip(batches, asked, strict=True)]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:
@@ -183,8 +193,10 @@ class _Fitting:
         message = self.modules([each.context for each in some])
         said: list[dict[str, Any]] = []
         for name, lm in self.readers.items():
-            asked = [each.pairs[name][0][0] + self._after[name] for each in some]
-            prefix = self.modules.deliver(message, name).ask(asked, lm)
+            questions = [self._instead.get(name, each.pairs[name][0][0]) for each in some]
+            asked = [ids + self._after[name] for ids in questions]
+            text = OwnText.of([each.text[name] for each in some], lm)
+            prefix = self.modules.deliver(message, name, text).ask(asked, lm)
             texts = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=SAMPLE_TOKENS))
             said += [
                 {"id": p.group, "reader": name, "answer": lm.decode(p.pairs[name][0][1]), "prediction": text.text}

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
@@ -26,12 +26,14 @@ from latentwire.wires.latent.select import Anchors, Select, spread
 class SourceEncoder(EncoderConfig):
     """Configuration of `Source`.
 
-    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half.
+    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or all
+        of them where nothing translates.
     states: hidden states, or keys and values. unrotate: whether keys lose their rotation, so that they say what a
         token is and not where it stands.
     mask: how the source reads the context. align: the model whose tokens the states are brought to, by the
         characters that they stand for; None leaves them at the source's own.
     select: which columns become latents. width: of a latent.
+    translator: what makes vectors of the states; None sends them as they are, keys and values layer by layer.
     """
 
     kind: Literal["source"] = "source"
@@ -42,7 +44,13 @@ class SourceEncoder(EncoderConfig):
     align: str | None = None
     select: Select = Anchors()
     width: int = Field(default=256, ge=1)
-    translator: Translator = Cross()
+    translator: Translator | None = Cross()
+
+    @model_validator(mode="after")
+    def _slots_are_translated(self) -> SourceEncoder:
+        if self.translator is None and self.select.slots:
+            raise ValueError("select: found slots without a translator, expected anchors or mean")
+        return self
 
     @property
     def count(self) -> int | None:
@@ -68,12 +76,14 @@ class Source(nn.Module):
         super().__init__()
         self.settings, self._lm = settings, lm
         self.frozen: dict[str, Callable[[], str]] = {}
-        self._layers = _layers(settings.layers, depth(lm))
+        self._heads: list[tuple[int, int]] = []
+        self._layers = _layers(settings.layers, depth(lm), everything=settings.translator is None)
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
         self._marked = marked(lm.format, lm)
-        width = self._read(["A few words."]).content.shape[-1]
-        self.translator = settings.translator.build(width, settings.width, settings.select.slots).to(lm.device)
+        read, made = self._read(["A few words."]), settings.translator
+        width, slots = read.content.shape[-1], settings.select.slots
+        self.translator = None if made is None else made.build(width, settings.width, slots).to(lm.device)
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         """Latents of B contexts, M vectors each; those of one never depend on another's."""
@@ -87,8 +97,21 @@ class Source(nn.Module):
             kept = weights.any(-1)
             column = torch.arange(weights.shape[-1], device=weights.device)
             places = torch.where(kept, ((weights > 0) * column).amax(-1), 0)
-        vectors = self.translator(States(read.content, read.valid, weights, places))
-        return Latents(valid=kept, positions=places, length=read.length, vectors=vectors)
+        found = Latents(valid=kept, positions=places, length=read.length)
+        if self.translator is not None:
+            return replace(found, vectors=self.translator(States(read.content, read.valid, weights, places)))
+        assert weights is not None
+        plain = weights @ read.content
+        if self.settings.states == "hidden":
+            return replace(found, vectors=plain)
+        heads = [self._heads[layer] for layer in self._layers for _ in range(2)]
+        parts = plain.split([count * width for count, width in heads], -1)
+        each = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, heads, strict=True)]
+        return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
+
+    def counted(self, context: str) -> list[int]:
+        """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
+        return self._lm.format.before(context, self._lm) if self._wanted is None else self._wanted(context)[0]
 
     @torch.no_grad()
     def _read(self, contexts: Sequence[str]) -> _Read:
@@ -104,7 +127,7 @@ class Source(nn.Module):
         return _Read(mixed @ content, valid, valid.sum(1))
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """`(B, T, S)` in float32, every layer's brought to one size, and which columns are no padding."""
+        """`(B, T, S)` in float32 and which columns are no padding; for a translator all layers are of one size."""
         lm, blocks = self._lm, None
         if self.settings.mask == "prefix":
             blocks = [[0] * len(row) for row in rows]
@@ -121,14 +144,17 @@ class Source(nn.Module):
                 if not self.settings.unrotate:
                     key = lm.rotary.rotate(layer, key, prefix.columns.positions)
                 parts += [each.transpose(1, 2).flatten(2).to(lm.device) for each in (key, memory.values[layer])]
+            self._heads = [(each.shape[1], each.shape[3]) for each in memory.keys]
         # What stands in padding may be anything, even no number.
         parts = [each.float().masked_fill(~valid[..., None], 0) for each in parts]
-        return torch.cat([F.layer_norm(each, each.shape[-1:]) for each in parts], -1), valid
+        if self.settings.translator is not None:
+            parts = [F.layer_norm(each, each.shape[-1:]) for each in parts]
+        return torch.cat(parts, -1), valid
 
 
-def _layers(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def _layers(wanted: Sequence[int] | None, count: int, *, everything: bool) -> tuple[int, ...]:
     if wanted is None:
-        return tuple(range(count // 2, count))
+        return tuple(range(0 if everything else count // 2, count))
     for each in wanted:
         if not -count <= each < count:
             raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")

@@ -15,13 +15,18 @@ from latentwire.lm.reading import SHARED, Columns, Memory
 from latentwire.lm.shared import Shared
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.adapters import Delivered
+from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
 from latentwire.wires.latent.config import LatentConfig, read_config
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
+from latentwire.wires.latent.layout import OwnText, fused
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.refine import Refine, columns, seen_by
 
 __all__ = ["CONFIG", "WEIGHTS", "LatentConfig", "LatentModules", "fingerprint", "read_config"]
+
+SAMPLE = "A few words."
+"""What a wire is tried on when it is built."""
 
 
 class LatentModules(nn.Module):
@@ -43,17 +48,18 @@ class LatentModules(nn.Module):
         self.config = config
         self.encoder = config.encoder.build(source)
         with torch.no_grad():
-            sample: Latents = self.encoder(["A few words."])
+            sample: Latents = self.encoder([SAMPLE])
         self.refine = Refine(sample, config.width, config.refiner).to(source.device)
         with torch.no_grad():
             sample = self.refine(sample)
-        width = sample.flat().shape[-1]
         self.adapters = nn.ModuleDict(
-            {key_of(name): config.adapters[name].build(width, lm).to(lm.device) for name, lm in readers.items()}
+            {key_of(name): config.adapters[name].fitted(sample, lm).to(lm.device) for name, lm in readers.items()}
         )
+        self._devices = {name: lm.device for name, lm in readers.items()}
         with torch.no_grad():
-            for adapter in self.adapters.values():
-                adapter(sample)
+            for name, lm in readers.items():
+                text = Shared.of_tokens([lm.format.before(SAMPLE, lm)], lm.device)
+                self.deliver(sample, name, OwnText(text, lm))
         self._pieces = [name for name, each in self.named_parameters() if each.requires_grad]
         self._kept: Collection[str] = ()
         self._absent: dict[str, Tensor] = {}
@@ -68,14 +74,35 @@ class LatentModules(nn.Module):
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
 
-    def deliver(self, latents: Latents, reader: str) -> Shared:
-        """What stands before any question about the latents' contexts, for one reader."""
-        seen = self._seen(latents, reader)
-        delivered: Delivered = self.adapters[key_of(reader)](seen)
+    def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
+        """What stands before any question about the latents' contexts, for one reader.
+
+        Args:
+            text: what the reader reads besides, under layout `text`; None gives the latents alone.
+
+        Raises:
+            UserError: no text for an adapter that changes what the reader has of it.
+        """
+        seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapters[key_of(reader)]
+        if isinstance(adapter, Fused):
+            self._check_counted(text)
+            return fused(adapter, seen, text)
+        delivered: Delivered = adapter(seen)
         places, end = self._places(seen)
         memory = Memory(delivered.keys, delivered.values, places) if delivered.keys else None
         soft = delivered.embeddings
-        return Shared(end, memory, soft, places if soft is not None else None)
+        shared = Shared(end, memory, soft, places if soft is not None else None)
+        beside = text is not None and self.config.shown == "text"
+        return shared.followed(text.tokens, text.lm) if beside and text is not None else shared
+
+    def _check_counted(self, text: OwnText | None) -> None:
+        """Raise a `UserError` if latents stand for other tokens than a reader's prompts have, all shifted."""
+        lm = None if text is None else text.lm
+        if lm is not None and self.encoder.counted(SAMPLE) != lm.format.before(SAMPLE, lm):
+            raise UserError(
+                f"format: found prompts of {lm.name} that begin in another way than its tokens as the encoder "
+                "aligns to them, expected the same prompt format."
+            )
 
     def after_anchor(self, lm: LM) -> list[int]:
         """Token ids between the anchor and an answer. Raises `UserError` where a BOS is asked for and lacking."""
@@ -96,7 +123,7 @@ class LatentModules(nn.Module):
     def _places(self, latents: Latents) -> tuple[Columns, Tensor]:
         """Columns `(B, M)` of the latents for a reader, and the position `(B,)` of what stands behind them."""
         shared = torch.full_like(latents.positions, SHARED)
-        if self.config.positions == "spread":
+        if self.config.spread:
             return Columns.of(latents.valid, latents.positions, documents=shared), latents.length
         count = latents.valid.long().cumsum(1)
         return Columns.of(latents.valid, (count - 1).clamp_min(0), documents=shared), count[:, -1]

@@ -31,6 +31,13 @@ class AdapterConfig(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    def build(self, source: int, lm: LM) -> nn.Module:
+        raise NotImplementedError
+
+    def fitted(self, sample: Latents, lm: LM) -> nn.Module:
+        """The module for latents such as `sample`. Raises `UserError` where it cannot read such."""
+        return self.build(sample.flat().shape[-1], lm)
+
 
 class Film(nn.Module):
     """Scale and shift of channels by how many tokens a latent stands for; at first without effect (1709.07871)."""
