@@ -29,8 +29,9 @@ WARM_UP = 2
 class Costs:
     """Of one arm on one task: means of sizes and medians of times, a context and a question at a time.
 
-    context_tokens, latents: of what is carried, as text, and as it crosses. text_bytes: as UTF-8. text_kv_bytes: its
-    keys and values in bfloat16, all layers. latent_bytes: by bits a number, the scales of quantized ones included.
+    context_tokens, latents: of what is carried, as text, and as it crosses. text_bytes: the text as UTF-8.
+    text_kv_bytes: its keys and values in bfloat16, all layers. latent_bytes: by bits a number, the scales of
+    quantized ones included.
     encode_ms: context to latents. text_ms: context and question as text, to the first token's probabilities.
     cold_ms: encoding, then the question behind the latents. warm_ms: the question alone, latents there already.
     pays_after: the number of questions about one context from which encoding it once is faster than reading its

@@ -55,7 +55,8 @@ def message_sizes(
         of_task = mean(known) if len(known) == len(facts) else None
         for name, arm in bound.items():
             wire = arm.prepared(lm, task, items)[0].wire
-            found[name][task.name] = _size(wire, wire.carried([item.prompt for item in items], reading(lm, task)), of_task)
+            carried = wire.carried([item.prompt for item in items], reading(lm, task))
+            found[name][task.name] = _size(wire, carried, of_task)
     return found
 
 

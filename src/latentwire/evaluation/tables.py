@@ -19,8 +19,8 @@ BASELINE = "text"
 def scores(result: Evaluation, leaking: Sequence[str] = (), aware: Sequence[str] = ()) -> Table:
     """One row per task and arm, the baseline first and every other arm's paired difference beside it.
 
-    The baseline is `text` where it is among the arms, else the first arm. Arms in `leaking` and in `aware`, whose messages
-    know the question, are marked.
+    The baseline is `text` where it is among the arms, else the first arm. Arms in `leaking` are marked, and those
+    in `aware`, whose messages know the question.
     """
     arms = by_arm(result.outcomes)
     baseline = BASELINE if BASELINE in arms else next(iter(arms))

@@ -41,7 +41,8 @@ class Shared:
 
     def followed(self, text: Shared, lm: LM) -> Shared:
         """This with plain text behind it."""
-        assert text.content is not None and text.columns is not None
+        assert text.content is not None
+        assert text.columns is not None
         moved = torch.where(text.columns.valid, text.columns.positions + self.end[:, None], 0)
         columns, content = replace(text.columns, positions=moved), text.content
         if self.content is not None and self.columns is not None:

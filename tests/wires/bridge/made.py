@@ -50,7 +50,9 @@ def stored(folder: Path, family: str, **tokenizer: bool) -> LM:
 
 
 def source() -> LM:
-    return LM(tiny_model("qwen3", seed=7, num_hidden_layers=2, **POSITIONS), tiny_tokenizer(bos=True), name="source")
+    return LM(
+        tiny_model("qwen3", seed=7, num_hidden_layers=2, **POSITIONS), tiny_tokenizer(bos=True), name="source"
+    )
 
 
 def translated(**changes: object) -> SourceEncoder:

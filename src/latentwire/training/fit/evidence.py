@@ -123,7 +123,7 @@ class Evidence:
 
     @cached_property
     def delivered(self) -> Shared:
-        """The latents as the reader gets them, without any text. Raises `UserError` where they are nothing alone."""
+        """The latents as the reader gets them, without text. Raises `UserError` where they are nothing alone."""
         return self.encoded.modules.deliver(self.message, self.reader)
 
     @cached_property

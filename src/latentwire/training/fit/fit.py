@@ -169,8 +169,10 @@ class _Fitting:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
         asked = [[range(passage.asked) for passage in each] for each in batches]
-        behind = {"after": self._after, "instead": self._instead}
-        return [collate(each, n, self._devices, **behind) for each, n in zip(batches, asked, strict=True)]
+        return [
+            collate(each, n, self._devices, after=self._after, instead=self._instead)
+            for each, n in zip(batches, asked, strict=True)
+        ]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:

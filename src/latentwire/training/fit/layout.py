@@ -12,7 +12,7 @@ from latentwire.wires.latent.config import LatentConfig
 
 
 def settled(settings: Fit, log: Callable[[str], None]) -> Fit:
-    """The settings with a layout, if the wire has none and an objective wants one (`Term.layout`); said in the log.
+    """The settings, with the layout that an objective wants (`Term.layout`) if the wire sets none; logged.
 
     Raises:
         UserError: what is wanted does not go with the wire, or the data has no questions to leave out.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 
@@ -45,15 +45,17 @@ class Tokenizing:
     format: PromptFormat
     name: str
     eos_ids: frozenset[int]
-    wire: LatentConfig = LatentConfig()
+    wire: LatentConfig = field(default_factory=LatentConfig)
 
     @classmethod
     def of(cls, lm: LM, wire: LatentConfig | None = None) -> Tokenizing:
         return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids, wire or LatentConfig())
 
     def told(self, examples: Sequence[Example]) -> tuple[list[int], list[Pair]]:
-        """Of examples that share a context, its text and `pairs`; all tokens are a whole prompt's where text stands
-        beside latents."""
+        """Of examples that share a context, its text and `pairs`.
+
+        Where text stands beside latents, both together are a whole prompt's own tokens.
+        """
         texts = None
         if self.wire.shown == "text":
             texts, behind = asking(self.wire, [(each.context, each.question) for each in examples], self)
@@ -91,7 +93,7 @@ class Passage:
     """One context. group: what it shares with others. text: by reader, the ids of it and of what stands before.
     pairs: by reader, its questions; the same questions in the same order for all readers.
 
-    Where whole prompts are carried, `context` is the prompt, and `singly` holds one such passage for each question.
+    Where whole prompts are carried, `context` is the prompt, and `singly` holds a passage for each question.
     """
 
     group: str

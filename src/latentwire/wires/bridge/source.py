@@ -26,8 +26,8 @@ from latentwire.wires.latent.select import Anchors, Select, spread
 class SourceEncoder(EncoderConfig):
     """Configuration of `Source`.
 
-    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or all
-        of them where nothing translates.
+    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or
+        all of them where nothing translates.
     states: hidden states, or keys and values. unrotate: whether keys lose their rotation, so that they say what a
         token is and not where it stands.
     mask: how the source reads the context. align: the model whose tokens the states are brought to, by the

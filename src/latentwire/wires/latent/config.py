@@ -13,7 +13,6 @@ from latentwire.wires.latent.checkpoint import CONFIG
 from latentwire.wires.latent.encoders import Encoder, SelfEncoder
 from latentwire.wires.latent.refine import Refiner
 
-
 Carry = Literal["context", "prompt"]
 Layout = Literal["question", "text", "only"]
 
@@ -81,8 +80,8 @@ class LatentConfig(BaseModel):
         for name in (name for name, each in self.adapters.items() if isinstance(each, Fuse)):
             if self.layout != "text":
                 raise ValueError(
-                    f"adapters: found fuse under layout {self.shown}, expected layout: text, whose keys and values "
-                    "it changes"
+                    f"adapters: found fuse under layout {self.shown}, expected layout: text, since it changes the "
+                    "keys and values of text"
                 )
             tokens = getattr(self.encoder, "align", None) or self.source
             if tokens != name or getattr(getattr(self.encoder, "select", None), "ratio", None) != 1:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
@@ -14,11 +15,19 @@ from latentwire.errors import UserError
 from latentwire.lm import checks
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reader import Tokenizes
 from latentwire.lm.shared import Shared
 from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.message import Latents
+
+
+class Words(Tokenizes, Protocol):
+    """What words prompts and turns them into tokens."""
+
+    @property
+    def format(self) -> PromptFormat: ...
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +44,7 @@ class OwnText:
 
 
 def asking(
-    config: LatentConfig, prompts: Sequence[tuple[str, str]], lm: Tokenizes
+    config: LatentConfig, prompts: Sequence[tuple[str, str]], lm: Words
 ) -> tuple[list[list[int]] | None, list[list[int]]]:
     """Of prompts, each a context and a question, the token ids of the text beside latents and of what follows.
 
@@ -54,7 +63,7 @@ def asking(
     return None, [lm.format.behind(question, lm) for _, question in prompts]
 
 
-def alone(config: LatentConfig, lm: Tokenizes) -> list[int] | None:
+def alone(config: LatentConfig, lm: Words) -> list[int] | None:
     """The token ids that stand instead of every question; None where questions are read.
 
     Raises:
@@ -70,9 +79,10 @@ def fused(adapter: Fused, latents: Latents, text: OwnText | None) -> Shared:
         UserError: there is no text.
     """
     if text is None:
-        raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents by themselves.")
+        raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents alone.")
     ids, columns = text.tokens.content, text.tokens.columns
-    assert ids is not None and columns is not None
+    assert ids is not None
+    assert columns is not None
     with torch.no_grad(), checks.evaluating(text.lm.model):
         own = text.lm.memorize(Prefix(ids=ids, columns=columns), torch.float32)[1]
     return Shared(text.tokens.end, adapter(latents, own))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,13 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.reading import SHARED, Columns, Memory
 from latentwire.lm.shared import Shared
+from latentwire.wires.bridge.source import Source
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.adapters import Delivered
 from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
 from latentwire.wires.latent.config import LatentConfig, read_config
+from latentwire.wires.latent.encoders.own import Own
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
 from latentwire.wires.latent.layout import OwnText, fused
 from latentwire.wires.latent.message import Latents
@@ -97,8 +100,8 @@ class LatentModules(nn.Module):
 
     def _check_counted(self, text: OwnText | None) -> None:
         """Raise a `UserError` if latents stand for other tokens than a reader's prompts have, all shifted."""
-        lm = None if text is None else text.lm
-        if lm is not None and self.encoder.counted(SAMPLE) != lm.format.before(SAMPLE, lm):
+        lm, encoder = None if text is None else text.lm, cast(Own | Source, self.encoder)
+        if lm is not None and encoder.counted(SAMPLE) != lm.format.before(SAMPLE, lm):
             raise UserError(
                 f"format: found prompts of {lm.name} that begin in another way than its tokens as the encoder "
                 "aligns to them, expected the same prompt format."

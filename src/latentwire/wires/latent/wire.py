@@ -36,9 +36,10 @@ BEST = Path("checkpoints", "best")
 class LatentWire(Wire):
     """Contexts as latents, encoded without the question unless the wire carries whole prompts.
 
-    control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`, as many latents of nothing but
-        zeros, which an adapter reads like any others (only over `fuse` is that the text alone); `mean`, the average
-        of the latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really quantized).
+    control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`, as many latents of nothing
+        but zeros, which an adapter reads like any others (only `fuse` makes of them the text alone); `mean`, the
+        average of the latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really
+        quantized).
     """
 
     control: Control | None = None

@@ -21,8 +21,8 @@ class Fuse(AdapterConfig):
     """The reader reads the text, and each of its keys and values becomes own + tanh(gate) · map(source, own).
 
     The source's latents are keys and values, one for each token of the reader, and layers are fused in pairs.
-    Where a latent is nothing but zeros, or lacks, nothing is added: a reader of such a message (`:zero`), or before
-    its gates have opened, is the reader of the text alone.
+    Where a latent is nothing but zeros, or lacks, nothing is added: a reader of such a message (`:zero`), or whose
+    gates are still shut, is the reader of the text alone.
 
     hidden: inner width of each map. gate: where the gates, one a layer and head for keys and for values, begin.
     layers: by the reader's layer, which of the layers that cross it is fused with, both from 0; None matches them
