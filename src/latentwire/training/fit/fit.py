@@ -25,8 +25,8 @@ from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
-from latentwire.wires.latent.layout import OwnText, alone
-from latentwire.wires.latent.modules import SAMPLE, LatentModules, fingerprint
+from latentwire.wires.latent.layout import SAMPLE, OwnText, alone
+from latentwire.wires.latent.modules import LatentModules, fingerprint
 from latentwire.wires.latent.readers import save
 
 SAMPLE_TOKENS = 48

@@ -5,7 +5,7 @@ Training and evaluation both ask here, so that a wire is trained on what it is e
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +21,9 @@ from latentwire.lm.shared import Shared
 from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.message import Latents
+
+SAMPLE = "A few words."
+"""What a wire is tried on when it is built."""
 
 
 class Words(Tokenizes, Protocol):
@@ -72,17 +75,26 @@ def alone(config: LatentConfig, lm: Words) -> list[int] | None:
     return lm.format.ending(lm) if config.shown == "only" else None
 
 
-def fused(adapter: Fused, latents: Latents, text: OwnText | None) -> Shared:
+def fused(adapter: Fused, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]) -> Shared:
     """A text as keys and values of the reader's own, with latents added. Nothing flows into the reader's own.
 
+    Args:
+        counted: the tokens of a text that the encoder makes latents of, one each.
+
     Raises:
-        UserError: there is no text.
+        UserError: there is no text, or what is counted are not the tokens of the reader's prompts.
     """
     if text is None:
         raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents alone.")
+    lm = text.lm
+    if counted(SAMPLE) != lm.format.before(SAMPLE, lm):
+        raise UserError(
+            f"format: found prompts of {lm.name} that begin in another way than its tokens as the encoder aligns "
+            "to them, expected the same prompt format."
+        )
     ids, columns = text.tokens.content, text.tokens.columns
     assert ids is not None
     assert columns is not None
-    with torch.no_grad(), checks.evaluating(text.lm.model):
-        own = text.lm.memorize(Prefix(ids=ids, columns=columns), torch.float32)[1]
+    with torch.no_grad(), checks.evaluating(lm.model):
+        own = lm.memorize(Prefix(ids=ids, columns=columns), torch.float32)[1]
     return Shared(text.tokens.end, adapter(latents, own))

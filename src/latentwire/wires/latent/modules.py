@@ -22,14 +22,11 @@ from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
 from latentwire.wires.latent.config import LatentConfig, read_config
 from latentwire.wires.latent.encoders.own import Own
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
-from latentwire.wires.latent.layout import OwnText, fused
+from latentwire.wires.latent.layout import SAMPLE, OwnText, fused
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.refine import Refine, columns, seen_by
 
 __all__ = ["CONFIG", "WEIGHTS", "LatentConfig", "LatentModules", "fingerprint", "read_config"]
-
-SAMPLE = "A few words."
-"""What a wire is tried on when it is built."""
 
 
 class LatentModules(nn.Module):
@@ -61,8 +58,7 @@ class LatentModules(nn.Module):
         self._devices = {name: lm.device for name, lm in readers.items()}
         with torch.no_grad():
             for name, lm in readers.items():
-                text = Shared.of_tokens([lm.format.before(SAMPLE, lm)], lm.device)
-                self.deliver(sample, name, OwnText(text, lm))
+                self.deliver(sample, name, OwnText.of([lm.format.before(SAMPLE, lm)], lm))
         self._pieces = [name for name, each in self.named_parameters() if each.requires_grad]
         self._kept: Collection[str] = ()
         self._absent: dict[str, Tensor] = {}
@@ -88,24 +84,15 @@ class LatentModules(nn.Module):
         """
         seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapters[key_of(reader)]
         if isinstance(adapter, Fused):
-            self._check_counted(text)
-            return fused(adapter, seen, text)
+            return fused(adapter, seen, text, cast(Own | Source, self.encoder).counted)
         delivered: Delivered = adapter(seen)
         places, end = self._places(seen)
         memory = Memory(delivered.keys, delivered.values, places) if delivered.keys else None
         soft = delivered.embeddings
         shared = Shared(end, memory, soft, places if soft is not None else None)
-        beside = text is not None and self.config.shown == "text"
-        return shared.followed(text.tokens, text.lm) if beside and text is not None else shared
-
-    def _check_counted(self, text: OwnText | None) -> None:
-        """Raise a `UserError` if latents stand for other tokens than a reader's prompts have, all shifted."""
-        lm, encoder = None if text is None else text.lm, cast(Own | Source, self.encoder)
-        if lm is not None and encoder.counted(SAMPLE) != lm.format.before(SAMPLE, lm):
-            raise UserError(
-                f"format: found prompts of {lm.name} that begin in another way than its tokens as the encoder "
-                "aligns to them, expected the same prompt format."
-            )
+        if text is None or self.config.shown != "text":
+            return shared
+        return shared.followed(text.tokens, text.lm)
 
     def after_anchor(self, lm: LM) -> list[int]:
         """Token ids between the anchor and an answer. Raises `UserError` where a BOS is asked for and lacking."""
