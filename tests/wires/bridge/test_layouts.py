@@ -136,8 +136,7 @@ def test_a_wire_is_trained_on_what_it_is_evaluated_with(lm, carry, layout):
     found = passages(DATA, {lm.name: lm}, "train", 2, built)
     examples = ask_all(DATA.tiers, 0)
     asked = [0, 1] if carry == "context" else [0]
-    instead = {lm.name: lm.format.ending(lm)} if layout == "only" else None
-    part = collate(found[:1], [asked], {lm.name: lm.device}, ["0"], instead=instead)
+    part = collate(found[:1], [asked], {lm.name: lm.device}, ["0"])
     terms = (AnswerCrossEntropy(),)
     step = FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, terms, Adapting(terms))
     with torch.no_grad():
@@ -148,7 +147,7 @@ def test_a_wire_is_trained_on_what_it_is_evaluated_with(lm, carry, layout):
             answer = found[0].pairs[lm.name][number][1]
             evaluated = lm.forced(bound(modules, lm)([prompt], lm), torch.tensor([answer])).hidden[0]
             torch.testing.assert_close(one.student.hidden[at : at + len(answer)], evaluated, atol=1e-4, rtol=0)
-            if layout == "text":  # its teacher is the target alone, to the token
+            if layout == "text" or carry == "prompt":  # its teacher is the target alone, to the token
                 alone = lm.forced(wires.parse("text")([prompt], lm), torch.tensor([answer])).hidden[0]
                 torch.testing.assert_close(one.teacher.hidden[at : at + len(answer)], alone, atol=1e-4, rtol=0)
             at += len(answer)
@@ -159,7 +158,8 @@ def test_every_question_is_a_passage_of_its_own_where_prompts_are_carried(lm, tm
     plain = passages(DATA, {lm.name: lm}, "train", 4)
     found = passages(DATA, {lm.name: lm}, "train", sum(each.asked for each in plain), built)
     assert [each.asked for each in found] == [1] * len(found)
-    assert [each.pairs[lm.name][0] for each in found] == [pair for each in plain for pair in each.pairs[lm.name]]
+    asked = [(each.asks(lm.name, 0), each.pairs[lm.name][0][1]) for each in found]
+    assert asked == [pair for each in plain for pair in each.pairs[lm.name]]
     assert all("\nQuestion: " in each.context and "Answer:" not in each.context for each in found)
     assert len({each.context for each in found}) == len(found)
     assert [len(passages(DATA, {lm.name: lm}, split, 5, built)) for split in ("train", "validation")] == [5, 5]
@@ -318,9 +318,7 @@ def test_both_parts_are_asked_of_one_function(lm):
     for carry, layout in LAYOUTS:
         built = config(lm, carry=carry, layout=layout)
         texts, asked = asking(built, pair, lm)
-        text, pairs = Tokenizing.of(lm, built).told(EXAMPLES[:1])
-        if layout == "text":
-            assert (texts[0], asked[0]) == (text, pairs[0][0])
-        else:
-            assert texts is None
-            assert asked[0] == (lm.format.ending(lm) if layout == "only" else pairs[0][0])
+        text, pairs, behind = Tokenizing.of(lm, built).told(EXAMPLES[:1])
+        assert asked == ([question for question, _ in pairs] if behind is None else behind)
+        assert texts in (None, [text])
+        assert (texts is None) is (layout != "text")

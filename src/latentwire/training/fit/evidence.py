@@ -100,7 +100,7 @@ class Evidence:
 
     @property
     def text(self) -> Shared:
-        """The contexts as the reader's own tokens."""
+        """What latents are made of as the reader's own tokens: contexts, or whole prompts."""
         return self.encoded.part.text[self.reader]
 
     @property

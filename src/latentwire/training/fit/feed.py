@@ -26,10 +26,8 @@ class Feed:
         found: Sequence[Passage],
         devices: Mapping[str, torch.device],
         after: Mapping[str, list[int]] | None = None,
-        instead: Mapping[str, list[int]] | None = None,
     ) -> None:
-        self._settings, self._passages, self._devices = settings, found, devices
-        self._after, self._instead = after, instead
+        self._settings, self._passages, self._devices, self._after = settings, found, devices, after
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._ahead: dict[tuple[int, int, int], Future[list[Part]]] = {}
         self._helper = ThreadPoolExecutor(1)
@@ -69,7 +67,6 @@ class Feed:
             self._devices,
             [f"{settings.seed}/{step}/{number}" for number, _ in asked],
             after=self._after,
-            instead=self._instead,
             lengths=lengths,
             keep=settings.keep_prob.at(step / settings.steps),
             textual=text is not None and random.Random(f"{settings.seed}/text/{step}").random() < text.at(step),

@@ -25,7 +25,7 @@ from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
-from latentwire.wires.latent.layout import SAMPLE, OwnText, alone
+from latentwire.wires.latent.layout import SAMPLE, OwnText
 from latentwire.wires.latent.modules import LatentModules, fingerprint
 from latentwire.wires.latent.readers import save
 
@@ -86,7 +86,6 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
             for name, lm in readers.items():
                 modules.deliver(message, name, OwnText.of([found[0].text[name]], lm))
                 modules.after_anchor(lm)
-                alone(settings.wire, lm)
 
 
 class _Fitting:
@@ -117,9 +116,7 @@ class _Fitting:
         wanted = settings.contexts or settings.steps * settings.passages
         train = passages(settings.data, readers, "train", wanted, settings.wire)
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
-        anchors = {name: alone(settings.wire, lm) for name, lm in readers.items()}
-        self._instead = {name: ids for name, ids in anchors.items() if ids is not None}
-        self._feed = Feed(settings, train, self._devices, self._after, self._instead)
+        self._feed = Feed(settings, train, self._devices, self._after)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
@@ -169,10 +166,7 @@ class _Fitting:
         size = self.settings.passages
         batches = [self._held_out[at : at + size] for at in range(0, len(self._held_out), size)]
         asked = [[range(passage.asked) for passage in each] for each in batches]
-        return [
-            collate(each, n, self._devices, after=self._after, instead=self._instead)
-            for each, n in zip(batches, asked, strict=True)
-        ]
+        return [collate(each, n, self._devices, after=self._after) for each, n in zip(batches, asked, strict=True)]
 
     @torch.no_grad()
     def evaluate(self) -> Measured:
@@ -195,8 +189,7 @@ class _Fitting:
         message = self.modules([each.context for each in some])
         said: list[dict[str, Any]] = []
         for name, lm in self.readers.items():
-            questions = [self._instead.get(name, each.pairs[name][0][0]) for each in some]
-            asked = [ids + self._after[name] for ids in questions]
+            asked = [each.asks(name, 0) + self._after[name] for each in some]
             text = OwnText.of([each.text[name] for each in some], lm)
             prefix = self.modules.deliver(message, name, text).ask(asked, lm)
             texts = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=SAMPLE_TOKENS))

@@ -51,21 +51,24 @@ class Tokenizing:
     def of(cls, lm: LM, wire: LatentConfig | None = None) -> Tokenizing:
         return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids, wire or LatentConfig())
 
-    def told(self, examples: Sequence[Example]) -> tuple[list[int], list[Pair]]:
-        """Of examples that share a context, its text and `pairs`.
+    def told(self, examples: Sequence[Example]) -> tuple[list[int], list[Pair], list[list[int]] | None]:
+        """Of examples that share a context: a text, `pairs` behind it, and what is asked behind latents, if other.
 
-        Where text stands beside latents, both together are a whole prompt's own tokens.
+        The text is what latents are made of: of a whole prompt there is one example. There, and where text stands
+        beside latents, text and question are the prompt's own tokens.
         """
-        texts = None
-        if self.wire.shown == "text":
-            texts, behind = asking(self.wire, [(each.context, each.question) for each in examples], self)
+        prompts = [(each.context, each.question) for each in examples]
+        texts, behind = asking(self.wire, prompts, self)
+        pairs = self.pairs(examples)
+        if self.wire.carry == "prompt":
+            text, rest = self.format.split(*prompts[0], self, whole=True)
+            return text, [(rest, answer) for _, answer in pairs], behind
         if texts is None:
-            return self.format.before(examples[0].context, self), self.pairs(examples)
+            return self.format.before(examples[0].context, self), pairs, None
         # What runs across the boundary may do so for some questions only.
         shared = min(map(len, texts))
         asked = [[*text[shared:], *ids] for text, ids in zip(texts, behind, strict=True)]
-        pairs = self.pairs(examples)
-        return texts[0][:shared], [(ids, answer) for ids, (_, answer) in zip(asked, pairs, strict=True)]
+        return texts[0][:shared], [(ids, answer) for ids, (_, answer) in zip(asked, pairs, strict=True)], None
 
     def pairs(self, examples: Sequence[Example]) -> list[Pair]:
         """Of examples that share a context: answers have the tokens that they are scored by in an evaluation.
@@ -93,14 +96,21 @@ class Passage:
     """One context. group: what it shares with others. text: by reader, the ids of it and of what stands before.
     pairs: by reader, its questions; the same questions in the same order for all readers.
 
-    Where whole prompts are carried, `context` is the prompt, and `singly` holds a passage for each question.
+    behind: by reader, what is asked behind latents, where that is something else. Where whole prompts are carried,
+    `context` and `text` are the prompt, and `singly` holds a passage for each question.
     """
 
     group: str
     context: str
     text: dict[str, list[int]]
     pairs: dict[str, list[Pair]]
+    behind: dict[str, list[list[int]]] = field(default_factory=dict)
     singly: tuple[Passage, ...] = ()
+
+    def asks(self, reader: str, number: int) -> list[int]:
+        """Token ids of what a reader is asked behind latents."""
+        behind = self.behind.get(reader)
+        return self.pairs[reader][number][0] if behind is None else behind[number]
 
     @property
     def asked(self) -> int:
@@ -192,8 +202,9 @@ def _passage(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example], 
     return Passage(
         group=examples[0].group,
         context=carried,
-        text={name: text for name, (text, _) in told.items()},
-        pairs={name: pairs for name, (_, pairs) in told.items()},
+        text={name: text for name, (text, _, _) in told.items()},
+        pairs={name: pairs for name, (_, pairs, _) in told.items()},
+        behind={name: behind for name, (_, _, behind) in told.items() if behind is not None},
     )
 
 

@@ -59,7 +59,6 @@ def collate(
     names: Sequence[str] = (),
     *,
     after: Mapping[str, list[int]] | None = None,
-    instead: Mapping[str, list[int]] | None = None,
     lengths: dict[str, list[int]] | None = None,
     keep: float = 1.0,
     textual: bool = False,
@@ -68,7 +67,6 @@ def collate(
 
     Args:
         after: by reader, token ids between the anchor and an answer behind latents; None for none.
-        instead: by reader, token ids that stand behind latents instead of any question; None for none.
     """
     groups = [passage.group for passage in passages]
     count = len(groups)
@@ -83,9 +81,12 @@ def collate(
     plain = {name: Questions.of(pairs[name], device) for name, device in devices.items()}
     asked = dict(plain)
     for name, device in devices.items():
-        ids, alone = (after or {}).get(name) or [], (instead or {}).get(name)
-        if ids or alone is not None:
-            behind = [[([*(q if alone is None else alone), *ids], a) for q, a in row] for row in pairs[name]]
+        ids = (after or {}).get(name) or []
+        if ids or any(each.behind for each in passages):
+            behind = [
+                [([*p.asks(name, n), *ids], p.pairs[name][n][1]) for n in numbers]
+                for p, numbers in zip(passages, chosen, strict=True)
+            ]
             asked[name] = Questions.of(behind, device)
     return Part(
         contexts=[passage.context for passage in passages],

@@ -60,19 +60,9 @@ def asking(
     if config.shown == "text":
         pairs = [lm.format.split(*each, lm, whole=config.carry == "prompt") for each in prompts]
         return [text for text, _ in pairs], [behind for _, behind in pairs]
-    instead = alone(config, lm)
-    if instead is not None:
-        return None, [instead for _ in prompts]
+    if config.shown == "only":
+        return None, [lm.format.ending(lm) for _ in prompts]
     return None, [lm.format.behind(question, lm) for _, question in prompts]
-
-
-def alone(config: LatentConfig, lm: Words) -> list[int] | None:
-    """The token ids that stand instead of every question; None where questions are read.
-
-    Raises:
-        UserError: there is no anchor.
-    """
-    return lm.format.ending(lm) if config.shown == "only" else None
 
 
 def fused(adapter: Fused, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]) -> Shared:
