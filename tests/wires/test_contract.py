@@ -136,7 +136,7 @@ def test_padding_columns_change_nothing(lm, bound, spec):
 def test_the_context_comes_from_the_message_alone(lm, bound, spec):
     """A wire that looked past its message at the prompt's context could not be a control."""
     wire = bound(spec)
-    message = wire.send(PROMPTS[:1])
+    message = wire.send(PROMPTS[:1], lm)
     elsewhere = Prompt(context="something else entirely", question=PROMPTS[0].question)
     delivered = wire.deliver(message, [elsewhere], lm)
     assert torch.equal(states(lm, delivered, [[5, 6]]), states(lm, wire(PROMPTS[:1], lm), [[5, 6]]))
@@ -145,7 +145,7 @@ def test_the_context_comes_from_the_message_alone(lm, bound, spec):
 @pytest.mark.parametrize("spec", ALL)
 def test_the_message_is_counted_in_bytes(lm, bound, spec):
     wire = bound(spec)
-    message = wire.send(PROMPTS)
+    message = wire.send(PROMPTS, lm)
     if isinstance(message, Latents):
         *texts, nothing = message.nbytes()
         assert all(each > nothing or spec == "CONSTANT" for each in texts)
@@ -238,11 +238,11 @@ def test_a_relay_says_as_much_as_a_budget_keeps_and_what_it_says_is_the_sources(
     assert said[2] == ""
 
 
-def test_a_relays_question_is_seen_only_where_it_is_asked_for(bound):
+def test_a_relays_question_is_seen_only_where_it_is_asked_for(lm, bound):
     other = [Prompt(context=PROMPTS[0].context, question="How many fish are there in the town?")]
     blind, seeing = (bound(f"relay,tokens=9,source=SOURCE{more}") for more in ("", ",question=true"))
-    assert blind.send(PROMPTS[:1]).texts == blind.send(other).texts
-    assert seeing.send(PROMPTS[:1]).texts != seeing.send(other).texts
+    assert blind.send(PROMPTS[:1], lm).texts == blind.send(other, lm).texts
+    assert seeing.send(PROMPTS[:1], lm).texts != seeing.send(other, lm).texts
     assert [blind.question_aware, seeing.question_aware] == [False, True]
     with pytest.raises(ValueError, match="send"):
         seeing.encode([PROMPTS[0].context])

@@ -9,9 +9,9 @@ from typing import Self, get_args
 
 from latentwire.errors import UserError, one_of
 from latentwire.evaluation.items import Item, item_of, reading
-from latentwire.evaluation.variants import Variant, counterfactual, deranged
+from latentwire.evaluation.variants import Variant, counterfactual, deranged, partners
 from latentwire.lm.model import LM
-from latentwire.lm.prompts import Example
+from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
 from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
@@ -61,17 +61,22 @@ class Arm:
         Raises:
             UserError: the variant has nothing to change, or the wire too few contexts to meet.
         """
-        first: dict[str, str] = {}
+        reader, first = reading(lm, task), dict[str, Prompt]()
         for item in items:
-            first.setdefault(item.example.group, item.prompts[0].context)
-        met = replace(self, wire=self.wire.sampled(list(first.values())[:SAMPLE]))
+            first.setdefault(item.example.group, item.prompts[0])
+        sample = self.wire.carried(list(first.values())[:SAMPLE], reader)
+        met = replace(self, wire=self.wire.sampled(sample))
         examples = [item.example for item in items]
         if self.variant is None:
             return met, list(items)
+        if self.variant == "deranged" and self.wire.keeps_text:
+            others = partners(examples, task.name, whole=self.wire.question_aware)
+            sent = [Prompt(context=each.context, question=each.question) for each in others]
+            pairs = zip(items, sent, strict=True)
+            return met, [replace(item_of(i.example, reader, s), original=i.example) for i, s in pairs]
         changed: Sequence[Example | None] = (
             deranged(examples, task.name) if self.variant == "deranged" else counterfactual(examples, task.name)
         )
-        reader = reading(lm, task)
         made = zip(examples, changed, strict=True)
         return met, [replace(item_of(new, reader), original=old) for old, new in made if new is not None]
 

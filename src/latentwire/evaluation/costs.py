@@ -29,12 +29,14 @@ WARM_UP = 2
 class Costs:
     """Of one arm on one task: means of sizes and medians of times, a context and a question at a time.
 
-    context_tokens, latents: read as text, and sent instead. text_bytes: the context as UTF-8. text_kv_bytes: its
-    keys and values in bfloat16, all layers. latent_bytes: by bits a number, the scales of quantized ones included.
+    context_tokens, latents: of what is carried, as text, and as it crosses. text_bytes: the text as UTF-8.
+    text_kv_bytes: its keys and values in bfloat16, all layers. latent_bytes: by bits a number, the scales of
+    quantized ones included.
     encode_ms: context to latents. text_ms: context and question as text, to the first token's probabilities.
     cold_ms: encoding, then the question behind the latents. warm_ms: the question alone, latents there already.
     pays_after: the number of questions about one context from which encoding it once is faster than reading its
     text again for each; None if it never is.
+    question_aware: every question has a message of its own, so that encoding never pays off later.
     """
 
     contexts: int
@@ -47,6 +49,7 @@ class Costs:
     text_ms: float
     cold_ms: float
     warm_ms: float
+    question_aware: bool = False
 
     def to_json(self) -> dict[str, Any]:
         """As `--json` writes it, `pays_after` included."""
@@ -55,7 +58,7 @@ class Costs:
     @property
     def pays_after(self) -> int | None:
         saved = self.text_ms - self.warm_ms
-        return math.ceil(self.encode_ms / saved) if saved > 0 else None
+        return math.ceil(self.encode_ms / saved) if saved > 0 and not self.question_aware else None
 
 
 @torch.no_grad()
@@ -89,11 +92,12 @@ def measure(
         text_ms=read,
         cold_ms=cold,
         warm_ms=warm,
+        question_aware=arm.wire.question_aware,
     )
 
 
 def _sizes(arm: Arm, item: Item, lm: LM) -> list[float]:
-    context = item.prompt.context
+    [context] = arm.wire.carried([item.prompt], lm)
     found = arm.wire.encode([context])
     assert isinstance(found, Latents), "expected a wire that compresses"
     plain = lm.format.before(context, lm)
@@ -110,12 +114,14 @@ def _read(lm: LM, text: Wire, item: Item) -> None:
 def _times(arm: Arm, item: Item, lm: LM, as_text: Callable[[], None]) -> Sequence[float]:
     """Milliseconds to encode, to read as text, cold and warm."""
 
-    def cold() -> None:
-        lm.prefill(arm.wire.deliver(arm.wire.encode([item.prompt.context]), [item.prompt], lm))
+    carried = arm.wire.carried([item.prompt], lm)
 
-    message = arm.wire.encode([item.prompt.context])
+    def cold() -> None:
+        lm.prefill(arm.wire.deliver(arm.wire.encode(carried), [item.prompt], lm))
+
+    message = arm.wire.encode(carried)
     return (
-        _clock(lm, lambda: arm.wire.encode([item.prompt.context])),
+        _clock(lm, lambda: arm.wire.encode(carried)),
         _clock(lm, as_text),
         _clock(lm, cold),
         _clock(lm, lambda: lm.prefill(arm.wire.deliver(message, [item.prompt], lm))),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from copy import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
@@ -46,11 +46,11 @@ def prepare(lm: LM, task: Task, split: Split, limit: int | None) -> list[Item]:
     return [item_of(example, reader) for example in examples]
 
 
-def item_of(example: Example, reader: LM) -> Item:
-    """An example, tokenized for a reader."""
+def item_of(example: Example, reader: LM, sent: Prompt | None = None) -> Item:
+    """An example, tokenized for a reader. sent: the prompt whose message stands for its own."""
     encoded = [reader.format.encode(request, reader) for request in example.requests()]
     answers = [answer for _, behind in encoded for answer in behind]
-    return Item(example, tuple(prompt for prompt, _ in encoded), tuple(answers))
+    return Item(example, tuple(replace(prompt, sent=sent) for prompt, _ in encoded), tuple(answers))
 
 
 def reading(lm: LM, task: Task) -> LM:

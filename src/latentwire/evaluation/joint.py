@@ -62,12 +62,13 @@ def joint(
         bound, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
         reader = bound.reading(lm, task)
         asked = []
-        for example in (item.example for item in items):
+        for item in items:
+            example, sent = item.example, item.prompt.sent
             offered = _offered(example, own)
             chosen[example.id] = example
             sums.setdefault(example.id, [0.0] * len(offered))
             if offered:
-                asked.append(item_of(replace(example, choices=offered, answers=(), gold=0), reader))
+                asked.append(item_of(replace(example, choices=offered, answers=(), gold=0), reader, sent))
         for batch in batches(asked, BATCH_TOKENS):
             prefix = bound.wire([item.prompt for item in batch], reader)
             scores = reader.score(reader.prefill(prefix), [item.answers for item in batch])

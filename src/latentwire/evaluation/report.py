@@ -55,13 +55,14 @@ class Report:
     def parts(self, model: str) -> Iterator[Table | str]:
         """Tables and sentences; `model` as the command line names it."""
         result, leaking = self.result, [arm.label for arm in self.arms if arm.leaks]
-        yield tables.scores(result, leaking)
+        aware = [arm.label for arm in self.arms if arm.wire.question_aware]
+        yield tables.scores(result, leaking, aware)
         yield from wire_tables.followed(result.outcomes)
         if self.closed:
             yield wire_tables.gap_table(self.closed)
         if self.spent:
             yield wire_tables.cost_table(self.spent)
-            if not any(arm.wire.question_aware for arm in self.arms):
+            if not aware:
                 yield "Contexts are compressed without the question: no message knows what will be asked."
         if aware := [arm.label for arm in self.arms if arm.wire.question_aware]:
             yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
@@ -77,6 +78,8 @@ class Report:
                 yield f"{name}: {count} prompts end in tokens that the answer would change; these stay causal."
         for (label, name), count in result.skipped.items():
             yield f"{name}: {count} examples that {label} could not change are left out of it."
+        if aware:
+            yield f"QUESTION-AWARE: under {', '.join(aware)} messages are made with the question in sight."
         if leaking:
             yield f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading."
 

@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import prepare
+from latentwire.evaluation.items import prepare, reading
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Prompt
 from latentwire.tasks.base import Split, Task
@@ -56,7 +56,7 @@ def message_sizes(
         of_task = mean(known) if len(known) == len(facts) else None
         for name, arm in bound.items():
             wire = arm.prepared(lm, task, items)[0].wire
-            found[name][task.name] = _size(wire, [item.prompt for item in items], of_task)
+            found[name][task.name] = _size(wire, [item.prompt for item in items], reading(lm, task), of_task)
     return found
 
 
@@ -65,11 +65,11 @@ def _plain(arm: Arm) -> bool:
     return arm.variant is None and arm.reader is None and not blank
 
 
-def _size(wire: Wire, prompts: Sequence[Prompt], facts: float | None) -> Size:
+def _size(wire: Wire, prompts: Sequence[Prompt], lm: LM, facts: float | None) -> Size:
     sent: list[int] = []
     latents: list[int] = []
     for at in range(0, len(prompts), _AT_ONCE):
-        message = wire.send(prompts[at : at + _AT_ONCE])
+        message = wire.send(prompts[at : at + _AT_ONCE], lm)
         sent += message.nbytes()
         if isinstance(message, Latents):
             latents += message.valid.sum(1).tolist()

@@ -16,10 +16,11 @@ from latentwire.evaluation.summary import by_arm, rows
 BASELINE = "text"
 
 
-def scores(result: Evaluation, leaking: Sequence[str] = ()) -> Table:
+def scores(result: Evaluation, leaking: Sequence[str] = (), aware: Sequence[str] = ()) -> Table:
     """One row per task and arm, the baseline first and every other arm's paired difference beside it.
 
-    The baseline is `text` where it is among the arms, else the first arm. Arms in `leaking` are marked.
+    The baseline is `text` where it is among the arms, else the first arm. Arms in `leaking` are marked, and those
+    in `aware`, whose messages know the question.
     """
     arms = by_arm(result.outcomes)
     baseline = BASELINE if BASELINE in arms else next(iter(arms))
@@ -38,7 +39,7 @@ def scores(result: Evaluation, leaking: Sequence[str] = ()) -> Table:
             shown = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
             table.add_row(
                 f"{task} {metric}" if at == 0 else "",
-                f"{arm} LEAKS" if arm in leaking else arm,
+                arm + " LEAKS" * (arm in leaking) + " QUESTION-AWARE" * (arm in aware),
                 shown,
                 str(found.n),
                 "" if arm == baseline else str(compare(part, _shared(base, part))),

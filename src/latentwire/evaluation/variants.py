@@ -27,16 +27,29 @@ def deranged(examples: Sequence[Example], task: str) -> list[Example]:
     Raises:
         UserError: an example has no context or has its choices in it, or no other fits.
     """
+    return [replace(each, context=of.context) for each, of in zip(examples, partners(examples, task), strict=True)]
+
+
+def partners(examples: Sequence[Example], task: str, *, whole: bool = False) -> list[Example]:
+    """For every example the one that `deranged` takes the context of.
+
+    Args:
+        whole: the whole prompt is taken, so that none needs a context, and the gold answer stands nowhere in it.
+
+    Raises:
+        UserError: as `deranged`.
+    """
     ring = _Ring(examples)
-    return [replace(each, context=_partner(each, ring, task).context) for each in examples]
+    return [_partner(each, ring, task, whole) for each in examples]
 
 
-def _partner(example: Example, ring: _Ring, task: str) -> Example:
-    if not example.context or (example.choices and example.answers):
+def _partner(example: Example, ring: _Ring, task: str, whole: bool) -> Example:
+    if not (example.context or whole) or (example.choices and example.answers):
         raise UserError(f"{task}: deranged exchanges contexts, found {example.id} without one of its own.")
 
     def fits(other: Example) -> bool:
-        return bool(other.context) and not any(_stands(gold, other.context) for gold in golds(example))
+        taken = f"{other.context} {other.question}" if whole else other.context
+        return bool(taken) and not any(_stands(gold, taken) for gold in golds(example))
 
     found = next(ring.others(example, fits), None)
     if found is None:

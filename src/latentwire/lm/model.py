@@ -216,8 +216,12 @@ class LM:
             ).last_hidden_state
         return hidden.to(content.device)
 
-    def memorize(self, prefix: Prefix) -> tuple[Tensor, Memory]:
+    def memorize(self, prefix: Prefix, dtype: torch.dtype | None = None) -> tuple[Tensor, Memory]:
         """Read a prefix for what it leaves behind; gradients flow.
+
+        Args:
+            dtype: of the keys; None is the model's own. Keys of 16 bits that are kept in float32 are again what
+                they were once they are rotated.
 
         Returns:
             Final hidden states `(B, P, D)`, and every layer's keys (not rotated) and values of the P columns.
@@ -231,7 +235,9 @@ class LM:
         hidden = self.run(content, prefix.columns, reading)
         positions = prefix.columns.positions
         layers = range(len(tap.keys))
-        keys = tuple(self.rotary.rotate(layer, tap.keys[layer], positions, back=True) for layer in layers)
+        found = (tap.keys[layer].to(dtype or tap.keys[layer].dtype) for layer in layers)
+        at = positions + self._shift
+        keys = tuple(self.rotary.rotate(layer, key, at, back=True) for layer, key in enumerate(found))
         return hidden, Memory(keys, tuple(tap.values[layer] for layer in layers), prefix.columns)
 
     def twin(self) -> LM:

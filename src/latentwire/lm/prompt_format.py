@@ -122,6 +122,43 @@ class PromptFormat(BaseModel):
         text, boundary = self.render(PLACE, question, lm)
         return list(lm.tokenizer(self._kept(text)[boundary:], add_special_tokens=False)["input_ids"])
 
+    def split(
+        self, context: str, question: str, lm: Tokenizes, *, whole: bool = False
+    ) -> tuple[list[int], list[int]]:
+        """A prompt's `tokens` in two: the context with what stands before it, and what stands behind.
+
+        A token that runs across the boundary stands behind it, and at least one does.
+
+        Args:
+            whole: the question belongs to the first part too, which leaves the anchor to the second.
+
+        Raises:
+            UserError: the prompt has no token at all.
+        """
+        ids = self.tokens(context, question, lm).ids
+        text, boundary = self.render(context, question, lm)
+        if whole:
+            said = self.body(context, question).strip()
+            boundary = text.find(said) + len(said)
+        at = min(_common(ids, self._ids(text[:boundary], lm)), len(ids) - 1)
+        return ids[:at], ids[at:]
+
+    def ending(self, lm: Tokenizes) -> list[int]:
+        """Tokens of what stands behind a question: the anchor with what leads to it, also where `raw` writes none.
+
+        Raises:
+            UserError: there is no anchor.
+        """
+        if self.template == "raw":
+            text = f"\n{self.anchor}" if self.anchor else ""
+        else:
+            whole = self.render("", PLACE, lm)[0]
+            text = whole[whole.index(PLACE) + len(PLACE) :]
+        ids = list(lm.tokenizer(text.rstrip(" "), add_special_tokens=False)["input_ids"])
+        if not ids:
+            raise UserError("format: found no anchor, expected one for a prompt that is nothing else.")
+        return ids
+
     def outside(self, tokens: Tokens) -> int:
         """How many tokens at the end stay out of a bidirectional block."""
         return tokens.anchor if self.anchor_block == "causal" else 0

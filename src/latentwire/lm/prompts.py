@@ -46,12 +46,15 @@ class Prompt:
 
     unstable: how many tokens at the prompt's end are tokenized otherwise once an answer follows;
         they never join a bidirectional block. tokens: the prompt's length as plain text.
+    sent: the prompt whose message a wire delivers instead of this one's own: what stands beside the message
+        stays this one's.
     """
 
     context: str
     question: str
     unstable: int = 0
     tokens: int = 0
+    sent: Prompt | None = None
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from functools import cached_property
 
 import torch
@@ -39,6 +39,21 @@ class Shared:
         valid = positions < end[:, None]
         return cls(end, content=ids, columns=Columns.of(valid, positions, documents=torch.full_like(ids, SHARED)))
 
+    def followed(self, text: Shared, lm: LM) -> Shared:
+        """This with plain text behind it."""
+        assert text.content is not None
+        assert text.columns is not None
+        moved = torch.where(text.columns.valid, text.columns.positions + self.end[:, None], 0)
+        columns, content = replace(text.columns, positions=moved), text.content
+        if self.content is not None and self.columns is not None:
+            columns, content = self.columns.append(columns), torch.cat([self.content, self.like(content, lm)], 1)
+        return Shared(self.end + text.end, self.memory, content, columns)
+
+    def like(self, ids: Tensor, lm: LM) -> Tensor:
+        """Token ids as what stands here: as they are, or embedded."""
+        assert self.content is not None
+        return lm.embed(ids).to(self.content) if self.content.is_floating_point() else ids
+
     def select(self, rows: slice) -> Shared:
         """What stands before the questions of these rows."""
         at = torch.arange(len(self.end), device=self.end.device)[rows]
@@ -57,11 +72,10 @@ class Shared:
         own = Columns.of(valid, torch.where(valid, self.end[:, None] + steps, 0))
         if self.content is None or self.columns is None:
             return Prefix(ids=ids, columns=own, memory=self.memory)
-        columns = self.columns.append(own)
-        if not self.content.is_floating_point():
-            return Prefix(ids=torch.cat([self.content, ids], 1), columns=columns, memory=self.memory)
-        asked = lm.embed(ids).to(self.content)
-        return Prefix(embeddings=torch.cat([self.content, asked], 1), columns=columns, memory=self.memory)
+        columns, content = self.columns.append(own), torch.cat([self.content, self.like(ids, lm)], 1)
+        if content.is_floating_point():
+            return Prefix(embeddings=content, columns=columns, memory=self.memory)
+        return Prefix(ids=content, columns=columns, memory=self.memory)
 
 
 @dataclass(frozen=True, eq=False)
@@ -142,9 +156,7 @@ class Questions:
             hidden = lm.run(self.ids, own, Reading(own, memory=memory))
         else:
             columns = shared.columns.append(own)
-            soft = shared.content.is_floating_point()
-            asked = lm.embed(self.ids).to(shared.content) if soft else self.ids
-            content = torch.cat([shared.content, asked], 1)
+            content = torch.cat([shared.content, shared.like(self.ids, lm)], 1)
             hidden = lm.run(content, columns, Reading(columns, memory=memory))[:, shared.columns.width :]
         learned = self.learned
         return Forced(hidden[learned], torch.roll(self.labels, -1, 1)[learned])

@@ -52,13 +52,20 @@ class Wire(BaseModel, ABC):
 
     @property
     def question_aware(self) -> bool:
-        """Whether contexts are encoded with their question in sight. Said under every table."""
+        """Whether contexts are encoded with their question in sight. Said in every table."""
+        return False
+
+    @property
+    def keeps_text(self) -> bool:
+        """Whether a reader may see of its prompt what the message is of, too.
+
+        `deranged` then exchanges the message alone, since exchanging the context would exchange both.
+        """
         return False
 
     @property
     def compresses(self) -> bool:
-        """Whether the message is latents, made once for all questions, to be read instead of text: then what it
-        costs is measured."""
+        """Whether the message is latents: then what it costs is measured."""
         return False
 
     def bind(self, lm: LM) -> Self:
@@ -73,24 +80,30 @@ class Wire(BaseModel, ABC):
         """Who reads what this (bound) wire delivers: the model itself, unless it has learned along with it."""
         return lm
 
+    def carried(self, prompts: Sequence[Prompt], lm: LM) -> list[str]:
+        """What is encoded of each prompt that `lm` is asked: its context."""
+        return [(prompt.sent or prompt).context for prompt in prompts]
+
     @abstractmethod
     def encode(self, contexts: Sequence[str]) -> Message:
         """What crosses for these contexts."""
 
-    def send(self, prompts: Sequence[Prompt]) -> Message:
-        """What crosses for these prompts: their contexts, encoded; a `question_aware` wire sees the questions."""
-        return self.encode([prompt.context for prompt in prompts])
+    def send(self, prompts: Sequence[Prompt], lm: LM) -> Message:
+        """What crosses for these prompts; a `question_aware` wire sees the questions."""
+        return self.encode(self.carried(prompts, lm))
 
     @abstractmethod
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         """The prefix of each prompt; its context comes from `message`, never from the prompt.
+
+        Only a wire that delivers text beside its message takes that text from the prompt.
 
         Raises:
             UserError: a prompt is empty.
         """
 
     def __call__(self, prompts: Sequence[Prompt], lm: LM) -> Prefix:
-        return self.deliver(self.send(prompts), prompts, lm)
+        return self.deliver(self.send(prompts, lm), prompts, lm)
 
     @property
     def label(self) -> str:

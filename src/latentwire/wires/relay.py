@@ -67,7 +67,7 @@ class Relay(Sized, TextWire):
             raise ValueError("a source that sees questions writes for prompts: `send` them")
         return self._write([(context, "") for context in contexts])
 
-    def send(self, prompts: Sequence[Prompt]) -> Message:
+    def send(self, prompts: Sequence[Prompt], lm: LM) -> Message:
         return self._write([(prompt.context, prompt.question if self.question else "") for prompt in prompts])
 
     @torch.no_grad()

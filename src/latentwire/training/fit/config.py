@@ -89,7 +89,8 @@ class Fit(Loop):
     """One training of a latent wire; its readers' own weights stay frozen.
 
     passages: contexts a step. questions: at most so many a context and step. contexts: how many different contexts
-        there are; None makes as many as the steps need.
+        there are; None makes as many as the steps need. A wire that carries whole prompts has as many of
+        those, each with its one question.
     reader_lora, reader_prefix: low-rank adapters, or so many virtual tokens of prefix tuning, that the readers
         learn along with the wire (stage B); they are saved with it.
     new_reader: train the adapter of this reader alone, one more for a finished wire: all else stays as it is.

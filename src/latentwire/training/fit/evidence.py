@@ -20,6 +20,7 @@ from latentwire.lm.tapping import States, depth
 from latentwire.training.fit.teacher import Teaching, states
 from latentwire.wires.bridge.source import Read, Source
 from latentwire.wires.bridge.translators import States as SourceStates
+from latentwire.wires.latent.layout import OwnText
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 
@@ -122,7 +123,7 @@ class Evidence:
 
     @property
     def text(self) -> Shared:
-        """The contexts as the reader's own tokens."""
+        """What latents are made of as the reader's own tokens: contexts, or whole prompts."""
         return self.encoded.part.text[self.reader]
 
     @property
@@ -145,14 +146,24 @@ class Evidence:
 
     @cached_property
     def delivered(self) -> Shared:
-        """The latents as the reader gets them."""
+        """The latents as the reader gets them, without text. Raises `UserError` where they are nothing alone."""
         return self.encoded.modules.deliver(self.message, self.reader)
+
+    @cached_property
+    def before(self) -> Shared:
+        """What stands before the questions: the latents, and the text too where the wire's layout says so."""
+        if self.encoded.modules.config.shown != "text":
+            return self.delivered
+        return self._beside(self.message)
+
+    def _beside(self, message: Latents) -> Shared:
+        return self.encoded.modules.deliver(message, self.reader, OwnText(self.text, self.lm))
 
     @cached_property
     def _student(self) -> tuple[Forced, States]:
         if self.encoded.part.textual:
             return states(self.plain, self.text, self.lm, self._taps)
-        return states(self.questions, self.delivered, self.lm, self._taps)
+        return states(self.questions, self.before, self.lm, self._taps)
 
     @property
     def student(self) -> Forced:
@@ -166,8 +177,8 @@ class Evidence:
 
     @cached_property
     def deranged(self) -> Forced:
-        """The reader behind another context's latents."""
-        return self.questions.forced(self.encoded.modules.deliver(self.encoded.deranged, self.reader), self.lm)
+        """The reader behind another context's latents, all else as it is."""
+        return self.questions.forced(self._beside(self.encoded.deranged), self.lm)
 
     @cached_property
     def _taught(self) -> tuple[Forced, States] | None:
@@ -186,7 +197,7 @@ class Evidence:
 
     def imitated(self, wire: str) -> Memory:
         """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it."""
-        shared = self._teaching.delivered(wire, self.reader, self.contexts)
+        shared = self._teaching.delivered(wire, self.reader, self.contexts, self.encoded.modules.config.carry)
         if shared.memory is None:
             raise UserError(f"objectives: {wire} gives {self.reader} no keys and values, expected both.")
         return shared.memory

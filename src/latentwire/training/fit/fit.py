@@ -18,6 +18,7 @@ from latentwire.training import checkpoints
 from latentwire.training.fit.adapting import Adapting
 from latentwire.training.fit.config import Fit
 from latentwire.training.fit.feed import Feed
+from latentwire.training.fit.layout import settled
 from latentwire.training.fit.objectives import AnswerCrossEntropy
 from latentwire.training.fit.passages import passages
 from latentwire.training.fit.start import begin
@@ -26,6 +27,7 @@ from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.trainee import Measured, Trained
 from latentwire.wires.bridge import ridge
+from latentwire.wires.latent.layout import SAMPLE, OwnText
 from latentwire.wires.latent.modules import LatentModules, fingerprint
 from latentwire.wires.latent.readers import save
 
@@ -56,6 +58,7 @@ def fit(
             for other pieces than the wire has.
         RuntimeError: a reader's weights have changed.
     """
+    settings = settled(settings, log)
     resumes = checkpoints.find(folder / "checkpoints" / "last") is not None
     trainee = _Fitting(readers, source, settings, log, start, solved=resumes)
     training = Training(trainee, settings, folder, log)
@@ -74,18 +77,19 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
     Raises:
         UserError: one of those.
     """
+    settings = settled(settings, lambda told: None)
     modules = LatentModules(settings.wire, readers, source)
     begin(modules, readers, settings, start)
     _check_pieces(modules, readers, settings)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
-        found = passages(settings.data, readers, split, 1)
+        found = passages(settings.data, readers, split, 1, settings.wire)
         if not found:
             raise UserError(f"data: found no passage in its {split} split, expected at least one.")
         with torch.no_grad():
             message = modules([found[0].context])
             for name, lm in readers.items():
-                modules.deliver(message, name)
+                modules.deliver(message, name, OwnText.of([found[0].text[name]], lm))
                 modules.after_anchor(lm)
 
 
@@ -130,14 +134,14 @@ class _Fitting:
         if settings.ridge is not None and start is not None:
             raise UserError("ridge: found a wire to start from, expected none, since it makes the wire anew.")
         wanted = settings.contexts or settings.steps * settings.passages
-        train = passages(settings.data, readers, "train", wanted)
+        train = passages(settings.data, readers, "train", wanted, settings.wire)
         if settings.ridge is not None and not solved:
             shares = ridge.begin(self.modules, readers, [each.context for each in train], settings.ridge)
             for name, share in shares.items():
                 log(f"ridge: {share:.3f} of the variance of {name}'s keys and values explained")
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
         self._feed = Feed(settings, train, self._devices, self._after)
-        self._held_out = passages(settings.data, readers, "validation", settings.eval_samples)
+        self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
         log(f"{len(train):,} contexts, {trained / 1e6:.2f} M parameters to train")
@@ -147,9 +151,11 @@ class _Fitting:
         """Raise a UserError if an objective compares soft tokens and a reader gets none."""
         if not any(each.needs_soft for each in self.settings.objectives):
             return
-        sample = self.modules(["A few words."])
-        for name in self.readers:
-            if self.modules.deliver(sample, name).content is None:
+        sample = self.modules([SAMPLE])
+        for name, lm in self.readers.items():
+            text = OwnText.of([lm.format.before(SAMPLE, lm)], lm)
+            content = self.modules.deliver(sample, name, text).content
+            if content is None or not content.is_floating_point():
                 found = next(each.kind for each in self.settings.objectives if each.needs_soft)
                 raise UserError(
                     f"objectives: found {found}, which compares soft tokens with embeddings, expected an adapter "
@@ -207,8 +213,9 @@ class _Fitting:
         message = self.modules([each.context for each in some])
         said: list[dict[str, Any]] = []
         for name, lm in self.readers.items():
-            asked = [each.pairs[name][0][0] + self._after[name] for each in some]
-            prefix = self.modules.deliver(message, name).ask(asked, lm)
+            asked = [each.asks(name, 0) + self._after[name] for each in some]
+            text = OwnText.of([each.text[name] for each in some], lm)
+            prefix = self.modules.deliver(message, name, text).ask(asked, lm)
             texts = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=SAMPLE_TOKENS))
             said += [
                 {"id": p.group, "reader": name, "answer": lm.decode(p.pairs[name][0][1]), "prediction": text.text}

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 
@@ -21,6 +21,8 @@ from latentwire.tasks.files import digest
 from latentwire.tasks.world.sums import WorldTier, training_passage
 from latentwire.training.fit.config import PassageData, TaskPassages, TextPassages, WorldPassages
 from latentwire.training.fit.texts import pieces
+from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.layout import asking
 
 PER_JOB = 500
 """Passages that one process makes at a time; fewer are made here."""
@@ -34,16 +36,39 @@ Pair = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Tokenizing:
-    """What a prompt format needs of a reader, without its weights: it can go to another process."""
+    """What a prompt format needs of a reader, without its weights: it can go to another process.
+
+    wire: what is trained, which says what is encoded and what stands beside it.
+    """
 
     tokenizer: PreTrainedTokenizerBase
     format: PromptFormat
     name: str
     eos_ids: frozenset[int]
+    wire: LatentConfig = field(default_factory=LatentConfig)
 
     @classmethod
-    def of(cls, lm: LM) -> Tokenizing:
-        return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids)
+    def of(cls, lm: LM, wire: LatentConfig | None = None) -> Tokenizing:
+        return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids, wire or LatentConfig())
+
+    def told(self, examples: Sequence[Example]) -> tuple[list[int], list[Pair], list[list[int]] | None]:
+        """Of examples that share a context: a text, `pairs` behind it, and what is asked behind latents, if other.
+
+        The text is what latents are made of: of a whole prompt there is one example. There, and where text stands
+        beside latents, text and question are the prompt's own tokens.
+        """
+        prompts = [(each.context, each.question) for each in examples]
+        texts, behind = asking(self.wire, prompts, self)
+        pairs = self.pairs(examples)
+        if self.wire.carry == "prompt":
+            text, rest = self.format.split(*prompts[0], self, whole=True)
+            return text, [(rest, answer) for _, answer in pairs], behind
+        if texts is None:
+            return self.format.before(examples[0].context, self), pairs, None
+        # What runs across the boundary may do so for some questions only.
+        shared = min(map(len, texts))
+        asked = [[*text[shared:], *ids] for text, ids in zip(texts, behind, strict=True)]
+        return texts[0][:shared], [(ids, answer) for ids, (_, answer) in zip(asked, pairs, strict=True)], None
 
     def pairs(self, examples: Sequence[Example]) -> list[Pair]:
         """Of examples that share a context: answers have the tokens that they are scored by in an evaluation.
@@ -69,12 +94,23 @@ class Tokenizing:
 @dataclass(frozen=True)
 class Passage:
     """One context. group: what it shares with others. text: by reader, the ids of it and of what stands before.
-    pairs: by reader, its questions; the same questions in the same order for all readers."""
+    pairs: by reader, its questions; the same questions in the same order for all readers.
+
+    behind: by reader, what is asked behind latents, where that is something else. Where whole prompts are carried,
+    `context` and `text` are the prompt, and `singly` holds a passage for each question.
+    """
 
     group: str
     context: str
     text: dict[str, list[int]]
     pairs: dict[str, list[Pair]]
+    behind: dict[str, list[list[int]]] = field(default_factory=dict)
+    singly: tuple[Passage, ...] = ()
+
+    def asks(self, reader: str, number: int) -> list[int]:
+        """Token ids of what a reader is asked behind latents."""
+        behind = self.behind.get(reader)
+        return self.pairs[reader][number][0] if behind is None else behind[number]
 
     @property
     def asked(self) -> int:
@@ -82,19 +118,42 @@ class Passage:
         return len(next(iter(self.pairs.values())))
 
 
-def passages(data: PassageData, readers: Mapping[str, LM], split: Split, count: int) -> list[Passage]:
+def passages(
+    data: PassageData, readers: Mapping[str, LM], split: Split, count: int, wire: LatentConfig | None = None
+) -> list[Passage]:
     """The first `count` passages, always the same ones.
 
+    Args:
+        wire: what is trained on them. One that carries whole prompts gets a passage for each question.
+
     Raises:
-        UserError: data that cannot be read, or without contexts and answers in words.
+        UserError: data that cannot be read, or without contexts and answers in words; readers that word a prompt
+            differently, where prompts are carried.
     """
-    tokenizing = {name: Tokenizing.of(lm) for name, lm in readers.items()}
+    tokenizing = {name: Tokenizing.of(lm, wire) for name, lm in readers.items()}
+    whole = wire is not None and wire.carry == "prompt"
     if isinstance(data, TextPassages):
         return [_told(tokenizing, *piece) for piece in pieces(data, split, count)]
     if isinstance(data, TaskPassages) or split != "train":
-        return [_tokenize(tokenizing, examples) for examples in islice(_of_task(data, split), count)]
-    jobs = [range(at, min(at + PER_JOB, count)) for at in range(0, count, PER_JOB)]
+        told = (_tokenize(tokenizing, examples) for examples in _of_task(data, split, whole))
+        return list(islice((one for each in told for one in each.singly or (each,)), count))
     make = partial(_of_world, data.tiers, tokenizing)
+    if not whole:
+        return _at_once(make, range(count))
+    found: list[Passage] = []
+    made, asked = 0, max(1, len(make(range(1))[0].singly))
+    while len(found) < count:
+        # How many questions a passage has is known once it is made.
+        numbers = range(made, made + -(-(count - len(found)) // asked))
+        found += [one for each in _at_once(make, numbers) for one in each.singly]
+        made = numbers.stop
+        asked = max(1, len(found) // made)
+    return found[:count]
+
+
+def _at_once(make: Callable[[range], list[Passage]], numbers: range) -> list[Passage]:
+    """What is made of the numbers, in several processes where they are many."""
+    jobs = [numbers[at : at + PER_JOB] for at in range(0, len(numbers), PER_JOB)]
     if len(jobs) == 1:
         return make(jobs[0])
     with ProcessPoolExecutor(os.cpu_count()) as pool:
@@ -105,8 +164,8 @@ def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Tokenizing], 
     return [_tokenize(tokenizing, training_passage(tiers, number)) for number in numbers]
 
 
-def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[Example]]:
-    """Examples that share a context, the tasks taking turns."""
+def _of_task(data: WorldPassages | TaskPassages, split: Split, whole: bool) -> Iterator[list[Example]]:
+    """Examples that share a context, the tasks taking turns. whole: there may be none."""
     named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
     tasks = resolve(named, path)
     if isinstance(data, TaskPassages) and path is None and not all(task.apart for task in tasks):
@@ -123,7 +182,7 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split) -> Iterator[list[
                 streams.remove(stream)
                 continue
             examples = list(found[1])
-            if not examples[0].answers or not examples[0].context:
+            if not examples[0].answers or not (examples[0].context or whole):
                 raise UserError(f"data: {examples[0].id} has no context or no answer in words, expected both.")
             yield examples
 
@@ -141,13 +200,32 @@ def kept(split: Split, task: Task) -> Iterator[Example]:
 
 
 def _tokenize(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example]) -> Passage:
-    context = examples[0].context
+    if any(each.wire.carry == "prompt" for each in tokenizing.values()):
+        singly = tuple(_passage(tokenizing, [each], _worded(tokenizing, each)) for each in examples)
+        return replace(singly[0], singly=singly)
+    return _passage(tokenizing, examples, examples[0].context)
+
+
+def _passage(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example], carried: str) -> Passage:
+    told = {name: each.told(examples) for name, each in tokenizing.items()}
     return Passage(
         group=examples[0].group,
-        context=context,
-        text={name: each.format.before(context, each) for name, each in tokenizing.items()},
-        pairs={name: each.pairs(examples) for name, each in tokenizing.items()},
+        context=carried,
+        text={name: text for name, (text, _, _) in told.items()},
+        pairs={name: pairs for name, (_, pairs, _) in told.items()},
+        behind={name: behind for name, (_, _, behind) in told.items() if behind is not None},
     )
+
+
+def _worded(tokenizing: Mapping[str, Tokenizing], example: Example) -> str:
+    """The prompt that is carried, the same for all readers."""
+    found = {each.format.body(example.context, example.question) for each in tokenizing.values()}
+    if len(found) > 1:
+        raise UserError(
+            f"carry: found readers that word a prompt differently ({', '.join(tokenizing)}), expected one format, "
+            "since all get one message."
+        )
+    return found.pop()
 
 
 def _told(tokenizing: Mapping[str, Tokenizing], group: str, context: str, rest: str) -> Passage:

@@ -80,9 +80,14 @@ def collate(
     }
     plain = {name: Questions.of(pairs[name], device) for name, device in devices.items()}
     asked = dict(plain)
-    for name, ids in (after or {}).items():
-        if ids:
-            asked[name] = Questions.of([[([*q, *ids], a) for q, a in row] for row in pairs[name]], devices[name])
+    for name, device in devices.items():
+        ids = (after or {}).get(name) or []
+        if ids or any(each.behind for each in passages):
+            behind = [
+                [([*p.asks(name, n), *ids], p.pairs[name][n][1]) for n in numbers]
+                for p, numbers in zip(passages, chosen, strict=True)
+            ]
+            asked[name] = Questions.of(behind, device)
     return Part(
         contexts=[passage.context for passage in passages],
         groups=groups,

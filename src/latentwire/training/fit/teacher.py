@@ -8,10 +8,12 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
 from latentwire.lm.shared import Questions, Shared
 from latentwire.lm.tapping import States, tapping
+from latentwire.wires.latent.config import Carry
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.wire import Latent
 
@@ -73,11 +75,20 @@ class Teaching:
         return None
 
     @torch.no_grad()
-    def delivered(self, wire: str, reader: str, contexts: Sequence[str]) -> Shared:
-        """What a finished wire gives the reader for these contexts. Raises as `Latent.bind` does."""
+    def delivered(self, wire: str, reader: str, contexts: Sequence[str], carry: Carry = "context") -> Shared:
+        """What a finished wire gives the reader for these contexts.
+
+        Args:
+            carry: what the contexts are.
+
+        Raises:
+            UserError: as `Latent.bind`, or the wire carries something else.
+        """
         if wire not in self._wires:
             self._wires[wire] = Latent(path=wire).bind(self.lm).modules
         modules = self._wires[wire]
+        if modules.config.carry != carry:
+            raise UserError(f"objectives: found {wire} with carry: {modules.config.carry}, expected {carry}.")
         return modules.deliver(modules(contexts), reader)
 
     @cached_property

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
@@ -29,13 +29,15 @@ if TYPE_CHECKING:
 class SourceEncoder(EncoderConfig):
     """Configuration of `Source`.
 
-    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half.
+    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or
+        all of them where nothing translates.
     states: hidden states, or keys and values. unrotate: whether keys lose their rotation, so that they say what a
         token is and not where it stands. even: whether those of every layer and token are brought to one size,
         which a linear map cannot undo.
     mask: how the source reads the context. align: the model whose tokens the states are brought to, by the
         characters that they stand for; None leaves them at the source's own.
     select: which columns become latents. width: of a latent.
+    translator: what makes vectors of the states; None sends them as they are, keys and values layer by layer.
     """
 
     kind: Literal["source"] = "source"
@@ -47,7 +49,13 @@ class SourceEncoder(EncoderConfig):
     align: str | None = None
     select: Select = Anchors()
     width: int = Field(default=256, ge=1)
-    translator: Translator = Cross()
+    translator: Translator | None = Cross()
+
+    @model_validator(mode="after")
+    def _slots_are_translated(self) -> SourceEncoder:
+        if self.translator is None and self.select.slots:
+            raise ValueError("select: found slots without a translator, expected anchors or mean")
+        return self
 
     @property
     def count(self) -> int | None:
@@ -72,22 +80,37 @@ class Source(nn.Module):
         super().__init__()
         self.settings, self._lm = settings, lm
         self.frozen: dict[str, Callable[[], str]] = {}
-        self._layers = _layers(settings.layers, depth(lm))
+        self._heads: list[tuple[int, int]] = []
+        self._layers = _layers(settings.layers, depth(lm), everything=settings.translator is None)
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
         self._marked = marked(lm.format, lm)
-        width = self.read(["A few words."]).states.content.shape[-1]
-        self.translator = settings.translator.build(width, settings.width, settings.select.slots).to(lm.device)
+        width, made = self.read(["A few words."]).states.content.shape[-1], settings.translator
+        slots = settings.select.slots
+        self.translator = None if made is None else made.build(width, settings.width, slots).to(lm.device)
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         """Latents of B contexts, M vectors each; those of one never depend on another's."""
         return self.translate(self.read(contexts))
 
     def translate(self, read: Read) -> Latents:
-        """The latents of contexts that were read."""
+        """The latents of contexts that were read; without a translator the source's states as they are."""
         states = read.states
-        vectors = self.translator(states)
-        return Latents(valid=states.real, positions=states.places, length=read.length, vectors=vectors)
+        found = Latents(valid=states.real, positions=states.places, length=read.length)
+        if self.translator is not None:
+            return replace(found, vectors=self.translator(states))
+        assert states.weights is not None
+        plain = states.weights @ states.content
+        if self.settings.states == "hidden":
+            return replace(found, vectors=plain)
+        heads = [self._heads[layer] for layer in self._layers for _ in range(2)]
+        parts = plain.split([count * width for count, width in heads], -1)
+        each = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, heads, strict=True)]
+        return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
+
+    def counted(self, context: str) -> list[int]:
+        """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
+        return self._lm.format.before(context, self._lm) if self._wanted is None else self._wanted(context)[0]
 
     @torch.no_grad()
     def read(self, contexts: Sequence[str]) -> Read:
@@ -117,7 +140,7 @@ class Source(nn.Module):
         return mixed @ content, mixed.any(-1)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """`(B, T, S)` in float32, every layer's brought to one size, and which columns are no padding."""
+        """`(B, T, S)` in float32 and which columns are no padding; for a translator all layers are of one size."""
         lm, blocks = self._lm, None
         if self.settings.mask == "prefix":
             blocks = [[0] * len(row) for row in rows]
@@ -134,9 +157,10 @@ class Source(nn.Module):
                 if not self.settings.unrotate:
                     key = lm.rotary.rotate(layer, key, prefix.columns.positions)
                 parts += [each.transpose(1, 2).flatten(2).to(lm.device) for each in (key, memory.values[layer])]
+            self._heads = [(each.shape[1], each.shape[3]) for each in memory.keys]
         # What stands in padding may be anything, even no number.
         parts = [each.float().masked_fill(~valid[..., None], 0) for each in parts]
-        if self.settings.even:
+        if self.settings.even and self.settings.translator is not None:
             parts = [F.layer_norm(each, each.shape[-1:]) for each in parts]
         return torch.cat(parts, -1), valid
 
@@ -144,14 +168,14 @@ class Source(nn.Module):
 def described(modules: LatentModules) -> str:
     """A wire's encoder, and its translator if it has one, for a sentence about what was found."""
     encoder = modules.config.encoder
-    if isinstance(encoder, SourceEncoder):
+    if isinstance(encoder, SourceEncoder) and encoder.translator is not None:
         return f"the encoder source with the translator {encoder.translator.kind}"
     return f"the encoder {encoder.kind}"
 
 
-def _layers(wanted: Sequence[int] | None, count: int) -> tuple[int, ...]:
+def _layers(wanted: Sequence[int] | None, count: int, *, everything: bool) -> tuple[int, ...]:
     if wanted is None:
-        return tuple(range(count // 2, count))
+        return tuple(range(0 if everything else count // 2, count))
     for each in wanted:
         if not -count <= each < count:
             raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")

@@ -8,10 +8,13 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latentwire.errors import UserError
-from latentwire.wires.latent.adapters import Adapter, Native
+from latentwire.wires.latent.adapters import Adapter, Fuse, Native
 from latentwire.wires.latent.checkpoint import CONFIG
 from latentwire.wires.latent.encoders import Encoder, SelfEncoder
 from latentwire.wires.latent.refine import Refiner
+
+Carry = Literal["context", "prompt"]
+Layout = Literal["question", "text", "only"]
 
 
 def _native() -> dict[str, Adapter]:
@@ -27,8 +30,13 @@ class LatentConfig(BaseModel):
     width: of a latent as it crosses, made by a linear map of all that the encoder gives; None sends that itself.
     refiner: layers in which latents, being vectors, see each other before they cross.
     private: so many of a context's latents are each reader's own; the rest is seen by all.
+    carry: what is encoded: the `context` alone, or the whole `prompt`, context and question as the readers' format
+        words them, without the anchor. Then every question has a message of its own, which every table says.
+    layout: what a reader gets beside the latents: the `question`; the context's `text` too, behind the latents;
+        or the anchor `only`. Where none is set, a training may choose (`training.fit.layout`), else `question`.
     positions: where latents stand for the reader: `spread` over the source's span, with the question behind all
-        of it (EPL, 2409.14364), or `contiguous`, with the question right behind them.
+        of it (EPL, 2409.14364), or `contiguous`, with what follows right behind them; None is `contiguous` where
+        text follows and `spread` elsewhere.
     bos_after_anchor: whether a reader's BOS token stands between the anchor and the answer.
     """
 
@@ -40,9 +48,48 @@ class LatentConfig(BaseModel):
     refiner: Refiner | None = None
     private: int = Field(default=0, ge=0)
     adapters: dict[str, Adapter] = Field(default_factory=_native, min_length=1)
-    positions: Literal["spread", "contiguous"] = "spread"
+    carry: Carry = "context"
+    layout: Layout | None = None
+    positions: Literal["spread", "contiguous"] | None = None
     bos_after_anchor: bool = False
     fingerprints: dict[str, str] | None = None
+
+    @property
+    def shown(self) -> Layout:
+        """The layout: `question` where none is set."""
+        return self.layout or "question"
+
+    @property
+    def spread(self) -> bool:
+        """Whether latents stand over the source's span."""
+        return self.positions != "contiguous" and self.layout != "text"
+
+    @model_validator(mode="after")
+    def _layout_can_be_read(self) -> LatentConfig:
+        if self.layout == "only" and self.carry == "context":
+            raise ValueError(
+                "layout: found only beside carry: context, expected carry: prompt, since nobody would be told "
+                "the question"
+            )
+        if self.layout == "text" and self.positions == "spread":
+            raise ValueError("positions: found spread under layout text, expected contiguous, since text follows")
+        return self
+
+    @model_validator(mode="after")
+    def _fused_token_by_token(self) -> LatentConfig:
+        for name in (name for name, each in self.adapters.items() if isinstance(each, Fuse)):
+            if self.layout != "text":
+                raise ValueError(
+                    f"adapters: found fuse under layout {self.shown}, expected layout: text, since it changes the "
+                    "keys and values of text"
+                )
+            tokens = getattr(self.encoder, "align", None) or self.source
+            if tokens != name or getattr(getattr(self.encoder, "select", None), "ratio", None) != 1:
+                raise ValueError(
+                    f"encoder: found one that fuse cannot follow, expected align: {name} and select: "
+                    "{kind: anchors, ratio: 1}, one latent for each of its tokens"
+                )
+        return self
 
     @model_validator(mode="after")
     def _private_latents_exist(self) -> LatentConfig:

@@ -56,6 +56,15 @@ class Latents(Message):
             values=tuple(each[rows] for each in self.values),
         )
 
+    def to(self, device: torch.device) -> Latents:
+        """The same latents on a device."""
+        return replace(
+            self.with_tensors(tuple(each.to(device) for each in self.tensors)),
+            valid=self.valid.to(device),
+            positions=self.positions.to(device),
+            length=self.length.to(device),
+        )
+
     def with_tensors(self, tensors: tuple[Tensor, ...], bits: float | None = None) -> Latents:
         """The same latents with other numbers, in the order of `tensors`."""
         found = iter(tensors)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from functools import partial
 from pathlib import Path
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -13,11 +14,15 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.reading import SHARED, Columns, Memory
 from latentwire.lm.shared import Shared
+from latentwire.wires.bridge.source import Source
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.adapters import Delivered
+from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
 from latentwire.wires.latent.config import LatentConfig, read_config
+from latentwire.wires.latent.encoders.own import Own
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
+from latentwire.wires.latent.layout import SAMPLE, OwnText, fused
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.refine import Refine, columns, seen_by
 
@@ -43,17 +48,17 @@ class LatentModules(nn.Module):
         self.config = config
         self.encoder = config.encoder.build(source)
         with torch.no_grad():
-            sample: Latents = self.encoder(["A few words."])
+            sample: Latents = self.encoder([SAMPLE])
         self.refine = Refine(sample, config.width, config.refiner).to(source.device)
         with torch.no_grad():
             sample = self.refine(sample)
-        width = sample.flat().shape[-1]
         self.adapters = nn.ModuleDict(
-            {key_of(name): config.adapters[name].build(width, lm).to(lm.device) for name, lm in readers.items()}
+            {key_of(name): config.adapters[name].fitted(sample, lm).to(lm.device) for name, lm in readers.items()}
         )
+        self._devices = {name: lm.device for name, lm in readers.items()}
         with torch.no_grad():
-            for adapter in self.adapters.values():
-                adapter(sample)
+            for name, lm in readers.items():
+                self.deliver(sample, name, OwnText.of([lm.format.before(SAMPLE, lm)], lm))
         self._pieces = [name for name, each in self.named_parameters() if each.requires_grad]
         self._kept: Collection[str] = ()
         self._absent: dict[str, Tensor] = {}
@@ -68,14 +73,26 @@ class LatentModules(nn.Module):
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
 
-    def deliver(self, latents: Latents, reader: str) -> Shared:
-        """What stands before any question about the latents' contexts, for one reader."""
-        seen = self._seen(latents, reader)
-        delivered: Delivered = self.adapters[key_of(reader)](seen)
+    def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
+        """What stands before any question about the latents' contexts, for one reader.
+
+        Args:
+            text: what the reader reads besides, under layout `text`; None gives the latents alone.
+
+        Raises:
+            UserError: no text for an adapter that changes what the reader has of it.
+        """
+        seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapters[key_of(reader)]
+        if isinstance(adapter, Fused):
+            return fused(adapter, seen, text, cast(Own | Source, self.encoder).counted)
+        delivered: Delivered = adapter(seen)
         places, end = self._places(seen)
         memory = Memory(delivered.keys, delivered.values, places) if delivered.keys else None
         soft = delivered.embeddings
-        return Shared(end, memory, soft, places if soft is not None else None)
+        shared = Shared(end, memory, soft, places if soft is not None else None)
+        if text is None or self.config.shown != "text":
+            return shared
+        return shared.followed(text.tokens, text.lm)
 
     def after_anchor(self, lm: LM) -> list[int]:
         """Token ids between the anchor and an answer. Raises `UserError` where a BOS is asked for and lacking."""
@@ -96,7 +113,7 @@ class LatentModules(nn.Module):
     def _places(self, latents: Latents) -> tuple[Columns, Tensor]:
         """Columns `(B, M)` of the latents for a reader, and the position `(B,)` of what stands behind them."""
         shared = torch.full_like(latents.positions, SHARED)
-        if self.config.positions == "spread":
+        if self.config.spread:
             return Columns.of(latents.valid, latents.positions, documents=shared), latents.length
         count = latents.valid.long().cumsum(1)
         return Columns.of(latents.valid, (count - 1).clamp_min(0), documents=shared), count[:, -1]

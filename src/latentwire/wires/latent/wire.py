@@ -17,6 +17,8 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.wires.base import Message, Wire
 from latentwire.wires.latent.average import Average
+from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.layout import OwnText, asking
 from latentwire.wires.latent.message import Latents, quantize, zero
 from latentwire.wires.latent.modules import CONFIG, LatentModules, read_config
 from latentwire.wires.latent.readers import restore
@@ -32,10 +34,12 @@ BEST = Path("checkpoints", "best")
 
 
 class LatentWire(Wire):
-    """Contexts as latents, encoded without the question.
+    """Contexts as latents, encoded without the question unless the wire carries whole prompts.
 
-    control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`; `mean`, the average of the
-        latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really quantized).
+    control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`, as many latents of nothing
+        but zeros, which an adapter reads like any others (only `fuse` makes of them the text alone); `mean`, the
+        average of the latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really
+        quantized).
     """
 
     control: Control | None = None
@@ -69,15 +73,23 @@ class LatentWire(Wire):
     @torch.no_grad()
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         assert isinstance(message, Latents)
-        shared = self.modules.deliver(message, self._reader)
+        texts, asked = asking(self.modules.config, [(each.context, each.question) for each in prompts], lm)
+        text = OwnText.of(texts, lm) if texts is not None else None
         after = self.modules.after_anchor(lm)
-        behind = [lm.format.behind(prompt.question, lm) + after for prompt in prompts]
+        behind = [ids + after for ids in asked]
+        shared = self.modules.deliver(message, self._reader, text)
         if shared.content is None and not all(behind):
             raise UserError(
                 "wire: found nothing behind a context that crosses as keys and values, expected a question (a "
                 "benchmark's own prompt is all context), or an adapter that gives embeddings."
             )
         return shared.ask(behind, lm)
+
+    def carried(self, prompts: Sequence[Prompt], lm: LM) -> list[str]:
+        if not self.question_aware:
+            return super().carried(prompts, lm)
+        sent = [prompt.sent or prompt for prompt in prompts]
+        return [lm.format.body(each.context, each.question) for each in sent]
 
     @property
     def compresses(self) -> bool:
@@ -133,6 +145,19 @@ class Latent(LatentWire):
     def latents(self, contexts: Sequence[str]) -> Latents:
         found: Latents = self.modules(contexts)
         return found
+
+    @property
+    def config(self) -> LatentConfig:
+        """What the wire is made of, bound or not. Raises `UserError` where there is no such wire."""
+        return read_config(locate(self.path)) if self._modules is None else self._modules.config
+
+    @property
+    def question_aware(self) -> bool:
+        return self.config.carry == "prompt"
+
+    @property
+    def keeps_text(self) -> bool:
+        return self.question_aware or self.config.shown == "text"
 
     @property
     def plain_label(self) -> str:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from latentwire.lm.model import LM
     from latentwire.lm.prefix import Forced
     from latentwire.training.fit.evidence import Evidence
+    from latentwire.wires.latent.config import Layout
     from latentwire.wires.latent.modules import LatentModules
 
 
@@ -52,6 +53,11 @@ class Term(Settings):
     def weight_at(self, share: float) -> float:
         """The weight when `share` of the steps are done, 0 to 1."""
         return annealed(self.weight, self.final, share)
+
+    @property
+    def layout(self) -> Layout | None:
+        """The layout that is chosen for it where the wire sets none; None leaves it to others."""
+        return None
 
     def taps(self, count: int) -> tuple[int, ...]:
         """The layers, of `count`, behind which it needs the reader's hidden states."""

@@ -24,12 +24,21 @@ class Delivered:
 
 
 class AdapterConfig(BaseModel):
-    """Settings of an adapter, a class with a `kind` and `build(source, lm) -> nn.Module`.
+    """Settings of an adapter, a class with a `kind` and `build(source, lm) -> nn.Module`, or `fitted`.
 
-    source: the width of a latent, all its tensors together. The module turns `Latents` into `Delivered`.
+    source: the width of a latent, all its tensors together. The module turns `Latents` into `Delivered`; one
+    that needs to know more of latents than their width is made in `fitted`.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def build(self, source: int, lm: LM) -> nn.Module:
+        """The module for latents of a width."""
+        raise NotImplementedError
+
+    def fitted(self, sample: Latents, lm: LM) -> nn.Module:
+        """The module for latents such as `sample`. Raises `UserError` where it cannot read such."""
+        return self.build(sample.flat().shape[-1], lm)
 
 
 class Film(nn.Module):

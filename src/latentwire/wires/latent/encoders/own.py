@@ -127,6 +127,10 @@ class Own(nn.Module):
         hidden, memory = lm.memorize(Prefix(embeddings=content, columns=Columns.of(valid, positions, block)))
         return self._latents(hidden, memory, weights, length)
 
+    def counted(self, context: str) -> list[int]:
+        """The tokens of a context that latents are made of: the encoder's, or those that it is aligned to."""
+        return self._ids(context) if self._other is None else self._other(context)[0]
+
     def _aligned(self, contexts: Sequence[str]) -> Tensor:
         """`select.weights` of the other model's tokens, each latent at the last column that one shares."""
         assert self._other is not None

@@ -1,0 +1,90 @@
+"""What a reader gets beside latents: the question, the text too, or the anchor only.
+
+Training and evaluation both ask here, so that a wire is trained on what it is evaluated with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from latentwire.errors import UserError
+from latentwire.lm import checks
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.reader import Tokenizes
+from latentwire.lm.shared import Shared
+from latentwire.wires.latent.adapters.fuse import Fused
+from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.message import Latents
+
+SAMPLE = "A few words."
+"""What a wire is tried on when it is built."""
+
+
+class Words(Tokenizes, Protocol):
+    """What words prompts and turns them into tokens."""
+
+    @property
+    def format(self) -> PromptFormat: ...
+
+
+@dataclass(frozen=True, eq=False)
+class OwnText:
+    """B texts as a reader's own tokens. lm: the reader, as it reads the latents."""
+
+    tokens: Shared
+    lm: LM
+
+    @classmethod
+    def of(cls, rows: Sequence[Sequence[int]], lm: LM) -> OwnText:
+        """From token ids."""
+        return cls(Shared.of_tokens(rows, lm.device), lm)
+
+
+def asking(
+    config: LatentConfig, prompts: Sequence[tuple[str, str]], lm: Words
+) -> tuple[list[list[int]] | None, list[list[int]]]:
+    """Of prompts, each a context and a question, the token ids of the text beside latents and of what follows.
+
+    None for the former where no text stands beside them. With the text they are the prompt's own tokens, as the
+    reader alone would read it; of a wire that carries whole prompts the question belongs to the text.
+
+    Raises:
+        UserError: a prompt has no token, or no anchor where there is nothing else.
+    """
+    if config.shown == "text":
+        pairs = [lm.format.split(*each, lm, whole=config.carry == "prompt") for each in prompts]
+        return [text for text, _ in pairs], [behind for _, behind in pairs]
+    if config.shown == "only":
+        return None, [lm.format.ending(lm) for _ in prompts]
+    return None, [lm.format.behind(question, lm) for _, question in prompts]
+
+
+def fused(adapter: Fused, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]) -> Shared:
+    """A text as keys and values of the reader's own, with latents added. Nothing flows into the reader's own.
+
+    Args:
+        counted: the tokens of a text that the encoder makes latents of, one each.
+
+    Raises:
+        UserError: there is no text, or what is counted are not the tokens of the reader's prompts.
+    """
+    if text is None:
+        raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents alone.")
+    lm = text.lm
+    if counted(SAMPLE) != lm.format.before(SAMPLE, lm):
+        raise UserError(
+            f"format: found prompts of {lm.name} that begin in another way than its tokens as the encoder aligns "
+            "to them, expected the same prompt format."
+        )
+    ids, columns = text.tokens.content, text.tokens.columns
+    assert ids is not None
+    assert columns is not None
+    with torch.no_grad(), checks.evaluating(lm.model):
+        own = lm.memorize(Prefix(ids=ids, columns=columns), torch.float32)[1]
+    return Shared(text.tokens.end, adapter(latents, own))
