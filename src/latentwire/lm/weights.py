@@ -66,6 +66,41 @@ def locate(spec: str) -> str:
     return spec
 
 
+@dataclass(frozen=True)
+class Described:
+    """A model before its weights are read. options: what else Transformers needs to read from `source`."""
+
+    source: str
+    options: dict[str, Any]
+    config: Any
+    tokenizer: PreTrainedTokenizerBase
+
+    @property
+    def format(self) -> PromptFormat:
+        """The prompt format saved beside the model, the default one where there is none."""
+        return PromptFormat() if self.options else _stored_format(self.source)
+
+
+def described(spec: str) -> Described:
+    """Configuration and tokenizer of a model.
+
+    Raises:
+        UserError: there is no such model, or its tokenizer is of no use.
+    """
+    source = locate(spec)
+    options: dict[str, Any] = {}
+    if source.endswith(".gguf") and Path(source).is_file():
+        options["gguf_file"], source = Path(source).name, str(Path(source).parent)
+    try:
+        config = AutoConfig.from_pretrained(source, **options)
+        tokenizer = AutoTokenizer.from_pretrained(source, **options)
+    except Exception as error:  # many libraries' code, many classes, one meaning: these files are no model
+        raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
+    if len(tokenizer) < 2 or not tokenizer("a b", add_special_tokens=False)["input_ids"]:
+        raise UserError(f"model: found no usable tokenizer in {spec}, expected tokenizer.json beside the weights.")
+    return Described(source, options, config, tokenizer)
+
+
 def load(
     spec: str,
     *,
@@ -79,19 +114,10 @@ def load(
     if device is not None and device_map is not None:
         raise UserError("device_map: found a device beside it, expected one of the two.")
     merged = adapter is not None and adapter_files.kind(adapter) == adapter_files.LORA
-    source = locate(spec)
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    options: dict[str, Any] = {}
-    if source.endswith(".gguf") and Path(source).is_file():
-        options["gguf_file"], source = Path(source).name, str(Path(source).parent)
-    try:
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # many libraries' code, many classes, one meaning: these files are no model
-        raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
-    if len(tokenizer) < 2 or not tokenizer("a b", add_special_tokens=False)["input_ids"]:
-        raise UserError(f"model: found no usable tokenizer in {spec}, expected tokenizer.json beside the weights.")
+    found = described(spec)
+    source, options, config, tokenizer = found.source, dict(found.options), found.config, found.tokenizer
     quantization = "gguf" if options else _quantization(config, spec)
     if quantization == "fp8":
         config.quantization_config["dequantize"] = True
@@ -110,9 +136,9 @@ def load(
     if adapter is not None and merged:
         model = merging.merge(model, adapter)
     refuse_broken(model, spec)
-    prompt_format = PromptFormat() if quantization == "gguf" else stored_format(source)
+    prompt_format = found.format
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
-        prompt_format = stored_format(str(adapter))  # how it was trained
+        prompt_format = _stored_format(str(adapter))  # how it was trained
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     _align(model)  # what has gone to another device has been aligned there
@@ -213,8 +239,7 @@ def _align(model: PreTrainedModel) -> None:
             tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
 
 
-def stored_format(source: str) -> PromptFormat:
-    """The prompt format saved beside a model, the default one where there is none."""
+def _stored_format(source: str) -> PromptFormat:
     if Path(source).is_dir():
         found = Path(source) / FORMAT_FILE
         path = str(found) if found.exists() else None

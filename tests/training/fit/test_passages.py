@@ -13,7 +13,7 @@ from latentwire.tasks.world.reading import TIERS, ask_all
 from latentwire.tasks.world.sums import training_passage
 from latentwire.training.fit import passages as fit_passages
 from latentwire.training.fit.config import TaskPassages, WorldPassages
-from latentwire.training.fit.passages import Tokenizing, passages
+from latentwire.training.fit.passages import Asking, passages
 from tests.models import CORPUS, tiny_lm, tiny_tokenizer
 
 EXAMPLES = ask_all(TIERS, 3)
@@ -33,7 +33,7 @@ def metaspace():
 
 
 def tokenizing(tokenizer, **how):
-    return Tokenizing(tokenizer, PromptFormat(**how), "tiny", frozenset([tokenizer.eos_token_id]))
+    return Asking(tokenizer, PromptFormat(**how), "tiny", frozenset([tokenizer.eos_token_id]))
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from latentwire.training.fit.config import Fit, TaskPassages, TextPassages
 from latentwire.training.fit.fit import fit
 from latentwire.training.fit.layout import settled
 from latentwire.training.fit.objectives import AnswerCrossEntropy, Contrast, Distill
-from latentwire.training.fit.passages import Tokenizing, _tokenize, passages
+from latentwire.training.fit.passages import Asking, _tokenize, passages
 from latentwire.training.fit.step import FitStep, collate
 from latentwire.training.fit.teacher import Teaching
 from latentwire.wires.latent.adapters import Both, DeepPrefix, Embeddings
@@ -107,7 +107,7 @@ def test_only_the_anchor_stands_behind_latents_of_a_whole_prompt(lm):
     prefix = wire(PROMPTS, lm)
     assert {lm.decode(row.tolist()) for row in prefix.ids} == {"\nAnswer:"}
     assert wire.carried(PROMPTS[:1], lm) == [f"{PROMPTS[0].context}\nQuestion: {PROMPTS[0].question}"]
-    raw = Tokenizing(lm.tokenizer, PromptFormat(template="raw"), "raw", lm.eos_ids)
+    raw = Asking(lm.tokenizer, PromptFormat(template="raw"), "raw", lm.eos_ids)
     assert lm.decode(raw.format.ending(raw)) == "\nAnswer:"
     with pytest.raises(UserError, match="no anchor"):
         PromptFormat(template="raw", anchor="").ending(raw)
@@ -176,9 +176,9 @@ def test_every_question_is_a_passage_of_its_own_where_prompts_are_carried(lm, tm
 
 
 def test_readers_that_word_prompts_differently_cannot_share_a_message(lm):
-    other = replace(Tokenizing.of(lm), format=PromptFormat(template="raw"), name="other")
+    other = replace(Asking.of(lm), format=PromptFormat(template="raw"), name="other")
     built = config(lm, carry="prompt")
-    both = {"one": Tokenizing.of(lm, built), "other": replace(other, wire=built)}
+    both = {"one": Asking.of(lm, built), "other": replace(other, wire=built)}
     with pytest.raises(UserError, match="word a prompt differently"):
         _tokenize(both, EXAMPLES[:1])
 
@@ -318,7 +318,7 @@ def test_both_parts_are_asked_of_one_function(lm):
     for carry, layout in LAYOUTS:
         built = config(lm, carry=carry, layout=layout)
         texts, asked = asking(built, pair, lm)
-        text, pairs, behind = Tokenizing.of(lm, built).told(EXAMPLES[:1])
+        text, pairs, behind = Asking.of(lm, built).told(EXAMPLES[:1])
         assert asked == ([question for question, _ in pairs] if behind is None else behind)
         assert texts in (None, [text])
         assert (texts is None) is (layout != "text")

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
 
-from transformers import PreTrainedTokenizerBase
-
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
-from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
+from latentwire.lm.tokenizing import Tokenizing
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.files import digest
@@ -35,20 +33,13 @@ Pair = tuple[list[int], list[int]]
 
 
 @dataclass(frozen=True)
-class Tokenizing:
-    """What a prompt format needs of a reader, without its weights: it can go to another process.
+class Asking(Tokenizing):
+    """A reader's tokens of what is asked. wire: what is trained; it says what is encoded, and what else is seen."""
 
-    wire: what is trained, which says what is encoded and what stands beside it.
-    """
-
-    tokenizer: PreTrainedTokenizerBase
-    format: PromptFormat
-    name: str
-    eos_ids: frozenset[int]
     wire: LatentConfig = field(default_factory=LatentConfig)
 
     @classmethod
-    def of(cls, lm: LM, wire: LatentConfig | None = None) -> Tokenizing:
+    def of(cls, lm: LM, wire: LatentConfig | None = None) -> Asking:
         return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids, wire or LatentConfig())
 
     def told(self, examples: Sequence[Example]) -> tuple[list[int], list[Pair], list[list[int]] | None]:
@@ -130,7 +121,7 @@ def passages(
         UserError: data that cannot be read, or without contexts and answers in words; readers that word a prompt
             differently, where prompts are carried.
     """
-    tokenizing = {name: Tokenizing.of(lm, wire) for name, lm in readers.items()}
+    tokenizing = {name: Asking.of(lm, wire) for name, lm in readers.items()}
     whole = wire is not None and wire.carry == "prompt"
     if isinstance(data, TextPassages):
         return [_told(tokenizing, *piece) for piece in pieces(data, split, count)]
@@ -160,7 +151,7 @@ def _at_once(make: Callable[[range], list[Passage]], numbers: range) -> list[Pas
         return [each for part in pool.map(make, jobs) for each in part]
 
 
-def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Tokenizing], numbers: range) -> list[Passage]:
+def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Asking], numbers: range) -> list[Passage]:
     return [_tokenize(tokenizing, training_passage(tiers, number)) for number in numbers]
 
 
@@ -199,14 +190,14 @@ def kept(split: Split, task: Task) -> Iterator[Example]:
             yield example
 
 
-def _tokenize(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example]) -> Passage:
+def _tokenize(tokenizing: Mapping[str, Asking], examples: Sequence[Example]) -> Passage:
     if any(each.wire.carry == "prompt" for each in tokenizing.values()):
         singly = tuple(_passage(tokenizing, [each], _worded(tokenizing, each)) for each in examples)
         return replace(singly[0], singly=singly)
     return _passage(tokenizing, examples, examples[0].context)
 
 
-def _passage(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example], carried: str) -> Passage:
+def _passage(tokenizing: Mapping[str, Asking], examples: Sequence[Example], carried: str) -> Passage:
     told = {name: each.told(examples) for name, each in tokenizing.items()}
     return Passage(
         group=examples[0].group,
@@ -217,7 +208,7 @@ def _passage(tokenizing: Mapping[str, Tokenizing], examples: Sequence[Example], 
     )
 
 
-def _worded(tokenizing: Mapping[str, Tokenizing], example: Example) -> str:
+def _worded(tokenizing: Mapping[str, Asking], example: Example) -> str:
     """The prompt that is carried, the same for all readers."""
     found = {each.format.body(example.context, example.question) for each in tokenizing.values()}
     if len(found) > 1:
@@ -228,7 +219,7 @@ def _worded(tokenizing: Mapping[str, Tokenizing], example: Example) -> str:
     return found.pop()
 
 
-def _told(tokenizing: Mapping[str, Tokenizing], group: str, context: str, rest: str) -> Passage:
+def _told(tokenizing: Mapping[str, Asking], group: str, context: str, rest: str) -> Passage:
     """A passage whose one question is the first token of what follows, and whose answer is all the others."""
     told = {
         name: each.tokenizer(f" {rest}", add_special_tokens=False)["input_ids"]
