@@ -269,8 +269,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
     assert settled(settings(carry="prompt"), said.append).wire.layout == "only"
     assert said == ["layout: only, chosen by contrast"]
     assert settled(settings(carry="prompt", layout="text"), said.append).wire.layout == "text"
-    with pytest.raises(UserError, match=r"contrast chooses layout only: .* expected carry: prompt"):
-        settled(settings(), said.append)
+    assert settled(settings(), said.append).wire.shown == "question"
     text = settings(carry="prompt").model_copy(update={"data": TextPassages(kind="text", path=tmp_path / "x")})
     with pytest.raises(UserError, match="under layout only"):
         settled(text, said.append)

@@ -19,6 +19,9 @@ def settled(settings: Fit, log: Callable[[str], None]) -> Fit:
     """
     wire = settings.wire
     wanted = [(each.layout, each.kind) for each in settings.objectives if each.layout is not None]
+    if wire.carry == "context":
+        # Latents of a context are not the question: somebody must still ask it.
+        wanted = [(layout, kind) for layout, kind in wanted if layout != "only"]
     if wire.layout is None and wanted:
         layout, kind = wanted[0]
         try:
