@@ -34,7 +34,7 @@ Pair = tuple[list[int], list[int]]
 
 @dataclass(frozen=True)
 class Asking(Tokenizing):
-    """A reader's tokens of what is asked. wire: what is trained; it says what is encoded, and what else is seen."""
+    """A reader's tokens of what is asked. wire: what is trained; it says what is encoded and what else is seen."""
 
     wire: LatentConfig = field(default_factory=LatentConfig)
 

@@ -85,8 +85,8 @@ class Source(nn.Module):
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
         self._marked = marked(lm.format, lm)
-        width, made = self.read(["A few words."]).states.content.shape[-1], settings.translator
-        slots = settings.select.slots
+        read, made = self.read(["A few words."]), settings.translator
+        width, slots = read.states.content.shape[-1], settings.select.slots
         self.translator = None if made is None else made.build(width, settings.width, slots).to(lm.device)
 
     def forward(self, contexts: Sequence[str]) -> Latents:
@@ -94,7 +94,7 @@ class Source(nn.Module):
         return self.translate(self.read(contexts))
 
     def translate(self, read: Read) -> Latents:
-        """The latents of contexts that were read; without a translator the source's states as they are."""
+        """The latents of contexts that were read; without a translator the states as they are."""
         states = read.states
         found = Latents(valid=states.real, positions=states.places, length=read.length)
         if self.translator is not None:
@@ -110,7 +110,7 @@ class Source(nn.Module):
 
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
-        return self._lm.format.before(context, self._lm) if self._wanted is None else self._wanted(context)[0]
+        return (self._wanted or self._marked)(context)[0]
 
     @torch.no_grad()
     def read(self, contexts: Sequence[str]) -> Read:
@@ -168,8 +168,9 @@ class Source(nn.Module):
 def described(modules: LatentModules) -> str:
     """A wire's encoder, and its translator if it has one, for a sentence about what was found."""
     encoder = modules.config.encoder
-    if isinstance(encoder, SourceEncoder) and encoder.translator is not None:
-        return f"the encoder source with the translator {encoder.translator.kind}"
+    if isinstance(encoder, SourceEncoder):
+        translator = encoder.translator
+        return "the encoder source" + (f" with the translator {translator.kind}" if translator else "")
     return f"the encoder {encoder.kind}"
 
 

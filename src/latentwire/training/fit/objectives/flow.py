@@ -19,6 +19,7 @@ from latentwire.wires.bridge.translators import Flow
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
     from latentwire.training.fit.evidence import Evidence
+    from latentwire.wires.latent.config import Layout
     from latentwire.wires.latent.modules import LatentModules
 
 
@@ -44,6 +45,11 @@ class FlowMatching(Term):
         if self.auto:
             raise ValueError("flow: found auto, expected a weight, since it has no gradient at the message")
         return self
+
+    @property
+    def layout(self) -> Layout | None:
+        """Latents that shall be the prompt are read without it."""
+        return "only" if self.teacher == "prompt" else None
 
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
         encoder = modules.encoder
