@@ -64,8 +64,6 @@ class Report:
             yield wire_tables.cost_table(self.spent)
             if not aware:
                 yield "Contexts are compressed without the question: no message knows what will be asked."
-        if aware := [arm.label for arm in self.arms if arm.wire.question_aware]:
-            yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
         if (wrong := tables.errors(result)) is not None:
             yield wrong
         for each in self.tasks:
@@ -79,7 +77,7 @@ class Report:
         for (label, name), count in result.skipped.items():
             yield f"{name}: {count} examples that {label} could not change are left out of it."
         if aware:
-            yield f"QUESTION-AWARE: under {', '.join(aware)} messages are made with the question in sight."
+            yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
         if leaking:
             yield f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading."
 
