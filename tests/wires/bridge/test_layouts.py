@@ -236,7 +236,7 @@ def test_every_table_says_which_messages_know_the_question(lm, monkeypatch):
     shown = ["text", "bridge QUESTION-AWARE", "bridge:deranged QUESTION-AWARE"]
     assert list(parts[0].columns[1].cells)[:3] == shown
     words = " ".join(each for each in parts if isinstance(each, str))
-    assert "QUESTION-AWARE: under bridge, bridge:deranged messages are made with the question in sight." in words
+    assert "The question was in sight when bridge, bridge:deranged was encoded" in words
     assert "compressed without the question" not in words
     assert told.spent["bridge"]["towns"].pays_after is None
     assert not wire_of(lm, "context", "text").question_aware
