@@ -277,3 +277,19 @@ def test_every_number_is_printed_with_its_interval_and_what_it_rests_on():
 def test_an_interval_that_excludes_zero_is_not_enough_without_the_test():
     assert not Comparison(0.02, 0.001, 0.04, 0.06, 0.03, 100, 100).resolved
     assert not Comparison(0.02, -0.001, 0.04, 0.04, 0.03, 100, 100).resolved
+
+
+def test_a_metric_has_one_interval_whether_it_is_named_or_is_the_primary_one():
+    """A table prints the primary metric, a JSON file names it: both must say the same."""
+    outcomes = [
+        Outcome(
+            task="towns",
+            arm="text",
+            id=str(at),
+            group=str(at // 3),
+            prediction="",
+            metrics={"exact_match": float(at % 7 < 4), "f1": 0.5},
+        )
+        for at in range(90)
+    ]
+    assert estimate(outcomes) == estimate(outcomes, "exact_match")

@@ -250,6 +250,8 @@ def _table(outcomes: Sequence[Outcome], values: Array, floor: float, ceiling: fl
 
 
 def _seed(outcomes: Sequence[Outcome], metric: str | None) -> int:
-    """A seed made from names, so that it is nobody's choice."""
+    """A seed made from names, so that it is nobody's choice: the same whether the primary metric is named or not."""
+    measured = {_metric(o, metric) for o in outcomes}
+    metric = measured.pop() if len(measured) == 1 else metric
     names = {("task", o.task) for o in outcomes} | {("arm", o.arm) for o in outcomes}
     return int.from_bytes(hashlib.sha256(repr((sorted(names), metric)).encode()).digest()[:8], "big")
