@@ -250,7 +250,7 @@ def _table(outcomes: Sequence[Outcome], values: Array, floor: float, ceiling: fl
 
 
 def _seed(outcomes: Sequence[Outcome], metric: str | None) -> int:
-    """A seed made from names, so that it is nobody's choice: the same whether the primary metric is named or not."""
+    """A seed made from names, so that it is nobody's choice; the primary metric may be named or not."""
     measured = {_metric(o, metric) for o in outcomes}
     metric = measured.pop() if len(measured) == 1 else metric
     names = {("task", o.task) for o in outcomes} | {("arm", o.arm) for o in outcomes}
