@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from pydantic import PrivateAttr
@@ -31,6 +32,8 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 """What can be done to latents on their way."""
 BEST = Path("checkpoints", "best")
 """Where a run keeps the wire that it trained."""
+_SOURCES: WeakValueDictionary[tuple[str, torch.dtype, str], LM] = WeakValueDictionary()
+"""By name, and by dtype and device of the reader. Weak: memory is free again once no wire holds the source."""
 
 
 class LatentWire(Wire):
@@ -181,7 +184,25 @@ def locate(path: str) -> Path:
 
 
 def source_of(name: str, lm: LM) -> LM:
-    """The encoder's model: the reader itself where it is the same."""
+    """The encoder's model: the reader itself where it is the same, else one for all wires that hold it.
+
+    It is frozen: nothing that trains may ask here.
+    """
     from latentwire.lm.model import LM as Model
 
-    return lm if lm.name == name else Model.load(name, dtype=lm.model.dtype, device=str(lm.device))
+    if lm.name == name:
+        return lm
+    found = _SOURCES.get(key := _key(name, lm))
+    if found is None:
+        found = Model.load(name, dtype=lm.model.dtype, device=str(lm.device))
+        _SOURCES[key] = found
+    return found
+
+
+def share(source: LM, lm: LM) -> None:
+    """Let wires of the reader `lm` encode with this source, as long as somebody holds it."""
+    _SOURCES[_key(source.name, lm)] = source
+
+
+def _key(name: str, lm: LM) -> tuple[str, torch.dtype, str]:
+    return name, lm.model.dtype, str(lm.device)
