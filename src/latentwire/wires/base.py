@@ -59,7 +59,7 @@ class Wire(BaseModel, ABC):
     def keeps_text(self) -> bool:
         """Whether a reader may see of its prompt what the message is of, too.
 
-        `deranged` then exchanges the message alone, since exchanging the context would exchange both.
+        A variant then changes the message alone, since changing the context would change both.
         """
         return False
 
