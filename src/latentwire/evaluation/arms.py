@@ -64,8 +64,14 @@ class Arm:
         reader, first = reading(lm, task), dict[str, Prompt]()
         for item in items:
             first.setdefault(item.example.group, item.prompts[0])
-        sample = self.wire.carried(list(first.values())[:SAMPLE], reader)
-        met = replace(self, wire=self.wire.sampled(sample))
+        sample = dict(zip(first, self.wire.carried(list(first.values())[:SAMPLE], reader), strict=False))
+        akin = {
+            text: sample[item.example.group]
+            for item in items
+            if item.example.group in sample
+            for text in self.wire.carried(item.prompts, reader)
+        }
+        met = replace(self, wire=self.wire.sampled(list(sample.values()), akin))
         examples = [item.example for item in items]
         if self.variant is None:
             return met, list(items)

@@ -225,6 +225,23 @@ def test_counterfactual_changes_what_the_message_is_of_and_nothing_beside_it(lm,
             assert item.example.answers[0] not in item.prompt.context
 
 
+@torch.no_grad()
+def test_mean_leaves_out_what_crosses_for_another_question_about_the_same_passage(lm):
+    asked = [*EXAMPLES, replace(EXAMPLES[0], id="again", question="Who lives by the river?")]
+    task = replace(TASK, source=lambda split: iter(asked))
+    wire = wire_of(lm, "prompt", "only", control="mean")
+    met, items = Arm(wire).prepared(lm, task, prepare(lm, task, "test", None))
+    carried = met.wire.carried([item.prompt for item in items], lm)
+    assert carried[0] != carried[4]
+    found = [met.wire.encode([carried[at]]) for at in (0, 4)]
+    count = min(each.valid.shape[1] for each in found)
+    others = [wire.latents([each]).flat() for each in carried[1:4]]
+    count = min(count, *(each.shape[1] for each in others))
+    expected = torch.stack([each[0, :count] for each in others]).mean(0)
+    for each in found:
+        torch.testing.assert_close(each.flat()[0, :count], expected, atol=1e-5, rtol=0)
+
+
 def test_every_table_says_which_messages_know_the_question(lm, monkeypatch):
     arms = [
         Arm(wires.parse("text")),

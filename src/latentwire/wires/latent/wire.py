@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
@@ -49,18 +49,20 @@ class LatentWire(Wire):
     _modules: LatentModules | None = PrivateAttr(None)
     _reader: str = PrivateAttr("")
     _average: Average | None = PrivateAttr(None)
+    _akin: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @abstractmethod
     def latents(self, contexts: Sequence[str]) -> Latents:
         """What crosses for these contexts, if nothing is done to it on its way."""
 
     @torch.no_grad()
-    def sampled(self, contexts: Sequence[str]) -> Self:
+    def sampled(self, contexts: Sequence[str], akin: Mapping[str, str] | None = None) -> Self:
         """This wire, its `mean` that of these contexts; see `Average.of` for what is raised."""
         if self.control != "mean":
             return self
         met = self.model_copy()
         met._average = Average.of(self.latents, contexts)
+        met._akin = {**(akin or {}), **{each: each for each in contexts}}
         return met
 
     @torch.no_grad()
@@ -70,7 +72,8 @@ class LatentWire(Wire):
             return zero(found)
         if self.control == "mean":
             assert self._average is not None, "let the wire meet a sample first"
-            return self._average.instead_of(found, contexts)
+            akin = [self._akin.get(each, each) for each in contexts]
+            return self._average.instead_of(found, akin, found if akin == list(contexts) else self.latents(akin))
         return quantize(found, int(self.control[0])) if self.control else found
 
     @torch.no_grad()
