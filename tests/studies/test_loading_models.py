@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,6 +14,7 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
+from tests.models import tiny_lm
 from tests.studies.study import model_folder, small_study, written
 
 
@@ -32,6 +36,44 @@ def test_how_models_are_loaded_is_told_by_study(tmp_path: Path) -> None:
     assert runner.run(loading.load(str(written(tmp_path, mapped))), tmp_path / "runs", Log()).runs
     rounded = loading.load(str(written(tmp_path, raw | {"loading": {model: {"bits": 4}}})))
     assert plan.make(rounded).stages["only"].identity != plain
+
+
+def test_sources_of_arms_are_loaded_as_the_study_says_and_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = model_folder("qwen3")
+    arms = {f"relay{count}": f"relay,tokens={count},source={source}" for count in (2, 3)}
+    only = {"only": {"kind": "evaluate", "arms": arms}}
+    raw = small_study(stages=only, effects=None, comparisons=[], gates=[], limit=2)
+    raw |= {"loading": {str(source): {"device_map": {"": "cpu"}}}}
+    gc.collect()
+    loads, load = list[Any](), LM.load
+
+    def counted(spec: Any, **how: Any) -> LM:
+        if str(spec) == str(source):
+            loads.append(how["device_map"])
+        return load(spec, **how)
+
+    monkeypatch.setattr(LM, "load", counted)
+    study = loading.load(str(written(tmp_path, raw)))
+    assert runner.run(study, tmp_path / "runs", Log()).runs
+    assert loads == [{"": "cpu"}]
+    rounded = loading.load(str(written(tmp_path, raw | {"loading": {str(source): {"bits": 4}}})))
+    identities = [plan.make(each).stages["only"].identity for each in (study, rounded)]
+    assert identities[0] != identities[1]
+
+
+def test_exchanged_weights_of_a_relays_source_make_another_stage(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(model_folder("qwen3"), source)
+    only = {"only": {"kind": "evaluate", "arms": {"relay": f"relay,tokens=2,source={source}"}}}
+    raw = small_study(stages=only, effects=None, comparisons=[], gates=[], limit=2)
+    study = loading.load(str(written(tmp_path, raw)))
+    before = plan.make(study).stages["only"]
+    assert before.inputs[f"relay {source}"].sha256 != before.inputs["model"].sha256
+    tiny_lm("qwen3", seed=5, max_position_embeddings=1024).save(tmp_path / "other")
+    (source / "model.safetensors").write_bytes((tmp_path / "other" / "model.safetensors").read_bytes())
+    assert plan.make(study).stages["only"].identity != before.identity
 
 
 def test_weights_are_not_rounded_without_what_rounds_them(monkeypatch: pytest.MonkeyPatch) -> None:

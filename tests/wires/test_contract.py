@@ -1,7 +1,9 @@
 """What every wire promises, whichever it is."""
 
+import gc
 from copy import copy
 from pathlib import Path
+from weakref import ref
 
 import pytest
 import torch
@@ -236,6 +238,22 @@ def test_a_relay_says_as_much_as_a_budget_keeps_and_what_it_says_is_the_sources(
     assert said[0]
     assert free.startswith(said[0])
     assert said[2] == ""
+
+
+def test_arms_of_one_source_load_it_once_and_give_its_memory_back(lm, named, monkeypatch):
+    gc.collect()
+    loads, load = [], LM.load
+    monkeypatch.setattr(LM, "load", lambda spec, **how: loads.append(spec) or load(spec, **how))
+    arms = [wires.parse(named(f"relay,tokens={count},source=SOURCE")).bind(lm) for count in (2, 3)]
+    assert arms[0]._source is arms[1]._source
+    assert loads == [named("SOURCE")]
+    reader = copy(lm)
+    reader.name = named("SOURCE")
+    assert wires.parse(named("relay,tokens=2,source=SOURCE")).bind(reader)._source is reader
+    held = ref(arms[0]._source)
+    del arms
+    gc.collect()
+    assert held() is None
 
 
 def test_a_relays_question_is_seen_only_where_it_is_asked_for(lm, bound):

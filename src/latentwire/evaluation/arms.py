@@ -64,21 +64,35 @@ class Arm:
         reader, first = reading(lm, task), dict[str, Prompt]()
         for item in items:
             first.setdefault(item.example.group, item.prompts[0])
-        sample = self.wire.carried(list(first.values())[:SAMPLE], reader)
-        met = replace(self, wire=self.wire.sampled(sample))
+        sample = dict(zip(first, self.wire.carried(list(first.values())[:SAMPLE], reader), strict=False))
+        akin = {
+            text: sample[item.example.group]
+            for item in items
+            if item.example.group in sample
+            for text in self.wire.carried(item.prompts, reader)
+        }
+        met = replace(self, wire=self.wire.sampled(list(sample.values()), akin))
         examples = [item.example for item in items]
         if self.variant is None:
             return met, list(items)
         if self.variant == "deranged" and self.wire.keeps_text:
             others = partners(examples, task.name, whole=self.wire.question_aware)
-            sent = [Prompt(context=each.context, question=each.question) for each in others]
-            pairs = zip(items, sent, strict=True)
-            return met, [replace(item_of(i.example, reader, s), original=i.example) for i, s in pairs]
+            return met, [_sending(*each, reader) for each in zip(examples, examples, others, strict=True)]
         changed: Sequence[Example | None] = (
             deranged(examples, task.name) if self.variant == "deranged" else counterfactual(examples, task.name)
         )
-        made = zip(examples, changed, strict=True)
-        return met, [replace(item_of(new, reader), original=old) for old, new in made if new is not None]
+        made = [(old, new) for old, new in zip(examples, changed, strict=True) if new is not None]
+        if self.wire.keeps_text:
+            # Text that the reader sees itself would bring the changed answer without the message.
+            kept = [(old, replace(new, context=old.context), new) for old, new in made]
+            return met, [_sending(*each, reader) for each in kept]
+        return met, [replace(item_of(new, reader), original=old) for old, new in made]
+
+
+def _sending(original: Example, asked: Example, of: Example, reader: LM) -> Item:
+    """An example asked over the message of another's context and question."""
+    sent = Prompt(context=of.context, question=of.question)
+    return replace(item_of(asked, reader, sent), original=original)
 
 
 def parse(text: str) -> Arm:

@@ -38,6 +38,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """
     split, limit = plan.study.split, plan.study.limit
     wires = stage.read(readers.wire)
+    readers.prepare_sources(lm, wires)
     suppressed = stage.begin_suppress_tokens
     arms = {wire.label: arm for wire, arm in zip(wires, stage.arms, strict=True)}
     sizes = {task.name: len(arms) * len(task.examples(split, limit)) for task in plan.tasks}

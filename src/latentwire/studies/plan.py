@@ -115,8 +115,12 @@ def make(study: Study) -> Plan:
         configuration: dict[str, Any] = {"model": model, **named}
         # A wire that is trained has its own encoder and readers, whatever the study's model.
         models = stage.models() if isinstance(stage, FitWire) else [] if stage.start_from else [model]
-        start = [*(plan[need].identity for need in stage.needs()), *(weights[each].sha256 for each in models)]
-        read_with = stage.models() if isinstance(stage, FitWire) else [model]
+        relays = stage.relays() if isinstance(stage, Evaluate) else []
+        start = [
+            *(plan[need].identity for need in stage.needs()),
+            *(weights[each].sha256 for each in (*models, *relays)),
+        ]
+        read_with = stage.models() if isinstance(stage, FitWire) else [model, *relays]
         # Where a model lies changes no number beyond rounding.
         if bits := {each: 4 for each in read_with if each in study.loading and study.loading[each].bits}:
             configuration |= {"bits": bits}
@@ -132,6 +136,7 @@ def make(study: Study) -> Plan:
         parts = {"stage": what, "version": __version__, "start": start, "data": content}
         files = {
             **{f"model {each}" if at else "model": weights[each] for at, each in enumerate(models)},
+            **{f"relay {each}": weights[each] for each in relays},
             **read,
             **wires,
         }

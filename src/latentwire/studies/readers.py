@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from latentwire.errors import UserError
+from latentwire.evaluation.arms import Arm
 from latentwire.lm.model import LM
 from latentwire.runs.store import Run
 from latentwire.studies.plan import Plan
 from latentwire.studies.spec import Checkpoint, Source
+from latentwire.wires.latent.wire import share
+from latentwire.wires.relay import source_name
 
 
 class Readers:
@@ -25,6 +28,7 @@ class Readers:
     def __init__(self, plan: Plan, runs: Mapping[str, Run]) -> None:
         self._plan, self._runs = plan, runs
         self._held: tuple[tuple[Source, torch.dtype | None], LM] | None = None
+        self._sources: dict[str, LM] = {}
 
     def holds(self, source: Source) -> bool:
         return self._held is not None and self._held[0][0] == source
@@ -47,6 +51,7 @@ class Readers:
     def drop(self) -> None:
         """Forget the reader that is held: its weights have changed, or its memory is needed."""
         self._held = None
+        self._sources.clear()
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -66,6 +71,18 @@ class Readers:
             found[spec] = LM.load(self._plan.models[spec], **self._options(spec, torch.float32))
             found[spec].name = spec
         return found
+
+    def prepare_sources(self, lm: LM, arms: Iterable[Arm]) -> None:
+        """Load as the study says the sources of arms that the held reader `lm` is about to read over.
+
+        In the reader's own dtype, as other sources. Raises `UserError` as `LM.load` does.
+        """
+        for name in dict.fromkeys(source_name(arm.wire) for arm in arms):
+            if name in self._plan.study.loading and name not in (lm.name, *self._sources):
+                source = LM.load(self._plan.models[name], **self._options(name, lm.model.dtype))
+                source.name = name
+                self._sources[name] = source
+                share(source, lm)
 
     def _options(self, model: str, dtype: torch.dtype | None) -> dict[str, Any]:
         asked = self._plan.study.loading.get(model)

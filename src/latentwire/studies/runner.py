@@ -139,6 +139,7 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
         for each in finetunings if model == study.model else ():
             _check_finetuning(each, lm)
         if wires.get(model):
+            readers.prepare_sources(lm, wires[model].values())
             ready(
                 lm,
                 planned.tasks,

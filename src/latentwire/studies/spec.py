@@ -20,6 +20,7 @@ from latentwire.training.fit.config import PRESETS, Fit
 from latentwire.training.fit.objectives import Imitate
 from latentwire.wires import CONTROLS
 from latentwire.wires.latent.wire import Latent
+from latentwire.wires.relay import Relay
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 """Stages, arms and studies are named so that a folder can be."""
@@ -122,6 +123,11 @@ class Evaluate(Start):
             elif variant not in CONTROLS:
                 found.append(arms.parse(f"text:{variant}".rstrip(":")))
         return found
+
+    def relays(self) -> list[str]:
+        """The models that write for its relays."""
+        wires = (arm.wire for arm in self.read())
+        return list(dict.fromkeys(wire.source for wire in wires if isinstance(wire, Relay)))
 
     def needs(self) -> list[str]:
         """The stages whose weights or wires it reads with."""
@@ -347,13 +353,13 @@ class Study(Settings):
     gates: tuple[Gate, ...] = ()
 
     def models(self) -> list[str]:
-        """Every model that a stage reads with."""
+        """Every model that a stage reads with or that writes for a relay."""
         found = [self.model]
         for stage in self.stages.values():
             if isinstance(stage, FitWire):
                 found += stage.models()
-            elif isinstance(stage, Evaluate) and stage.model:
-                found.append(stage.model)
+            elif isinstance(stage, Evaluate):
+                found += ([stage.model] if stage.model else []) + stage.relays()
         return list(dict.fromkeys(found))
 
     def start_of(self, stage: str) -> str | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
@@ -59,7 +59,7 @@ class Wire(BaseModel, ABC):
     def keeps_text(self) -> bool:
         """Whether a reader may see of its prompt what the message is of, too.
 
-        `deranged` then exchanges the message alone, since exchanging the context would exchange both.
+        A variant then changes the message alone, since changing the context would change both.
         """
         return False
 
@@ -72,8 +72,11 @@ class Wire(BaseModel, ABC):
         """This wire made ready for a reader; most need nothing."""
         return self
 
-    def sampled(self, contexts: Sequence[str]) -> Self:
-        """This (bound) wire, having met a sample of contexts of different groups; most learn nothing from it."""
+    def sampled(self, contexts: Sequence[str], akin: Mapping[str, str] | None = None) -> Self:
+        """This (bound) wire, having met a sample of contexts of different groups; most learn nothing from it.
+
+        akin: for other contexts the one of the sample that is of the same group.
+        """
         return self
 
     def reader(self, lm: LM) -> LM:

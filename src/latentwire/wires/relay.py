@@ -13,9 +13,9 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Prompt
-from latentwire.wires.base import Message, Texts
+from latentwire.wires.base import Message, Texts, Wire
 from latentwire.wires.controls import allowance, first_tokens, token_ids
-from latentwire.wires.latent.wire import source_of
+from latentwire.wires.latent.wire import Latent, source_of
 from latentwire.wires.size import Sized
 from latentwire.wires.text import TextWire
 
@@ -103,6 +103,13 @@ class Relay(Sized, TextWire):
             told = question if self.question else self.cue or CHAT_CUE
             return PromptFormat(template="chat", anchor="").tokens(context, told, source).ids
         return PromptFormat(template="raw", anchor="").tokens(context, f"\n{self.cue or CUE}", source).ids
+
+
+def source_name(wire: Wire) -> str | None:
+    """The model that encodes for a trained wire or writes for a relay; None where only the reader takes part."""
+    if isinstance(wire, Relay):
+        return wire.source
+    return wire.config.source if isinstance(wire, Latent) else None
 
 
 def _cut(text: str, count: int, reader: LM) -> str:

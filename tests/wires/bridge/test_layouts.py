@@ -213,13 +213,33 @@ def test_prompts_without_contexts_can_be_deranged_where_prompts_are_carried(lm):
 
 
 @pytest.mark.parametrize(("carry", "layout"), LAYOUTS)
-def test_counterfactual_changes_message_and_text_alike(lm, carry, layout):
+def test_counterfactual_changes_what_the_message_is_of_and_nothing_beside_it(lm, carry, layout):
     arm = Arm(wire_of(lm, carry, layout), "counterfactual")
     met, items = arm.prepared(lm, TASK, prepare(lm, TASK, "test", None))
     for item, sent in zip(items, met.wire.carried([item.prompt for item in items], lm), strict=True):
         assert item.original.answers[0] not in sent
         assert item.example.answers[0] in sent
-        assert item.example.answers[0] in item.prompt.context
+        assert item.example.answers != item.original.answers
+        if layout == "text":
+            assert item.prompt.context == item.original.context
+            assert item.example.answers[0] not in item.prompt.context
+
+
+@torch.no_grad()
+def test_mean_leaves_out_what_crosses_for_another_question_about_the_same_passage(lm):
+    asked = [*EXAMPLES, replace(EXAMPLES[0], id="again", question="Who lives by the river?")]
+    task = replace(TASK, source=lambda split: iter(asked))
+    wire = wire_of(lm, "prompt", "only", control="mean")
+    met, items = Arm(wire).prepared(lm, task, prepare(lm, task, "test", None))
+    carried = met.wire.carried([item.prompt for item in items], lm)
+    assert carried[0] != carried[4]
+    found = [met.wire.encode([carried[at]]) for at in (0, 4)]
+    count = min(each.valid.shape[1] for each in found)
+    others = [wire.latents([each]).flat() for each in carried[1:4]]
+    count = min(count, *(each.shape[1] for each in others))
+    expected = torch.stack([each[0, :count] for each in others]).mean(0)
+    for each in found:
+        torch.testing.assert_close(each.flat()[0, :count], expected, atol=1e-5, rtol=0)
 
 
 def test_every_table_says_which_messages_know_the_question(lm, monkeypatch):

@@ -51,21 +51,24 @@ class Average:
         assert whole is not None
         return whole
 
-    def instead_of(self, latents: Latents, contexts: Sequence[str]) -> Latents:
+    def instead_of(self, latents: Latents, contexts: Sequence[str], out: Latents) -> Latents:
         """Control: as many latents, each the average of those in its place in the sample's other contexts.
 
-        A context of the sample is left out of its own average. Places that no other context reaches hold the
-        last average that there is.
+        Places that no other context reaches hold the last average that there is.
+
+        Args:
+            contexts: for each of the latents the context that is left out, if it is one of the sample.
+            out: its latents.
         """
-        width = max(len(self.counts), latents.valid.shape[1])
-        own = torch.tensor([[context in self.contexts] for context in contexts], device=latents.valid.device)
-        mine = torch.nn.functional.pad(latents.valid & own, (0, width - latents.valid.shape[1]))
+        width = max(len(self.counts), out.valid.shape[1])
+        own = torch.tensor([[context in self.contexts] for context in contexts], device=out.valid.device)
+        mine = torch.nn.functional.pad(out.valid & own, (0, width - out.valid.shape[1]))
         counts = _wide(self.counts[:, None], width)[:, 0] - mine.long()
         last = (counts > 0).sum(1, keepdim=True) - 1
         at = torch.minimum(torch.arange(latents.valid.shape[1], device=last.device), last)
         averages = []
-        for total, each in zip(self.sums, latents.tensors, strict=True):
-            left = _wide(total, width) - _wide(each, width) * _mask(mine, each)
+        for total, each, left_out in zip(self.sums, latents.tensors, out.tensors, strict=True):
+            left = _wide(total, width) - _wide(left_out, width) * _mask(mine, left_out)
             mean = left / _mask(counts.clamp_min(1), each)
             averages.append(torch.take_along_dim(mean, _mask(at, each), -2).to(each))
         return latents.with_tensors(tuple(averages))

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, Self, get_args
+from weakref import WeakValueDictionary
 
 import torch
 from pydantic import PrivateAttr
@@ -31,6 +32,8 @@ CONTROLS: tuple[Control, ...] = get_args(Control)
 """What can be done to latents on their way."""
 BEST = Path("checkpoints", "best")
 """Where a run keeps the wire that it trained."""
+_SOURCES: WeakValueDictionary[tuple[str, torch.dtype, str], LM] = WeakValueDictionary()
+"""By name, and by dtype and device of the reader. Weak: memory is free again once no wire holds the source."""
 
 
 class LatentWire(Wire):
@@ -46,18 +49,20 @@ class LatentWire(Wire):
     _modules: LatentModules | None = PrivateAttr(None)
     _reader: str = PrivateAttr("")
     _average: Average | None = PrivateAttr(None)
+    _akin: dict[str, str] = PrivateAttr(default_factory=dict)
 
     @abstractmethod
     def latents(self, contexts: Sequence[str]) -> Latents:
         """What crosses for these contexts, if nothing is done to it on its way."""
 
     @torch.no_grad()
-    def sampled(self, contexts: Sequence[str]) -> Self:
+    def sampled(self, contexts: Sequence[str], akin: Mapping[str, str] | None = None) -> Self:
         """This wire, its `mean` that of these contexts; see `Average.of` for what is raised."""
         if self.control != "mean":
             return self
         met = self.model_copy()
         met._average = Average.of(self.latents, contexts)
+        met._akin = {**(akin or {}), **{each: each for each in contexts}}
         return met
 
     @torch.no_grad()
@@ -67,7 +72,8 @@ class LatentWire(Wire):
             return zero(found)
         if self.control == "mean":
             assert self._average is not None, "let the wire meet a sample first"
-            return self._average.instead_of(found, contexts)
+            akin = [self._akin.get(each, each) for each in contexts]
+            return self._average.instead_of(found, akin, found if akin == list(contexts) else self.latents(akin))
         return quantize(found, int(self.control[0])) if self.control else found
 
     @torch.no_grad()
@@ -181,7 +187,25 @@ def locate(path: str) -> Path:
 
 
 def source_of(name: str, lm: LM) -> LM:
-    """The encoder's model: the reader itself where it is the same."""
+    """The encoder's model: the reader itself where it is the same, else one for all wires that hold it.
+
+    It is frozen: nothing that trains may ask here.
+    """
     from latentwire.lm.model import LM as Model
 
-    return lm if lm.name == name else Model.load(name, dtype=lm.model.dtype, device=str(lm.device))
+    if lm.name == name:
+        return lm
+    found = _SOURCES.get(key := _key(name, lm))
+    if found is None:
+        found = Model.load(name, dtype=lm.model.dtype, device=str(lm.device))
+        _SOURCES[key] = found
+    return found
+
+
+def share(source: LM, lm: LM) -> None:
+    """Let wires of the reader `lm` encode with this source, as long as somebody holds it."""
+    _SOURCES[_key(source.name, lm)] = source
+
+
+def _key(name: str, lm: LM) -> tuple[str, torch.dtype, str]:
+    return name, lm.model.dtype, str(lm.device)
