@@ -188,6 +188,9 @@ class FitWire(Fit, Start):
             )
         if self.new_reader is not None and self.start_wire is None and self.start_from is None:
             raise ValueError("new_reader: found no wire to add it to, expected start_from or start_wire")
+        if self.ridge is not None and (self.start_wire is not None or self.start_from is not None):
+            start = "start_wire" if self.start_from is None else "start_from"
+            raise ValueError(f"ridge: found it beside {start}, expected one of them: each says where a bridge begins")
         return self
 
     @property
@@ -355,9 +358,6 @@ class Study(Settings):
             elif isinstance(stage, Evaluate) and stage.model:
                 found.append(stage.model)
         return list(dict.fromkeys(found))
-
-    def start_of(self, stage: str) -> str | None:
-        return self.stages[stage].start_from
 
     def parts(self, reading: str) -> tuple[str, ...]:
         """The readings STAGE/ARM that a reading is made of: itself, or those of an oracle."""
