@@ -145,7 +145,10 @@ WRONG = {
 
 WRONG_FITS = {
     "a preset that is none": ({"preset": "smok"}, r"stages\.w\.preset: found 'smok', expected 'smoke' or 'hero'"),
-    "a gate that is no list": ({"accept": "f1 >= 0.1"}, r"stages\.w\.accept: found 'f1 >= 0\.1', expected a list\."),
+    "a gate that is no list": (
+        {"accept": "f1 >= 0.1"},
+        r"stages\.w\.accept: found 'f1 >= 0\.1', expected a list\.",
+    ),
     "a setting of the wire": ({"wire": {"layout": "txt"}}, r"stages\.w\.wire\.layout: found 'txt', expected"),
     "settings of the wire that do not go together": (
         {"wire": {"layout": "only"}},
@@ -156,7 +159,10 @@ WRONG_FITS = {
         r"stages\.w\.wire\.encoder\.translator: hidden: found 10",
     ),
     "a ridge beside a start": ({"ridge": {}, "start_wire": "x"}, r"stages\.w: ridge: found it beside start_wire"),
-    "a model under no name": ({"start_wire": "$mine"}, r"stages\.w\.start_wire: found '\$mine', expected .*models"),
+    "a model under no name": (
+        {"start_wire": "$mine"},
+        r"stages\.w\.start_wire: found '\$mine', expected .*models",
+    ),
 }
 
 

@@ -37,7 +37,9 @@ def _filled(value: Any, models: Mapping[str, str], at: str) -> Any:
 
     def model(match: re.Match[str]) -> str:
         if not models:
-            raise UserError(f"{at}: found {match[0]!r}, expected a study with {MODELS}, where $NAME has its model.")
+            raise UserError(
+                f"{at}: found {match[0]!r}, expected a study with {MODELS}, where $NAME has its model."
+            )
         if match[1] not in models:
             raise UserError(f"{at}: found {match[0]!r}, expected {one_of(match[1], models)} behind the $.")
         return models[match[1]]

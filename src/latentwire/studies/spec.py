@@ -190,7 +190,9 @@ class FitWire(Fit, Start):
             raise ValueError("new_reader: found no wire to add it to, expected start_from or start_wire")
         if self.ridge is not None and (self.start_wire is not None or self.start_from is not None):
             start = "start_wire" if self.start_from is None else "start_from"
-            raise ValueError(f"ridge: found it beside {start}, expected one of them: each says where a bridge begins")
+            raise ValueError(
+                f"ridge: found it beside {start}, expected one of them: each says where a bridge begins"
+            )
         return self
 
     @property

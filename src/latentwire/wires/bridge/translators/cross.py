@@ -30,7 +30,9 @@ class Cross(TranslatorConfig):
 
     def build(self, source: int, width: int, slots: int) -> nn.Module:
         if width % self.heads:
-            raise UserError(f"cross: found latents of width {width}, expected a multiple of its {self.heads} heads.")
+            raise UserError(
+                f"cross: found latents of width {width}, expected a multiple of its {self.heads} heads."
+            )
         return _Cross(self, source, width, slots)
 
 
