@@ -155,8 +155,9 @@ class FitWire(Fit, Start):
     start_wire: instead, a trained wire from elsewhere (its
     folder, its run or `embedded:NAME`). preset: fills sizes that the stage does not set.
     accept: gates, written `first_token_top1 >= 0.12`, that every trained reader must hold on `accept_examples`
-    validation examples (of a task that has fewer, all of them) with the whole interval. Where one does not, the
-    stage is rejected and nothing starts from it.
+    validation examples (of a task that has fewer, all of them) with the whole interval; those that chose the
+    checkpoint are left out where enough others are there. Where one does not, the stage is rejected and nothing
+    starts from it.
     """
 
     kind: Literal["wire"]
