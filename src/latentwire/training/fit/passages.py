@@ -179,7 +179,7 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split, whole: bool) -> I
 
 
 def groups(data: WorldPassages | TaskPassages, split: Split, count: int, *, whole: bool) -> set[str]:
-    """The groups that the first `count` passages are of. whole: prompts are carried, a passage for each question."""
+    """The groups that the first `count` passages are of. whole: prompts are carried, each a passage."""
     found: set[str] = set()
     for examples in _of_task(data, split, whole):
         if count <= 0:
