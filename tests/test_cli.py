@@ -1,6 +1,7 @@
 """The commands as a user meets them, wrong input above all."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -239,6 +240,15 @@ def test_the_help_of_eval_names_every_wire_and_variant(capsys, monkeypatch):
     words = set(out.replace(",", " ").replace("(", " ").replace(")", " ").replace(".", " ").split())
     assert status == 0
     assert {*wires.KINDS, *arms.VARIANTS, *wires.CONTROLS, "embedded:NAME", "run"} <= words
+
+
+def test_the_help_of_init_names_every_template(capsys, monkeypatch):
+    from latentwire.studies import templates
+
+    monkeypatch.setenv("COLUMNS", "100")
+    status, out, _ = run(capsys, monkeypatch, "init", "--help")
+    assert status == 0
+    assert {*templates(), "bridge"} <= set(re.findall(r"[\w-]+", re.sub(r"-\s+", "-", out)))  # where a line breaks
 
 
 def test_help_imports_no_torch():

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 import time
 from collections.abc import Iterable
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,6 +14,7 @@ import typer
 
 from latentwire import __version__
 from latentwire.errors import UserError
+from latentwire.studies import templates
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -152,33 +151,10 @@ def grow(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: ./NAME]")] = None,
 ) -> None:
     """Regrow an embedded model from nothing, and measure it."""
-    import torch
+    from latentwire.training.regrow import regrow
 
-    from latentwire.training import card
-    from latentwire.training.grow import grow as grow_model
-    from latentwire.training.growth_data import recipe_of
-
-    recipe = asdict(recipe_of(name))
     folder = out or Path(name)
-    if folder.exists():
-        raise UserError(f"out: {folder} exists already, expected a folder to be made.")
-    seeds = seed or [0]
-    partial = [folder.with_name(f".{folder.name}.partial-{each}") for each in seeds]
-    for place in partial:
-        shutil.rmtree(place, ignore_errors=True)
-        try:
-            place.mkdir()
-        except OSError as error:
-            raise UserError(f"out: {folder.parent} cannot be written into: {error.strerror}.") from error
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    for each, place in zip(seeds, partial, strict=True):
-        grown = grow_model(name, each, place, device, _report_growth)
-        card.write(place, name, each, recipe, grown, device)
-        print(f"seed {each}: grown in {grown['seconds']:.0f} s")
-    card.add_seeds(partial[0], partial[1:])
-    partial[0].rename(folder)
-    for place in partial[1:]:
-        shutil.rmtree(place)
+    regrow(name, seed or [0], folder, _report_growth, print)
     print(f"what it can do stands in {folder / 'card.md'}")
 
 
@@ -188,7 +164,7 @@ def _report_growth(found: dict[str, float]) -> None:
 
 @app.command()
 def init(
-    template: Annotated[str, typer.Argument(help="quickstart, prefill-mask or latent-wire.")],
+    template: Annotated[str, typer.Argument(help=f"{', '.join(templates())}.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("study.yaml"),
 ) -> None:
     """Write a template of a study, to be changed."""

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from latentwire.errors import UserError
+from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.runs.store import Record, Run
 from latentwire.studies import commands, loading
 from latentwire.studies.spec import FitWire
-from latentwire.training.fit.config import PRESETS
+from latentwire.training.fit.config import PRESETS, WorldPassages
+from latentwire.training.fit.passages import passages
 from tests.studies.fits import HERON, A
 from tests.studies.study import written
 
@@ -54,6 +56,11 @@ def test_a_gate_is_held_against_the_bound_on_five_hundred_examples(tmp_path: Pat
     assert [first["held"], second["held"]] == [False, True]
     assert first["n"] == second["n"] == 500
     assert first["low"] <= first["value"] <= first["high"] < 0.99
+    # What chose the checkpoint, two passages, judges nothing.
+    chose = passages(WorldPassages(tiers=("one_hop",)), {}, "validation", A["eval_samples"])
+    outcomes = read_outcomes(one(tmp_path, "A").folder / "outcomes.jsonl")
+    assert len(chose) == 2
+    assert not {each.group for each in chose} & {each.group for each in outcomes}
     metrics = json.loads((one(tmp_path, "A").folder / "metrics.json").read_text())
     assert metrics[HERON]["one_hop"]["first_token_top5"]["value"] == first["value"]
 
@@ -98,6 +105,7 @@ def test_all_of_a_task_with_fewer_examples_are_enough(tmp_path: Path) -> None:
     stages = {"A": fit, "text": {"kind": "evaluate", "arms": {"t": "text"}}}
     assert run(tmp_path, stages) == 0
     assert 0 < judged(one(tmp_path, "A").record)[0]["n"] < 20
+    assert "expected 500; all count" in (one(tmp_path, "A").folder / "log.txt").read_text()
     with pytest.raises(UserError, match="accept_examples: found 1, expected at least"):
         run(tmp_path / "fewer", {**stages, "A": {**fit, "accept_examples": 1}})
 

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import yaml
 
+from latentwire import studies
 from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
@@ -129,9 +130,9 @@ def test_a_bridge_on_hotpotqa_runs(tmp_path: Path) -> None:
     assert sizes["bridged"]["hotpotqa"]["latents"] == sizes["learned_prefix"]["hotpotqa"]["latents"] == 8
 
 
-@pytest.mark.parametrize("template", [name for name in loading.templates() if name.startswith("bridge")])
+@pytest.mark.parametrize("template", [name for name in studies.templates() if name.startswith("bridge")])
 def test_exchanging_source_and_target_is_one_line(template: str, tmp_path: Path) -> None:
-    text = loading.templates()[template]
+    text = studies.templates()[template]
     (line,) = (each for each in text.splitlines() if each.startswith("models: "))
     models = yaml.safe_load(line)["models"]
     path = tmp_path / "study.yaml"

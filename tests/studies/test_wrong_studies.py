@@ -12,6 +12,7 @@ import pytest
 import yaml
 
 from latentwire import cli
+from tests.studies.fits import A
 from tests.studies.study import model_folder, small_study
 
 Run = Callable[..., tuple[int, str, str]]
@@ -128,8 +129,51 @@ WRONG = {
         "validation",
         r"split: found 'validation', expected 'test': stages\.prefix_ft .* same examples of one_hop",
     ),
+    "an oracle of one reading": (
+        "oracles",
+        {"all": ["baseline/text"]},
+        r"oracles\.all: found \['baseline/text'\], expected at least 2 of them\.",
+    ),
+    "a relay without a source": (
+        "stages.baseline.arms.text",
+        "relay,ratio=4",
+        r"relay source: found nothing, expected source=VALUE\.",
+    ),
     "prompts longer than the model": ("tasks", ["shifted/two_hop"], "expected at most"),
 }
+
+
+WRONG_FITS = {
+    "a preset that is none": ({"preset": "smok"}, r"stages\.w\.preset: found 'smok', expected 'smoke' or 'hero'"),
+    "a gate that is no list": (
+        {"accept": "f1 >= 0.1"},
+        r"stages\.w\.accept: found 'f1 >= 0\.1', expected a list\.",
+    ),
+    "a setting of the wire": ({"wire": {"layout": "txt"}}, r"stages\.w\.wire\.layout: found 'txt', expected"),
+    "settings of the wire that do not go together": (
+        {"wire": {"layout": "only"}},
+        r"stages\.w\.wire: layout: found only beside",
+    ),
+    "settings of a translator that do not go together": (
+        {"wire": {"encoder": {"kind": "source", "translator": {"kind": "dit", "hidden": 10}}}},
+        r"stages\.w\.wire\.encoder\.translator: hidden: found 10",
+    ),
+    "a ridge beside a start": ({"ridge": {}, "start_wire": "x"}, r"stages\.w: ridge: found it beside start_wire"),
+    "a model under no name": (
+        {"start_wire": "$mine"},
+        r"stages\.w\.start_wire: found '\$mine', expected .*models",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", WRONG_FITS)
+def test_a_wrong_stage_of_a_wire_is_told_under_its_own_key(case: str, latentwire: Run, tmp_path: Path) -> None:
+    changes, message = WRONG_FITS[case]
+    study = at(small_study(), "stages.w", {**A, **changes})
+    (tmp_path / "study.yaml").write_text(yaml.safe_dump(study, sort_keys=False))
+    status, _, err = latentwire("run", "study.yaml")
+    assert (status, err.count("\n")) == (2, 1), err
+    assert re.search(rf"^latentwire: study\.yaml: {message}", err), err
 
 
 @pytest.mark.parametrize("case", WRONG)

@@ -139,7 +139,7 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
     told = _told(found, log)
     if stage.accept:
         wire, gates = folder / BEST, stage.gates
-        told["accept"] = accept.judge(wire, reading, stage.data, gates, stage.accept_examples, folder, log)
+        told["accept"] = accept.judge(wire, reading, stage, gates, stage.accept_examples, folder, log)
     return told
 
 

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from latentwire.errors import UserError, one_of
 from latentwire.runs.log import Log
-from latentwire.studies import loading, report, runner, summary
+from latentwire.studies import loading, report, runner, summary, templates
 
 
 def init(template: str, out: Path) -> None:
@@ -19,7 +19,7 @@ def init(template: str, out: Path) -> None:
     Raises:
         UserError: there is no such template, or the file is there already or cannot be written.
     """
-    found = loading.templates()
+    found = templates()
     if template not in found:
         raise UserError(f"template: found {template!r}, expected {one_of(template, found)}.")
     try:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ import yaml
 from pydantic import ValidationError
 
 from latentwire.errors import UserError, one_of
-from latentwire.studies import references
+from latentwire.studies import references, templates
 from latentwire.studies.mistakes import SHARED, mistake, shown
 from latentwire.studies.naming import in_full
 from latentwire.studies.spec import Study
@@ -39,13 +38,6 @@ class _Loader(yaml.SafeLoader):
                 raise yaml.MarkedYAMLError(problem=f"found the key {name!r} twice", problem_mark=key.start_mark)
             seen.add(name)
         return super().construct_mapping(node, deep)
-
-
-def templates() -> dict[str, str]:
-    """The texts of the templates, by name."""
-    folder = resources.files("latentwire.studies") / "templates"
-    files = {file.name: file for file in folder.iterdir() if file.name.endswith(".yaml")}
-    return {name.removesuffix(".yaml"): files[name].read_text("utf-8") for name in sorted(files)}
 
 
 def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> Study:

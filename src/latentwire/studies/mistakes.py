@@ -33,6 +33,11 @@ def mistake(error: ValidationError, whole: Mapping[str, Any], written: Mapping[s
         return f"{key}: found an unknown key, expected {one_of(str(path[-1]), _keys(path[:-1], whole))}."
     if kind == "missing":
         return f"{key}: found nothing, expected a value."
+    if kind in ("tuple_type", "list_type", "dict_type", "model_type", "model_attributes_type"):
+        expected = "a list" if kind in ("tuple_type", "list_type") else "a mapping"
+        return f"{key}: found {shown(value)}, expected {expected}."
+    if kind == "too_short":
+        return f"{key}: found {shown(value)}, expected at least {first['ctx']['min_length']} of them."
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = value.get("kind") if isinstance(value, dict) else None
         valid = [name for option in _models_at(path, whole) for name in _kinds(option)]
@@ -56,8 +61,12 @@ def shown(value: Any) -> str:
 def _path(location: Path, value: Any) -> Path:
     """Pydantic's location without what is no key of the input: the tags of unions."""
     path: list[str | int] = []
+    entered = True
     for at, part in enumerate(location):
-        if isinstance(value, dict) and (part in value or at == len(location) - 1):
+        # Right behind the way to a mapping stands its tag, which may be the name of one of its keys too.
+        tag = entered and isinstance(value, dict) and value.get("kind") == part
+        entered = not tag
+        if isinstance(value, dict) and not tag and (part in value or at == len(location) - 1):
             path.append(part)
             value = value.get(part)
         elif isinstance(value, list | tuple) and isinstance(part, int):

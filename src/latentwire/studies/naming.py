@@ -20,9 +20,7 @@ def in_full(raw: Mapping[str, Any]) -> dict[str, Any]:
         UserError: `models` is no mapping of names to models, or a name is not in it.
     """
     rest = {key: value for key, value in raw.items() if key != MODELS}
-    if MODELS not in raw:
-        return rest
-    found = raw[MODELS]
+    found = raw.get(MODELS, {})
     if not isinstance(found, dict) or not all(isinstance(each, str) for each in [*found, *found.values()]):
         raise UserError(f"{MODELS}: found {str(found)[:60]!r}, expected a mapping of names to models.")
     return {key: _filled(value, found, key) for key, value in rest.items()}
@@ -38,6 +36,10 @@ def _filled(value: Any, models: Mapping[str, str], at: str) -> Any:
         return value
 
     def model(match: re.Match[str]) -> str:
+        if not models:
+            raise UserError(
+                f"{at}: found {match[0]!r}, expected a study with {MODELS}, where $NAME has its model."
+            )
         if match[1] not in models:
             raise UserError(f"{at}: found {match[0]!r}, expected {one_of(match[1], models)} behind the $.")
         return models[match[1]]

@@ -161,8 +161,9 @@ class FitWire(Fit, Start):
     start_wire: instead, a trained wire from elsewhere (its
     folder, its run or `embedded:NAME`). preset: fills sizes that the stage does not set.
     accept: gates, written `first_token_top1 >= 0.12`, that every trained reader must hold on `accept_examples`
-    validation examples (of a task that has fewer, all of them) with the whole interval. Where one does not, the
-    stage is rejected and nothing starts from it.
+    validation examples (of a task that has fewer, all of them) with the whole interval; those that chose the
+    checkpoint are left out where enough others are there. Where one does not, the stage is rejected and nothing
+    starts from it.
     """
 
     kind: Literal["wire"]
@@ -194,6 +195,11 @@ class FitWire(Fit, Start):
             )
         if self.new_reader is not None and self.start_wire is None and self.start_from is None:
             raise ValueError("new_reader: found no wire to add it to, expected start_from or start_wire")
+        if self.ridge is not None and (self.start_wire is not None or self.start_from is not None):
+            start = "start_wire" if self.start_from is None else "start_from"
+            raise ValueError(
+                f"ridge: found it beside {start}, expected one of them: each says where a bridge begins"
+            )
         return self
 
     @property
@@ -361,9 +367,6 @@ class Study(Settings):
             elif isinstance(stage, Evaluate):
                 found += ([stage.model] if stage.model else []) + stage.relays()
         return list(dict.fromkeys(found))
-
-    def start_of(self, stage: str) -> str | None:
-        return self.stages[stage].start_from
 
     def parts(self, reading: str) -> tuple[str, ...]:
         """The readings STAGE/ARM that a reading is made of: itself, or those of an oracle."""

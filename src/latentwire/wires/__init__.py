@@ -73,6 +73,8 @@ def _plain(text: str) -> Wire:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
         told = _lower(first["msg"].removeprefix("Value error, "))
+        if first["type"] == "missing":
+            raise UserError(f"wire: {kind} {field}: found nothing, expected {field}=VALUE.") from error
         if not field:
             raise UserError(f"wire: {text}: {told}.") from error
         raise UserError(f"wire: {kind} {field}: found {options.get(field, 'nothing')!r}; {told}.") from error

@@ -291,7 +291,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
     assert settled(settings(carry="prompt", layout="text"), said.append).wire.layout == "text"
     assert settled(settings(), said.append).wire.shown == "question"
     text = settings(carry="prompt").model_copy(update={"data": TextPassages(kind="text", path=tmp_path / "x")})
-    with pytest.raises(UserError, match="under layout only"):
+    with pytest.raises(UserError, match="data: found text, which makes no prompts, under carry: prompt"):
         settled(text, said.append)
     assert len(said) == 2
 

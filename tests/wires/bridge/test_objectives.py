@@ -155,3 +155,18 @@ def test_imitation_wants_as_many_latents(imitated, reader):
     _, step, part = one_step(source, reader, (Imitate(wire=folder),), "embeddings", **made)
     with pytest.raises(UserError, match="imitate found 0 latents of keys and values"):
         step(part)
+
+
+def test_another_number_of_latents_or_another_carry_is_refused_before_a_step(imitated, reader):
+    source, folder, made = imitated
+    for changes, message in (
+        ({"select": Anchors(ratio=2)}, r"imitate found \d+ latents of keys and values, expected the \d+ of"),
+        ({"carry": "prompt"}, "with carry: context, expected prompt"),
+    ):
+        carry = {"carry": changes.pop("carry")} if "carry" in changes else {}
+        asked = settings(source, reader, wire={**made, **changes}, objectives=(Imitate(wire=folder),))
+        asked = asked.model_copy(update={"wire": asked.wire.model_copy(update=carry)})
+        with pytest.raises(UserError, match=message):
+            check({reader.name: reader}, source, asked)
+    fits = settings(source, reader, wire=made, objectives=(Imitate(wire=folder),))
+    check({reader.name: reader}, source, fits)

@@ -72,6 +72,11 @@ def test_mlp_refuses_a_fixed_number(source, reader):
         bridge(source, reader, translator=Mlp(), select=Slots(slots=5))
 
 
+def test_cross_refuses_heads_that_do_not_divide_its_width(source, reader):
+    with pytest.raises(UserError, match="cross: found latents of width 16, expected a multiple of its 3 heads"):
+        bridge(source, reader, translator=Cross(heads=3))
+
+
 @torch.no_grad()
 def test_a_token_tells_mlp_nothing_of_others_and_cross_much(source, reader):
     for name, heard in (("mlp", False), ("cross", True), ("dit", True), ("dit-pooled", True)):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -17,10 +17,11 @@ from latentwire.evaluation.outcomes import Outcome, write_outcomes
 from latentwire.evaluation.summary import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
+from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
-from latentwire.tasks.base import Task
-from latentwire.training.fit.config import PassageData, TaskPassages, TextPassages
-from latentwire.training.fit.passages import kept
+from latentwire.tasks.base import Split, Task
+from latentwire.training.fit.config import Fit, PassageData, TaskPassages, TextPassages
+from latentwire.training.fit.passages import groups, kept
 from latentwire.wires.latent.wire import Latent
 
 
@@ -47,13 +48,16 @@ def check(data: PassageData, gates: Sequence[Gate], examples: int) -> None:
 def judge(
     wire: Path,
     readers: Mapping[str, LM],
-    data: PassageData,
+    settings: Fit,
     gates: Sequence[Gate],
     examples: int,
     folder: Path,
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Hold every reader's answers over a trained wire against the gates: the bound of the interval counts.
+
+    The passages whose loss chose the checkpoint (the first `eval_samples`) judge nothing, nor what shares a group
+    with them, unless too few examples are left without them: then all count, and the log says so.
 
     Writes `outcomes.jsonl` and `metrics.json` into `folder`, an arm for each reader.
 
@@ -63,7 +67,7 @@ def judge(
     Returns:
         A gate and reader each: `gate`, `reader`, `value`, `low`, `high`, `n`, `groups` and `held`.
     """
-    tasks = _tasks(data)
+    tasks = _unseen(settings, examples, log)
     limit = _limit(tasks, examples)
     outcomes: list[Outcome] = []
     judged: list[dict[str, Any]] = []
@@ -86,6 +90,23 @@ def _tasks(data: PassageData) -> list[Task]:
     if not isinstance(data, TaskPassages):
         return resolve(list(data.tiers), None)
     return [replace(task, source=partial(kept, task=task)) for task in resolve([data.task], data.data)]
+
+
+def _unseen(settings: Fit, examples: int, log: Callable[[str], None]) -> list[Task]:
+    """The tasks without the groups that chose the checkpoint, if so many examples are left."""
+    data, tasks = settings.data, _tasks(settings.data)
+    assert not isinstance(data, TextPassages)
+    seen = groups(data, "validation", settings.eval_samples, whole=settings.wire.carry == "prompt")
+
+    def source(task: Task, split: Split) -> Iterator[Example]:
+        return (each for each in task.source(split) if each.group not in seen)
+
+    unseen = [replace(task, source=partial(source, task)) for task in tasks]
+    left = sum(len(task.examples("validation", examples)) for task in unseen)
+    if left >= examples and all(task.examples("validation", 1) for task in unseen):
+        return unseen
+    log(f"accept: {left} examples are left beside those that chose the checkpoint, expected {examples}; all count")
+    return tasks
 
 
 def _limit(tasks: Sequence[Task], examples: int) -> int:

@@ -15,7 +15,7 @@ def settled(settings: Fit, log: Callable[[str], None]) -> Fit:
     """The settings, with the layout that an objective wants (`Term.layout`) if the wire sets none; logged.
 
     Raises:
-        UserError: what is wanted does not go with the wire, or the data has no questions to leave out.
+        UserError: what is wanted does not go with the wire, or the data has no questions to be carried.
     """
     wire = settings.wire
     wanted = [(each.layout, each.kind) for each in settings.objectives if each.layout is not None]
@@ -30,6 +30,10 @@ def settled(settings: Fit, log: Callable[[str], None]) -> Fit:
             told = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"wire: {kind} chooses layout {layout}: {told}.") from error
         log(f"layout: {layout}, chosen by {kind}")
-    if wire.shown == "only" and isinstance(settings.data, TextPassages):
-        raise UserError("data: found text, which asks nothing, under layout only, expected data with questions.")
+    if wire.carry == "prompt" and isinstance(settings.data, TextPassages):
+        # What is encoded would be a bare piece in training and a worded prompt wherever the wire is read.
+        raise UserError(
+            "data: found text, which makes no prompts, under carry: prompt, expected data with questions or "
+            "carry: context."
+        )
     return settings.model_copy(update={"wire": wire})

@@ -178,6 +178,17 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split, whole: bool) -> I
             yield examples
 
 
+def groups(data: WorldPassages | TaskPassages, split: Split, count: int, *, whole: bool) -> set[str]:
+    """The groups that the first `count` passages are of. whole: prompts are carried, each a passage."""
+    found: set[str] = set()
+    for examples in _of_task(data, split, whole):
+        if count <= 0:
+            break
+        found.add(examples[0].group)
+        count -= len(examples) if whole else 1
+    return found
+
+
 def kept(split: Split, task: Task) -> Iterator[Example]:
     """A task's examples of a split, where these lie apart. Else one group in `HELD_OUT`, by hash, is kept for
     evaluation, whole."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -9,10 +10,14 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.training.fit.objectives.base import Term
+from latentwire.training.fit.teacher import Teaching
+from latentwire.wires.latent.layout import SAMPLE, OwnText
 
 if TYPE_CHECKING:
+    from latentwire.lm.model import LM
     from latentwire.lm.reading import Memory
     from latentwire.training.fit.evidence import Evidence
+    from latentwire.wires.latent.modules import LatentModules
 
 RIDGE = 0.05
 """Of a head's mean variance, added in every direction: below it there is little but noise."""
@@ -34,18 +39,40 @@ class Imitate(Term):
     wire: str
     reader: str | None = None
 
+    @torch.no_grad()
+    def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
+        """On one sentence. A study's stage has no wire before it runs; training looks at it when it begins."""
+        if self.wire.startswith("stage:"):
+            return
+        if self.reader is not None and self.reader not in readers:
+            known = ", ".join(readers)
+            raise UserError(f"objectives: imitate found the reader {self.reader!r}, expected one of {known}.")
+        for name, lm in readers.items():
+            if self.reader not in (None, name):
+                continue
+            text = OwnText.of([lm.format.before(SAMPLE, lm)], lm)
+            made = modules.deliver(modules([SAMPLE]), name, text).memory
+            teaching = Teaching(lm, lambda told: None)
+            aims = teaching.delivered(self.wire, name, [SAMPLE], modules.config.carry).memory
+            if aims is None:
+                raise UserError(f"objectives: {self.wire} gives {name} no keys and values, expected both.")
+            self._side_by_side(made, aims, name)
+
     def loss(self, evidence: Evidence) -> Tensor:
         if self.reader not in (None, evidence.reader):
             return torch.zeros((), device=evidence.lm.device)
-        made, aims = evidence.delivered.memory, evidence.imitated(self.wire)
+        aims = evidence.imitated(self.wire)
+        return _apart(self._side_by_side(evidence.delivered.memory, aims, evidence.reader), aims) * evidence.labels
+
+    def _side_by_side(self, made: Memory | None, aims: Memory, reader: str) -> Memory:
         if made is None or made.columns.valid.shape != aims.columns.valid.shape:
             found = 0 if made is None else made.columns.valid.shape[1]
             raise UserError(
                 f"objectives: imitate found {found} latents of keys and values, expected the "
-                f"{aims.columns.valid.shape[1]} of {self.wire} (`align` the source to {evidence.reader} and take "
-                "as many anchors)."
+                f"{aims.columns.valid.shape[1]} of {self.wire} (`align` the source to {reader} and take as many "
+                "anchors)."
             )
-        return _apart(made, aims) * evidence.labels
+        return made
 
 
 def _apart(made: Memory, aims: Memory) -> Tensor:

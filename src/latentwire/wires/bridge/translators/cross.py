@@ -8,6 +8,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from latentwire.errors import UserError
 from latentwire.wires.bridge.translators.attention import Near, SwiGlu
 from latentwire.wires.bridge.translators.base import States, TranslatorConfig
 
@@ -28,6 +29,10 @@ class Cross(TranslatorConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
     def build(self, source: int, width: int, slots: int) -> nn.Module:
+        if width % self.heads:
+            raise UserError(
+                f"cross: found latents of width {width}, expected a multiple of its {self.heads} heads."
+            )
         return _Cross(self, source, width, slots)
 
 
