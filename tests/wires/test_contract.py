@@ -303,7 +303,7 @@ def test_the_tail_that_an_answer_would_change_stays_causal(lm):
         ("nth,ratio=4,control=zero", "expected OPTION=VALUE"),
         ("/tmp", "wire.json"),
         ("embedded:no-such-wire", "embedded:no-such-wire"),
-        ("relay,ratio=4", "required"),
+        ("relay,ratio=4", "found nothing, expected source=VALUE"),
         ("relay,source=embedded:wren", "ratio or tokens"),
         ("relay,ratio=4,source=embedded:wren:zero", "sends no latents"),
         ("relay,ratio=4,source=embedded:wren,question=true,cue=Hm", "without question"),
