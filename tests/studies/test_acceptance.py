@@ -12,7 +12,7 @@ from latentwire.errors import UserError
 from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.runs.store import Record, Run
 from latentwire.studies import commands, loading
-from latentwire.studies.spec import FitWire
+from latentwire.studies.stages import FitWire
 from latentwire.training.fit.config import PRESETS, WorldPassages
 from latentwire.training.fit.passages import passages
 from tests.studies.fits import HERON, A

@@ -15,7 +15,7 @@ from latentwire import studies
 from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
-from latentwire.studies.spec import Evaluate, FitWire
+from latentwire.studies.stages import Evaluate, FitWire
 from latentwire.wires.latent.select import Anchors
 from tests.models import tiny_lm
 

@@ -13,7 +13,8 @@ from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.evaluation.statistics import estimate
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
-from latentwire.studies.spec import FitWire, Study
+from latentwire.studies.spec import Study
+from latentwire.studies.stages import FitWire
 from latentwire.training.fit.objectives import Imitate
 from tests.studies.fits import HERON, WREN, A
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.studies.claims import After, Effects
 from latentwire.studies.derived import FORMULAS, Derived, derive
-from latentwire.studies.spec import After, Effects
 
 EFFECTS = Effects(
     baseline="baseline/text",

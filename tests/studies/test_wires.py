@@ -14,7 +14,8 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
-from latentwire.studies.spec import Evaluate, Study
+from latentwire.studies.spec import Study
+from latentwire.studies.stages import Evaluate
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
 from latentwire.wires.latent.wire import Latent
 

@@ -19,7 +19,7 @@ from latentwire.lm.model import LM
 from latentwire.runs.log import Log, duration
 from latentwire.studies.plan import Plan
 from latentwire.studies.readers import Readers
-from latentwire.studies.spec import Evaluate, Finetune, FitWire
+from latentwire.studies.stages import Evaluate, Finetune, FitWire
 from latentwire.training.trainee import Trained
 from latentwire.wires.latent.wire import BEST, locate
 

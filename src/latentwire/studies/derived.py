@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from latentwire.evaluation.combinations import Arms, Combination
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import compare, members
-from latentwire.studies.spec import Effect, Effects
+from latentwire.studies.claims import Effect, Effects
 
 Readings = Mapping[str, Sequence[Outcome]]
 """Outcomes by STAGE/ARM."""

@@ -17,7 +17,8 @@ from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
-from latentwire.studies.spec import TRAINED, Evaluate, FileTask, Finetune, FitWire, Source, Study
+from latentwire.studies.spec import FileTask, Study
+from latentwire.studies.stages import TRAINED, Evaluate, Finetune, FitWire, Source
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes

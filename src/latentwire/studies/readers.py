@@ -14,7 +14,7 @@ from latentwire.evaluation.arms import Arm
 from latentwire.lm.model import LM
 from latentwire.runs.store import Run
 from latentwire.studies.plan import Plan
-from latentwire.studies.spec import Checkpoint, Source
+from latentwire.studies.stages import Checkpoint, Source
 from latentwire.wires.latent.wire import share
 from latentwire.wires.relay import source_name
 

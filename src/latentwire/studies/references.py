@@ -7,7 +7,8 @@ from collections.abc import Iterable, Sequence
 from latentwire.errors import UserError, one_of
 from latentwire.evaluation.metrics import METRICS
 from latentwire.evaluation.summary import rows
-from latentwire.studies.spec import ORACLES, TRAINED, Evaluate, Finetune, FitWire, Stage, Study
+from latentwire.studies.spec import ORACLES, Study
+from latentwire.studies.stages import TRAINED, Evaluate, Finetune, FitWire, Stage
 from latentwire.tasks.base import Task
 from latentwire.training.fit.objectives import Imitate
 

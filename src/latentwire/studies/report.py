@@ -13,7 +13,8 @@ from rich.text import Text
 from latentwire.runs.store import Run
 from latentwire.studies.curves import points
 from latentwire.studies.shape import Summary
-from latentwire.studies.spec import Evaluate, Finetune, Study
+from latentwire.studies.spec import Study
+from latentwire.studies.stages import Evaluate, Finetune
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,8 @@ from latentwire.studies import plan, summary
 from latentwire.studies.plan import Plan, Planned
 from latentwire.studies.readers import Readers
 from latentwire.studies.shape import Summary
-from latentwire.studies.spec import Evaluate, Finetune, FitWire, Study
+from latentwire.studies.spec import Study
+from latentwire.studies.stages import Evaluate, Finetune, FitWire
 
 
 class StageFailed(RuntimeError):

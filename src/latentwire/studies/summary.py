@@ -19,11 +19,13 @@ from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
 from latentwire.runs.store import Run
 from latentwire.studies import report
+from latentwire.studies.claims import Comparison as Asked
+from latentwire.studies.claims import Gate
 from latentwire.studies.derived import Derived, derive
 from latentwire.studies.plan import Plan
 from latentwire.studies.shape import Compared, StageSummary, Summary
-from latentwire.studies.spec import ORACLES, TRAINED, Evaluate, Gate, Study
-from latentwire.studies.spec import Comparison as Asked
+from latentwire.studies.spec import ORACLES, Study
+from latentwire.studies.stages import TRAINED, Evaluate
 
 JSON, MARKDOWN = "summary.json", "summary.md"
 _FORM = 6

@@ -1,0 +1,97 @@
+"""What a study derives from its readings and holds them to: effects, paired comparisons, gates."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, StringConstraints, model_validator
+
+from latentwire.training.config import Settings
+
+Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain", "side_effect", "interaction"]
+
+
+class After(Settings):
+    """The two readings after a finetuning: with the mask, and plain."""
+
+    ablated: str
+    plain: str
+
+
+class Effects(Settings):
+    """What to derive: damage, retention, gain, recovery, side effect, interaction (see `studies.derived`).
+
+    Readings are written STAGE/ARM. after: by the finetuning's stage. none: the arm that reads no context,
+    a floor, where a stage has it. retained: readings whose retention is wanted; above the floor it is the gap
+    closed between reading nothing and reading the text.
+    """
+
+    baseline: str
+    ablated: str | None = None
+    none: str = "none"
+    after: dict[str, After] = Field(default_factory=dict)
+    retained: tuple[str, ...] = ()
+
+    @model_validator(mode="after")
+    def _after_what(self) -> Self:
+        if self.after and self.ablated is None:
+            raise ValueError("ablated: found nothing, expected the reading that `after` is compared with")
+        return self
+
+    def readings(self) -> Iterator[tuple[str, str]]:
+        """Key and STAGE/ARM of every reading."""
+        yield "baseline", self.baseline
+        if self.ablated is not None:
+            yield "ablated", self.ablated
+        for name, after in self.after.items():
+            yield f"after.{name}.ablated", after.ablated
+            yield f"after.{name}.plain", after.plain
+        for at, reading in enumerate(self.retained):
+            yield f"retained.{at}", reading
+
+    def derived(self) -> Iterator[tuple[Effect, str]]:
+        """Every effect with the reading that it is of."""
+        if self.ablated is not None:
+            yield "damage", self.ablated
+            yield "retention", self.ablated
+        for after in self.after.values():
+            yield "retention", after.ablated
+            yield "gain", after.ablated
+            yield "recovery", after.ablated
+            yield "recovery_of_plain", after.ablated
+            yield "side_effect", after.plain
+            yield "interaction", after.ablated
+        for reading in self.retained:
+            yield "retention", reading
+
+
+class Comparison(Settings):
+    """A paired difference a − b, each STAGE/ARM or oracles/NAME. primary: planned, and Holm-corrected together
+    with the other primary ones; all others are exploratory. metric: the task's primary one if not named."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    task: str = "macro"
+    metric: str | None = None
+    a: str
+    b: str
+    primary: bool = False
+
+
+class Gate(Settings):
+    """A condition on a derived number, without which the study fails (exit status 1)."""
+
+    name: Annotated[str, StringConstraints(min_length=1)]
+    effect: Effect
+    of: str
+    task: str = "macro"
+    above_floor: bool = False
+    at_least: float | None = None
+    at_most: float | None = None
+
+    @model_validator(mode="after")
+    def _one_bound(self) -> Gate:
+        if (self.at_least is None) == (self.at_most is None):
+            found = "neither" if self.at_least is None else "both"
+            raise ValueError(f"found {found} of at_least and at_most, expected one of them")
+        return self
