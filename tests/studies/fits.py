@@ -7,18 +7,49 @@ from typing import Any
 from tests.studies.study import model_folder
 
 HERON, WREN = str(model_folder("llama", 2048)), str(model_folder("qwen3", 2048))
-ENCODER = {"kind": "self", "rank": 2, "gives": "vectors", "select": {"kind": "anchors", "ratio": 4}}
 SOFT = {"kind": "embeddings", "hidden": 8}
-A: dict[str, Any] = {
-    "kind": "wire",
-    "wire": {"source": HERON, "encoder": ENCODER, "adapters": {HERON: SOFT}},
-    "data": {"kind": "world", "tiers": ["one_hop"]},
-    "contexts": 4,
-    "passages": 2,
-    "questions": 2,
-    "steps": 2,
-    "eval_steps": 2,
-    "eval_samples": 2,
-    "samples": 0,
-    "warmup_steps": 0,
+
+
+def encoder(ratio: int = 4, **changes: Any) -> dict[str, Any]:
+    return {"kind": "self", "rank": 2, "select": {"kind": "anchors", "ratio": ratio}, **changes}
+
+
+def fit(source: str, encodes: dict[str, Any], adapters: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    """The raw stage that trains a wire for two steps. adapters: by reader."""
+    return {
+        "kind": "wire",
+        "wire": {"source": source, "encoder": encodes, "adapters": adapters},
+        "data": {"kind": "world", "tiers": ["one_hop"]},
+        "contexts": 4,
+        "passages": 2,
+        "questions": 2,
+        "steps": 2,
+        "eval_steps": 2,
+        "eval_samples": 2,
+        "samples": 0,
+        "warmup_steps": 0,
+        **changes,
+    }
+
+
+A = fit(HERON, encoder(gives="vectors"), {HERON: SOFT})
+
+EMBEDDED = "embedded:wren"
+FIT = fit(EMBEDDED, encoder(), {EMBEDDED: {"kind": "native"}})
+STUDY: dict[str, Any] = {
+    "name": "wired",
+    "model": EMBEDDED,
+    "tasks": ["one_hop"],
+    "limit": 40,
+    "stages": {
+        "baseline": {"kind": "evaluate", "arms": {"text": "text", "none": "none", "nth": "nth,ratio=4"}},
+        "fit": FIT,
+        "latent": {
+            "kind": "evaluate",
+            "arms": {"latent": "stage:fit", "deranged": "stage:fit:deranged", "4bit": "stage:fit:4bit"},
+        },
+    },
+    "effects": {"baseline": "baseline/text", "retained": ["latent/latent", "baseline/nth"]},
+    "comparisons": [{"name": "against nth", "a": "latent/latent", "b": "baseline/nth"}],
 }
+"""One wire of a model that can read, so that there are numbers to compare."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -9,7 +10,10 @@ from typing import Any
 
 import yaml
 
+from latentwire.studies.runner import Carried
 from tests.models import tiny_lm
+
+Carry = Callable[..., Carried]
 
 MASKED = {"text": "text,mask=prefix", "none": "none,mask=prefix"}
 PLAIN = {"text": "text", "none": "none"}
@@ -65,3 +69,7 @@ def written(folder: Path, study: dict[str, Any], name: str = "study.yaml") -> Pa
     path = folder / name
     path.write_text(yaml.safe_dump(study, sort_keys=False), encoding="utf-8")
     return path
+
+
+def folders(carried: Carried) -> dict[str, Path]:
+    return {name: run.folder for name, run in carried.runs.items()}

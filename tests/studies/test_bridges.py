@@ -16,24 +16,17 @@ from latentwire.studies import loading, plan, runner
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import FitWire
 from latentwire.training.fit.objectives import Imitate
-from tests.studies.fits import HERON, WREN, A
+from tests.studies.fits import HERON, WREN, encoder, fit
 
-ENCODER = {"kind": "self", "rank": 2, "select": {"kind": "anchors", "ratio": 5}}
 PREFIX = {"kind": "deep_prefix", "hidden": 8}
-OWN: dict[str, Any] = {
-    **A,
-    "wire": {"source": HERON, "encoder": ENCODER, "adapters": {HERON: {"kind": "native"}}},
-}
-BRIDGE: dict[str, Any] = {
-    **A,
-    "wire": {
-        "source": WREN,
-        "encoder": {**ENCODER, "align": HERON, "gives": "both"},
-        "adapters": {HERON: PREFIX},
-    },
-    "log_steps": 1,
-    "objectives": [{"kind": "answer_ce", "weight": 0.5}, {"kind": "imitate", "wire": "stage:own"}],
-}
+OWN = fit(HERON, encoder(ratio=5), {HERON: {"kind": "native"}})
+BRIDGE = fit(
+    WREN,
+    encoder(ratio=5, align=HERON, gives="both"),
+    {HERON: PREFIX},
+    log_steps=1,
+    objectives=[{"kind": "answer_ce", "weight": 0.5}, {"kind": "imitate", "wire": "stage:own"}],
+)
 STUDY: dict[str, Any] = {
     "name": "bridges",
     "model": HERON,

@@ -19,7 +19,7 @@ from latentwire.tasks import resolve
 from latentwire.tasks.world.reading import stated
 from latentwire.wires.latent.config import read_config
 from latentwire.wires.latent.modules import WEIGHTS
-from tests.studies.test_wires import FIT, STUDY
+from tests.studies.fits import FIT, STUDY
 
 SIZES = Path(__file__).parents[2] / "docs/results/latent-wire/sizes.yaml"
 LIMIT = 6

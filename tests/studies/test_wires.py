@@ -18,40 +18,7 @@ from latentwire.studies.spec import Study
 from latentwire.studies.stages import Evaluate
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
 from latentwire.wires.latent.wire import Latent
-
-WREN = "embedded:wren"
-FIT: dict[str, Any] = {
-    "kind": "wire",
-    "wire": {
-        "source": WREN,
-        "encoder": {"kind": "self", "rank": 2, "select": {"kind": "anchors", "ratio": 4}},
-        "adapters": {WREN: {"kind": "native"}},
-    },
-    "data": {"kind": "world", "tiers": ["one_hop"]},
-    "contexts": 4,
-    "passages": 2,
-    "questions": 2,
-    "steps": 2,
-    "eval_steps": 2,
-    "eval_samples": 2,
-    "samples": 0,
-}
-STUDY: dict[str, Any] = {
-    "name": "wired",
-    "model": WREN,
-    "tasks": ["one_hop"],
-    "limit": 40,
-    "stages": {
-        "baseline": {"kind": "evaluate", "arms": {"text": "text", "none": "none", "nth": "nth,ratio=4"}},
-        "fit": FIT,
-        "latent": {
-            "kind": "evaluate",
-            "arms": {"latent": "stage:fit", "deranged": "stage:fit:deranged", "4bit": "stage:fit:4bit"},
-        },
-    },
-    "effects": {"baseline": "baseline/text", "retained": ["latent/latent", "baseline/nth"]},
-    "comparisons": [{"name": "against nth", "a": "latent/latent", "b": "baseline/nth"}],
-}
+from tests.studies.fits import FIT, STUDY
 
 
 def made(**changes: Any) -> Study:

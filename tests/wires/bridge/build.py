@@ -7,7 +7,6 @@ from pathlib import Path
 import torch
 
 from latentwire.lm.model import LM
-from latentwire.lm.shared import Questions
 from latentwire.wires.bridge.source import SourceEncoder
 from latentwire.wires.bridge.translators import Cross, Dit, Mlp
 from latentwire.wires.latent.adapters import Adapter, Both, DeepPrefix, Embeddings, Projected
@@ -15,6 +14,7 @@ from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from tests.models import tiny_model, tiny_tokenizer
+from tests.wires.latent.build import shaken
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four\n  five ünd six"]
 LONG = {"max_position_embeddings": 2048}
@@ -67,15 +67,4 @@ def bridge(
         source=source.name, encoder=encoder(**changes), adapters={reader.name: ADAPTERS[adapter]}
     )
     modules = LatentModules(config, {reader.name: reader}, source)
-    if shake:
-        with torch.no_grad():
-            for each in modules.pieces().values():
-                each += 0.05 * torch.randn_like(each)
-    return modules.eval()
-
-
-def loss(modules: LatentModules, reader: LM) -> torch.Tensor:
-    """Cross-entropy of some answers behind the latents."""
-    pairs = [[(reader.format.behind("Who?", reader), [5, 6, 7])] for _ in CONTEXTS]
-    found = Questions.of(pairs, "cpu").forced(modules.deliver(modules(CONTEXTS), reader.name), reader)
-    return torch.nn.functional.cross_entropy(reader.head(found.hidden).float(), found.labels)
+    return shaken(modules) if shake else modules.eval()

@@ -7,14 +7,15 @@ from latentwire.errors import UserError
 from latentwire.wires.bridge.translators import Cross, Mlp, States
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Slots
-from tests.wires.bridge.build import ADAPTERS, CONTEXTS, TRANSLATORS, bridge, loss
+from tests.wires.bridge.build import ADAPTERS, CONTEXTS, TRANSLATORS, bridge
+from tests.wires.latent.build import loss
 
 
 @pytest.mark.parametrize("adapted", ADAPTERS)
 @pytest.mark.parametrize("translated", TRANSLATORS)
 def test_a_step_has_a_finite_loss_and_reaches_every_piece(translated, adapted, source, reader):
     modules = bridge(source, reader, adapted, translator=TRANSLATORS[translated]).train()
-    found = loss(modules, reader)
+    found = loss(modules, reader, CONTEXTS)
     found.backward()
     assert torch.isfinite(found)
     still = [name for name, each in modules.pieces().items() if each.grad is None or not each.grad.any()]
@@ -28,7 +29,7 @@ def test_a_few_steps_from_the_beginning_bring_the_loss_down(translated, source, 
     optimizer = torch.optim.Adam(modules.trained().values(), lr=0.01)
     losses = []
     for _ in range(20):
-        losses.append(loss(modules, reader))
+        losses.append(loss(modules, reader, CONTEXTS))
         optimizer.zero_grad()
         losses[-1].backward()
         optimizer.step()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,6 +13,7 @@ from latentwire.lm.shared import Questions
 from latentwire.wires.latent.adapters import Adapter, Both, DeepPrefix, Embeddings, Native
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import BytesEncoder, Encoder, SelfEncoder, SentenceEncoder, TokensEncoder
+from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Mean, Slots
 from tests.models import VOCABULARY, tiny_lm, tiny_model, tiny_tokenizer
@@ -95,11 +97,24 @@ def shaken(modules: LatentModules) -> LatentModules:
     return modules.eval()
 
 
-def loss(modules: LatentModules, lm: LM) -> torch.Tensor:
+def loss(modules: LatentModules, lm: LM, contexts: Sequence[str] = CONTEXTS) -> torch.Tensor:
     """Cross-entropy of the answers behind the latents."""
     pairs = [[(lm.format.behind(q, lm), a)] for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
-    found = Questions.of(pairs, "cpu").forced(modules.deliver(modules(CONTEXTS), lm.name), lm)
+    found = Questions.of(pairs, "cpu").forced(modules.deliver(modules(contexts), lm.name), lm)
     return torch.nn.functional.cross_entropy(lm.head(found.hidden).float(), found.labels)
+
+
+def one_by_one(modules: LatentModules, contexts: Sequence[str] = CONTEXTS) -> Latents:
+    """The latents of contexts, which must be those of each alone, whatever stands beside it and in any order."""
+    together, turned = modules(contexts), modules(contexts[::-1])
+    for row, context in enumerate(contexts):
+        alone = modules([context])
+        for batch, at in ((together, row), (turned, len(contexts) - 1 - row)):
+            here, there = batch.valid[at], alone.valid[0]
+            assert batch.length[at] == alone.length[0]
+            assert batch.positions[at][here].tolist() == alone.positions[0][there].tolist()
+            torch.testing.assert_close(batch.flat()[at][here], alone.flat()[0][there], atol=2e-5, rtol=1e-4)
+    return together
 
 
 def delivered(modules: LatentModules, reader: str, contexts: list[str] = CONTEXTS) -> list[torch.Tensor]:

@@ -21,6 +21,7 @@ from tests.wires.latent.build import (
     QUESTIONS,
     encoder,
     loss,
+    one_by_one,
     wire,
 )
 
@@ -61,14 +62,7 @@ def test_a_few_steps_bring_the_loss_down(encoded, adapted, models):
 @torch.no_grad()
 def test_latents_depend_on_neither_batch_nor_order_nor_padding(encoded, more, models):
     modules = wire(tiny_lm(), adapter=Embeddings(hidden=8), encoder=encoder(encoded, models), **more)
-    together, turned = modules(CONTEXTS), modules(CONTEXTS[::-1])
-    for row, context in enumerate(CONTEXTS):
-        alone = modules([context])
-        for batch, at in ((together, row), (turned, len(CONTEXTS) - 1 - row)):
-            here, there = batch.valid[at], alone.valid[0]
-            assert batch.length[at] == alone.length[0]
-            assert batch.positions[at][here].tolist() == alone.positions[0][there].tolist()
-            torch.testing.assert_close(batch.flat()[at][here], alone.flat()[0][there], atol=2e-5, rtol=1e-4)
+    one_by_one(modules)
 
 
 @pytest.mark.parametrize("encoded", ENCODERS)
