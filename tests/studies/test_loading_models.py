@@ -15,6 +15,7 @@ from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
 from tests.models import tiny_lm
+from tests.studies.fits import HERON, WREN, encoder, fit
 from tests.studies.study import model_folder, small_study, written
 
 
@@ -61,6 +62,51 @@ def test_sources_of_arms_are_loaded_as_the_study_says_and_once(
     rounded = loading.load(str(written(tmp_path, raw | {"loading": {str(source): {"bits": 4}}})))
     identities = [plan.make(each).stages["only"].identity for each in (study, rounded)]
     assert identities[0] != identities[1]
+
+
+def bridge(**changes: Any) -> dict[str, Any]:
+    """Wren reads for heron, whose own encoder has as many latents."""
+    soft = {HERON: {"kind": "deep_prefix", "hidden": 8}}
+    return fit(WREN, encoder(ratio=5, align=HERON, gives="both"), soft, **changes)
+
+
+def imitating(wire: Any) -> list[dict[str, Any]]:
+    return [{"kind": "answer_ce"}, {"kind": "imitate", "wire": str(wire)}]
+
+
+def test_a_wire_that_is_imitated_has_the_source_that_the_study_has_loaded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loads, load = list[tuple[str, Any]](), LM.load
+
+    def counted(spec: Any, **how: Any) -> LM:
+        loads.append((str(spec), how.get("device_map")))
+        return load(spec, **how)
+
+    monkeypatch.setattr(LM, "load", counted)
+    mapped = {"loading": {WREN: {"device_map": {"": "cpu"}}}}
+
+    def carried(stages: dict[str, Any], **changes: Any) -> runner.Carried:
+        gc.collect()
+        loads.clear()
+        raw = {"name": "sources", "model": HERON, "tasks": ["one_hop"], "stages": stages, **mapped, **changes}
+        return runner.run(loading.load(str(written(tmp_path, raw))), tmp_path / "runs", Log())
+
+    first = carried({"first": bridge()}).runs["first"].folder
+    once = [(WREN, {"": "cpu"}), (HERON, None)] * 2  # for the check and for the training
+    assert loads == once
+    # The student's own source serves both wires, and the gates too.
+    gated = bridge(objectives=imitating("stage:first"), accept=["nll <= 1000"], accept_examples=500)
+    carried({"first": bridge(), "second": gated})
+    assert loads == once
+    # A source that no stage of the study has otherwise, loaded as the study says all the same.
+    own = fit(HERON, encoder(ratio=5), {HERON: {"kind": "native"}}, objectives=imitating(first))
+    carried({"own": own})
+    assert [how for spec, how in loads if spec == WREN] == [{"": "cpu"}] * 2
+    raw = {"name": "sources", "model": HERON, "tasks": ["one_hop"], "stages": {"own": own}}
+    rounded = [{"loading": {WREN: {"bits": bits}}} for bits in (None, 4)]
+    plans = [plan.make(loading.load(str(written(tmp_path, raw | each)))) for each in rounded]
+    assert plans[0].stages["own"].identity != plans[1].stages["own"].identity
 
 
 def test_exchanged_weights_of_a_relays_source_make_another_stage(tmp_path: Path) -> None:

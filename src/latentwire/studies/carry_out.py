@@ -20,6 +20,7 @@ from latentwire.runs.log import Log, duration
 from latentwire.studies.plan import Plan
 from latentwire.studies.readers import Readers
 from latentwire.studies.stages import Evaluate, Finetune, FitWire
+from latentwire.training.fit.objectives import Imitate
 from latentwire.training.trainee import Trained
 from latentwire.wires.latent.wire import BEST, locate
 
@@ -121,7 +122,9 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
     from latentwire.training.fit import accept
     from latentwire.training.fit.fit import fit
 
-    models = readers.models(stage.models())
+    models, settings = readers.models(stage.models()), stage.settings(readers.wire)
+    imitated = [each.wire for each in settings.objectives if isinstance(each, Imitate)]
+    readers.prepare_wires(models, stage.readers, imitated)
     reading = {name: models[name] for name in stage.readers}
     start = readers.wire(stage.start_from, stage.checkpoint) if stage.start_from else None
     if stage.start_wire is not None:
@@ -130,7 +133,7 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
         found = fit(
             reading,
             models[stage.wire.source],
-            stage.settings(readers.wire),
+            settings,
             folder,
             start=start,
             log=log,

@@ -18,14 +18,15 @@ from latentwire.runs.identity import file_sha256, identity, model_files, model_f
 from latentwire.runs.store import Input
 from latentwire.studies import references
 from latentwire.studies.spec import FileTask, Study
-from latentwire.studies.stages import TRAINED, Evaluate, Finetune, FitWire, Source
+from latentwire.studies.stages import Evaluate, Finetune, FitWire, Source
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
 from latentwire.tasks.world.sums import training_passage
 from latentwire.training.config import FileData, WorldData
 from latentwire.training.fit.config import TaskPassages, TextPassages, WorldPassages
-from latentwire.wires.latent.wire import Latent, locate
+from latentwire.wires.latent.config import read_config
+from latentwire.wires.latent.wire import locate
 
 _PLACES = ("model", "start_from", "start_wire", "data")
 """Of a configuration, where files lie: that is no part of what a stage is, but what is in them."""
@@ -121,7 +122,8 @@ def make(study: Study) -> Plan:
             *(plan[need].identity for need in stage.needs()),
             *(weights[each].sha256 for each in (*models, *relays)),
         ]
-        read_with = stage.models() if isinstance(stage, FitWire) else [model, *relays]
+        sources = [read_config(locate(path)).source for path in stage.elsewhere()]
+        read_with = [*(stage.models() if isinstance(stage, FitWire) else (model, *relays)), *sources]
         # Where a model lies changes no number beyond rounding.
         if bits := {each: 4 for each in read_with if each in study.loading and study.loading[each].bits}:
             configuration |= {"bits": bits}
@@ -167,13 +169,7 @@ def _tasks(study: Study) -> list[Task]:
 
 def _wires(stage: Evaluate | Finetune | FitWire) -> dict[str, Input]:
     """The trained wires that a stage reads over, starts from or imitates and that no stage of the study trains."""
-    paths: list[str] = []
-    if isinstance(stage, Evaluate):
-        paths = [arm.wire.path for arm in stage.read() if isinstance(arm.wire, Latent)]
-    elif isinstance(stage, FitWire):
-        paths = [] if stage.start_wire is None else [stage.start_wire]
-        paths += [each.wire for each in stage.imitations if not each.wire.startswith(TRAINED)]
-    folders = {path: locate(path) for path in paths}
+    folders = {path: locate(path) for path in stage.elsewhere()}
     return {
         f"wire {path}": Input(
             path=path, sha256=identity({f.name: file_sha256(f) for f in sorted(folder.iterdir())})

@@ -12,10 +12,12 @@ import torch
 from latentwire.errors import UserError
 from latentwire.evaluation.arms import Arm
 from latentwire.lm.model import LM
+from latentwire.runs.identity import model_folder
 from latentwire.runs.store import Run
 from latentwire.studies.plan import Plan
 from latentwire.studies.stages import Checkpoint, Source
-from latentwire.wires.latent.wire import share
+from latentwire.wires.latent.config import read_config
+from latentwire.wires.latent.wire import locate, share
 from latentwire.wires.relay import source_name
 
 
@@ -75,14 +77,40 @@ class Readers:
     def prepare_sources(self, lm: LM, arms: Iterable[Arm]) -> None:
         """Load as the study says the sources of arms that the held reader `lm` is about to read over.
 
-        In the reader's own dtype, as other sources. Raises `UserError` as `LM.load` does.
+        Raises `UserError` as `LM.load` does.
         """
         for name in dict.fromkeys(source_name(arm.wire) for arm in arms):
-            if name in self._plan.study.loading and name not in (lm.name, *self._sources):
-                source = LM.load(self._plan.models[name], **self._options(name, lm.model.dtype))
-                source.name = name
-                self._sources[name] = source
-                share(source, lm)
+            if name is not None and name != lm.name:
+                self._prepare(name, lm)
+
+    def prepare_wires(self, models: Mapping[str, LM], readers: Iterable[str], paths: Iterable[str | Path]) -> None:
+        """Let wires that are read beside the one that is trained have the models that are loaded for it.
+
+        Their other sources are loaded as the study says.
+
+        Args:
+            models: of the training, by name. readers: which of them read. paths: of the wires.
+
+        Raises:
+            UserError: as `LM.load`, or no such wire.
+        """
+        sources = [read_config(locate(str(path))).source for path in paths]
+        for reader in (models[name] for name in readers):
+            for model in models.values():
+                share(model, reader)
+            for name in sources:
+                if name not in models:
+                    self._prepare(name, reader)
+
+    def _prepare(self, name: str, lm: LM) -> None:
+        """Load a source for a reader, in its dtype as other sources, if the study says how."""
+        if name not in self._plan.study.loading:
+            return
+        if name not in self._sources:
+            folder = self._plan.models.get(name) or model_folder(name)
+            self._sources[name] = LM.load(folder, **self._options(name, lm.model.dtype))
+            self._sources[name].name = name
+        share(self._sources[name], lm)
 
     def _options(self, model: str, dtype: torch.dtype | None) -> dict[str, Any]:
         asked = self._plan.study.loading.get(model)

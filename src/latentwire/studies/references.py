@@ -22,7 +22,9 @@ def check(study: Study) -> None:
         UserError: one is missing or comes twice, or stages start from each other in a circle.
     """
     for model in study.loading:
-        _known(f"loading.{model}", model, study.models(), "a model of this study")
+        if model not in study.models():
+            known = dict.fromkeys([*study.models(), *study.sources()])
+            _known(f"loading.{model}", model, known, "a model of this study")
         if model == study.model and any(isinstance(stage, Finetune) for stage in study.stages.values()):
             raise UserError(f"loading.{model}: found a model that is finetuned, expected one that only reads.")
     for name, stage in study.stages.items():

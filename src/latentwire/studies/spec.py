@@ -13,6 +13,8 @@ from latentwire.studies.stages import Evaluate, FitWire, Name, Stage
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Settings
+from latentwire.wires.latent.config import read_config
+from latentwire.wires.latent.wire import locate
 
 ORACLES = "oracles"
 """In a comparison an oracle is written `oracles/NAME`, as if this were its stage."""
@@ -84,6 +86,11 @@ class Study(Settings):
             elif isinstance(stage, Evaluate):
                 found += ([stage.model] if stage.model else []) + stage.relays()
         return list(dict.fromkeys(found))
+
+    def sources(self) -> list[str]:
+        """The encoders' models of trained wires that no stage trains. Raises `UserError` if one is not there."""
+        paths = [path for stage in self.stages.values() for path in stage.elsewhere()]
+        return list(dict.fromkeys(read_config(locate(path)).source for path in paths))
 
     def parts(self, reading: str) -> tuple[str, ...]:
         """The readings STAGE/ARM that a reading is made of: itself, or those of an oracle."""

@@ -99,6 +99,10 @@ class Evaluate(Start):
         wires = (arm.wire for arm in self.read())
         return list(dict.fromkeys(wire.source for wire in wires if isinstance(wire, Relay)))
 
+    def elsewhere(self) -> list[str]:
+        """The trained wires that it reads over and that no stage of the study trains."""
+        return [arm.wire.path for arm in self.read() if isinstance(arm.wire, Latent)]
+
     def needs(self) -> list[str]:
         """The stages whose weights or wires it reads with."""
         stages = [
@@ -116,6 +120,9 @@ class Finetune(Finetuning, Start):
     @classmethod
     def _known_wire(cls, value: str) -> str:
         return _wire(value)
+
+    def elsewhere(self) -> list[str]:
+        return []
 
     def settings(self) -> Finetuning:
         return Finetuning.model_validate(self.model_dump(exclude={"kind", *Start.model_fields}))
@@ -192,6 +199,11 @@ class FitWire(Fit, Start):
     @property
     def imitations(self) -> list[Imitate]:
         return [each for each in self.objectives if isinstance(each, Imitate)]
+
+    def elsewhere(self) -> list[str]:
+        """The trained wires that it starts from or imitates and that no stage of the study trains."""
+        start = [self.start_wire] if self.start_wire else []
+        return start + [each.wire for each in self.imitations if not each.wire.startswith(TRAINED)]
 
     def needs(self) -> list[str]:
         followed = [each.wire for each in self.imitations if each.wire.startswith(TRAINED)]
