@@ -1,11 +1,14 @@
 """A wire is trained on the answer tokens that an evaluation scores."""
 
+from dataclasses import replace
+
 import pytest
 from tokenizers import Tokenizer, decoders, normalizers, trainers
 from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from latentwire.errors import UserError
+from latentwire.evaluation.items import prepare, reading
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
@@ -14,6 +17,9 @@ from latentwire.tasks.world.sums import training_passage
 from latentwire.training.fit import passages as fit_passages
 from latentwire.training.fit.config import TaskPassages, WorldPassages
 from latentwire.training.fit.passages import Asking, passages
+from latentwire.wires import parse
+from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.layout import asking
 from tests.models import CORPUS, tiny_lm, tiny_tokenizer
 
 EXAMPLES = ask_all(TIERS, 3)
@@ -93,6 +99,56 @@ def test_a_task_whose_only_examples_are_those_it_is_evaluated_on_is_refused(monk
     monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [held])
     with pytest.raises(UserError, match="data, a file to train on"):
         drawn(TaskPassages(kind="task", task="hub"), "train")
+
+
+BENCHMARK = PromptFormat(template="raw", anchor="", delimiter=" ")
+ASKED = [replace(each, question=f"\nQ: {each.question}\nA:") for each in EXAMPLES]
+WHOLE = [replace(each, context=f"{each.context}\nQ: {each.question}\nA:", question="") for each in EXAMPLES]
+
+
+@pytest.mark.parametrize(
+    ("examples", "wire"),
+    [
+        (ASKED, {}),
+        (ASKED, {"layout": "text"}),
+        (WHOLE, {"layout": "text"}),
+        (WHOLE, {"layout": "text", "carry": "prompt"}),
+    ],
+    ids=["question", "question-text", "whole-text", "whole-prompt"],
+)
+@pytest.mark.parametrize("bos", [True, False])
+def test_a_task_with_a_format_of_its_own_is_trained_on_the_tokens_it_is_evaluated_on(
+    examples, wire, bos, monkeypatch
+):
+    lm = tiny_lm()
+    lm.tokenizer = tiny_tokenizer(bos=bos)
+    task = Task(name="own", answer="span", source=lambda split: examples, format=BENCHMARK)
+    monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [task])
+    data, config = TaskPassages(kind="task", task="own", data="own.jsonl"), LatentConfig(**wire)
+    found = [each for split in ("train", "validation") for each in passages(data, {"a": lm}, split, 999, config)]
+    trained = {
+        (each.context, (*each.text["a"], *asked), tuple(each.asks("a", at)), tuple(answer))
+        for each in found
+        for at, (asked, answer) in enumerate(each.pairs["a"])
+    }
+    reader = reading(lm, task)
+    text, ends = parse("text").bind(reader), sorted(lm.eos_ids)[:1]
+    evaluated = set()
+    for item in prepare(lm, task, "test", None):
+        asked = item.prompt.context, item.prompt.question
+        carried = reader.format.body(*asked) if config.carry == "prompt" else asked[0]
+        (behind,) = asking(config, [asked], reader)[1]
+        ids = text([item.prompt], reader).ids[0].tolist()
+        evaluated.add((carried, tuple(ids), tuple(behind), (*item.answers[0], *ends)))
+    assert trained == evaluated
+
+
+def test_a_prompt_that_is_all_context_leaves_latents_nothing_to_answer_behind(monkeypatch):
+    task = Task(name="own", answer="span", source=lambda split: WHOLE, format=BENCHMARK)
+    monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [task])
+    data = TaskPassages(kind="task", task="own", data="own.jsonl")
+    with pytest.raises(UserError, match=r"found nothing behind the latents of .*, expected .*layout: text"):
+        [drawn(data, split) for split in ("train", "validation")]  # by its hash the only group is in one of them
 
 
 def test_sums_are_passages_of_the_train_split_and_take_their_turn_among_the_tiers():

@@ -11,6 +11,7 @@ from itertools import groupby, islice
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
 from latentwire.lm.tokenizing import Tokenizing
 from latentwire.tasks import resolve
@@ -47,9 +48,18 @@ class Asking(Tokenizing):
 
         The text is what latents are made of: of a whole prompt there is one example. There, and where text stands
         beside latents, text and question are the prompt's own tokens.
+
+        Raises:
+            UserError: as `asking` and `pairs`, or nothing stands behind latents that an answer could be learned
+                from.
         """
         prompts = [(each.context, each.question) for each in examples]
         texts, behind = asking(self.wire, prompts, self)
+        if not all(behind):
+            raise UserError(
+                f"data: found nothing behind the latents of {examples[0].id}, whose task words prompts as context "
+                "alone, expected a question, or layout: text, where the prompt's last token stands there."
+            )
         pairs = self.pairs(examples)
         if self.wire.carry == "prompt":
             text, rest = self.format.split(*prompts[0], self, whole=True)
@@ -68,7 +78,8 @@ class Asking(Tokenizing):
             UserError: the context changes the tokens of the first answer; all are taken behind the question alone,
                 which costs a third of reading the context again for each.
         """
-        answers = [self._answer(replace(each, context="")) for each in examples]
+        # Without a question the context is the whole prompt.
+        answers = [self._answer(replace(each, context="") if each.question else each) for each in examples]
         if self._answer(examples[0]) != answers[0]:
             raise UserError(
                 f"data: the tokenizer of {self.name} cuts the answer to {examples[0].id} in another way behind "
@@ -126,7 +137,9 @@ def passages(
     if isinstance(data, TextPassages):
         return [_told(tokenizing, *piece) for piece in pieces(data, split, count)]
     if isinstance(data, TaskPassages) or split != "train":
-        told = (_tokenize(tokenizing, examples) for examples in _of_task(data, split, whole))
+        told = (
+            _tokenize(_worded_as(words, tokenizing), examples) for words, examples in _of_task(data, split, whole)
+        )
         return list(islice((one for each in told for one in each.singly or (each,)), count))
     make = partial(_of_world, data.tiers, tokenizing)
     if not whole:
@@ -155,8 +168,20 @@ def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Asking], numb
     return [_tokenize(tokenizing, training_passage(tiers, number)) for number in numbers]
 
 
-def _of_task(data: WorldPassages | TaskPassages, split: Split, whole: bool) -> Iterator[list[Example]]:
-    """Examples that share a context, the tasks taking turns. whole: there may be none."""
+def _worded_as(words: PromptFormat | None, tokenizing: Mapping[str, Asking]) -> Mapping[str, Asking]:
+    """The readers with a task's own prompt format, where it has one: an evaluation words its prompts so too."""
+    if words is None:
+        return tokenizing
+    return {name: replace(each, format=words) for name, each in tokenizing.items()}
+
+
+def _of_task(
+    data: WorldPassages | TaskPassages, split: Split, whole: bool
+) -> Iterator[tuple[PromptFormat | None, list[Example]]]:
+    """Examples that share a context with their task's prompt format, the tasks taking turns.
+
+    whole: there may be no context.
+    """
     named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
     tasks = resolve(named, path)
     if isinstance(data, TaskPassages) and path is None and not all(task.apart for task in tasks):
@@ -165,23 +190,26 @@ def _of_task(data: WorldPassages | TaskPassages, split: Split, whole: bool) -> I
             "data, a file to train on."
         )
     examples_of = partial(kept, split) if isinstance(data, TaskPassages) else lambda task: task.source(split)
-    streams = [groupby(examples_of(task), key=lambda e: (e.group, e.context)) for task in tasks]
+    streams = [
+        (task.format, groupby(examples_of(task), key=lambda each: (each.group, each.context))) for task in tasks
+    ]
     while streams:
-        for stream in list(streams):
+        for words, stream in list(streams):
             found = next(stream, None)
             if found is None:
-                streams.remove(stream)
+                streams.remove((words, stream))
                 continue
-            examples = list(found[1])
-            if not examples[0].answers or not (examples[0].context or whole):
-                raise UserError(f"data: {examples[0].id} has no context or no answer in words, expected both.")
-            yield examples
+            first, *others = found[1]
+            # Beside choices, answers are how the prompts of all of them go on.
+            if not first.answers or first.choices or not (first.context or whole):
+                raise UserError(f"data: {first.id} has no context or no answer in words, expected both.")
+            yield words, [first, *others]
 
 
 def groups(data: WorldPassages | TaskPassages, split: Split, count: int, *, whole: bool) -> set[str]:
     """The groups that the first `count` passages are of. whole: prompts are carried, each a passage."""
     found: set[str] = set()
-    for examples in _of_task(data, split, whole):
+    for _, examples in _of_task(data, split, whole):
         if count <= 0:
             break
         found.add(examples[0].group)
