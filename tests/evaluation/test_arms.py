@@ -1,10 +1,11 @@
 """Arms name what they do, and what they do to examples is what they say."""
 
+import shutil
 from dataclasses import replace
 
 import pytest
 
-from latentwire import wires
+from latentwire import models, wires
 from latentwire.errors import UserError
 from latentwire.evaluation import arms
 from latentwire.evaluation.answers import _outcome
@@ -14,6 +15,7 @@ from latentwire.evaluation.variants import counterfactual, deranged, golds
 from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
+from latentwire.wires.latent.wire import Latent
 from tests.models import tiny_lm
 
 ONE_HOP = resolve(["one_hop"], None)[0].examples("test", 120)
@@ -48,6 +50,19 @@ def test_a_label_is_what_the_command_line_takes(text):
     assert arms.parse(arms.parse(text).label) == arms.parse(text)
 
 
+@pytest.mark.parametrize("folder", ["plain", "a@b", "a:b", "x:zero", "lr=3@home, 12:30/w", "text@t", "./embedded"])
+def test_a_wires_folder_is_found_whatever_its_name_holds_and_in_every_order(folder, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(models.wire_folder("heron-4x"), tmp_path / folder)
+    (tmp_path / "r@1:2").mkdir()
+    assert arms.parse(folder) == arms.Arm(Latent(path=folder))
+    for reader in ("embedded:wren", "r@1:2", "org/model"):
+        for text in (f":4bit:deranged@{reader}", f"@{reader}:deranged:4bit", f":deranged@{reader}:4bit"):
+            arm = arms.parse(folder + text)
+            assert arm == arms.Arm(Latent(path=folder, control="4bit"), "deranged", reader)
+            assert arms.parse(arm.label) == arm
+
+
 @pytest.mark.parametrize(
     ("text", "part"),
     [
@@ -56,6 +71,11 @@ def test_a_label_is_what_the_command_line_takes(text):
         ("text:zero", "sends no latents"),
         ("txt:deranged", "nearest: text"),
         ("text@", "behind '@'"),
+        ("text@:deranged", "behind '@'"),
+        ("text@a@b", "expected one reader"),
+        ("text@embedded:wren:derangd", "found 'derangd' behind embedded:wren"),
+        ("text:deranged@embedded:wren:counterfactual", "expected one variant"),
+        ("nth,ratio=4:zero:4bit", "one control at most"),
         ("embedded:heron-4y", "embedded:heron-4y"),
     ],
 )

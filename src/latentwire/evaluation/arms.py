@@ -96,22 +96,61 @@ def _sending(original: Example, asked: Example, of: Example, reader: LM) -> Item
 
 
 def parse(text: str) -> Arm:
-    """An arm from `WIRE[:VARIANT][@READER]`.
+    """An arm from `WIRE[:VARIANT][@READER]`; the variant may also stand behind the reader.
+
+    A folder that is there is taken whole, whatever its name holds.
 
     Raises:
-        UserError: an unknown wire or variant (the nearest valid is named), or no reader behind `@`.
+        UserError: an unknown wire or variant (the nearest valid is named), a variant or reader too many, or no
+            reader behind `@`.
     """
     text = text.strip()
-    written, at, reader = text.rpartition("@")
-    if not at or Path(text).is_dir():
-        written, reader = text, ""
-    elif not reader:
+    kept = _folder(text)
+    rest, at, reader = text[len(kept) :].partition("@")
+    if at and not reader.partition(":")[0]:
         raise UserError(f"wire: found {text!r}, expected a model behind '@'.")
-    spec, variant = split(written)
-    if variant in VARIANTS:
-        return Arm(parse_wire(spec), variant, reader or None)
-    if variant and variant not in CONTROLS:
+    rest, before = _words(kept, rest)
+    reader, behind = _words("", reader)
+    if "@" in reader and not Path(reader).exists():
+        raise UserError(f"wire: found {text!r}, expected one reader, behind the only '@'.")
+    spec, unknown = split(kept + rest) if rest or not kept else (kept, "")
+    if unknown:
         parse_wire(spec)
-        valid = one_of(variant, (*VARIANTS, *CONTROLS))
-        raise UserError(f"wire: found {variant!r} behind {spec}, expected {valid}.")
-    return Arm(parse_wire(written), None, reader or None)
+    for named, word in ((spec, unknown), _unread(reader)):
+        if word:
+            valid = one_of(word, (*VARIANTS, *CONTROLS))
+            raise UserError(f"wire: found {word!r} behind {named}, expected {valid}.")
+    variants = [each for each in VARIANTS if each in (*before, *behind)]
+    controls = [each for each in CONTROLS if each in (*before, *behind)]
+    if len(before) + len(behind) > len(variants[:1]) + len(controls[:1]):
+        found = " and ".join([*before, *behind])
+        raise UserError(f"wire: found {found} in {text!r}, expected one variant and one control at most.")
+    return Arm(parse_wire(":".join([spec, *controls])), variants[0] if variants else None, reader or None)
+
+
+def _folder(text: str) -> str:
+    """What a text begins with up to the end of the longest folder that it names, as a wire or as an option."""
+    ends = [at for at, letter in enumerate(text) if letter in ":@,"]
+    for end in [len(text), *reversed(ends)]:
+        begun = text[:end]
+        for name in (begun, begun.rpartition("=")[2]):
+            if name not in ("", "embedded") and Path(name).is_dir():
+                return begun
+    return ""
+
+
+def _words(kept: str, text: str) -> tuple[str, list[str]]:
+    """A text without the variants and controls that it ends with, and these in order. kept: what stands before."""
+    found: list[str] = []
+    while not Path(text).exists():
+        spec, colon, word = text.rpartition(":")
+        if not colon or word not in (*VARIANTS, *CONTROLS) or (kept + spec) in ("", "embedded"):
+            break
+        text, found = spec, [word, *found]
+    return text, found
+
+
+def _unread(reader: str) -> tuple[str, str]:
+    """A reader and the word behind its last colon, "" where that colon belongs to its name."""
+    name, _, word = reader.rpartition(":")
+    return (name, word) if name not in ("", "embedded") and not Path(reader).exists() else (reader, "")
