@@ -72,7 +72,7 @@ def test_a_wires_folder_is_found_whatever_its_name_holds_and_in_every_order(fold
         ("txt:deranged", "nearest: text"),
         ("text@", "behind '@'"),
         ("text@:deranged", "behind '@'"),
-        ("text@a@b", "expected one reader"),
+        ("text@a@b", "expected one reader, or a folder"),
         ("text@embedded:wren:derangd", "found 'derangd' behind embedded:wren"),
         ("text:deranged@embedded:wren:counterfactual", "expected one variant"),
         ("nth,ratio=4:zero:4bit", "one control at most"),

@@ -119,6 +119,14 @@ def test_a_study_without_latents_is_told_so(tmp_path: Path) -> None:
     (tmp_path / JSON).write_text(json.dumps({"study": "x", "stages": {}, "comparisons": [], "derived": {}}))
     with pytest.raises(UserError, match="no evaluation over latents"):
         curves.draw(tmp_path, tmp_path / "curves.svg")
+    for place in ("curves", ".", "none/curves.svg", "curves.txt"):
+        with pytest.raises(UserError, match=rf"report: {tmp_path / place} cannot be written, expected"):
+            curves.draw(tmp_path, tmp_path / place)
+    for other in ([], {}, {"derived": 3}):
+        (tmp_path / JSON).write_text(json.dumps(other))
+        with pytest.raises(UserError, match=r"found another summary\.json than a study's"):
+            curves.draw(tmp_path, tmp_path / "curves.svg")
+    assert [path.name for path in tmp_path.iterdir()] == [JSON]
 
 
 def test_the_study_of_sizes_sweeps_ratios_and_seeds() -> None:

@@ -112,7 +112,7 @@ def parse(text: str) -> Arm:
     rest, before = _words(kept, rest)
     reader, behind = _words("", reader)
     if "@" in reader and not Path(reader).exists():
-        raise UserError(f"wire: found {text!r}, expected one reader, behind the only '@'.")
+        raise UserError(f"wire: found {text!r}, expected one reader, or a folder that is there.")
     spec, unknown = split(kept + rest) if rest or not kept else (kept, "")
     if unknown:
         parse_wire(spec)

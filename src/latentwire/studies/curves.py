@@ -77,6 +77,9 @@ def draw(folder: Path, out: Path) -> list[Path]:
         UserError: no summary, no arm over latents in it, matplotlib is not installed, or nothing can be written.
     """
     found = _read(folder)
+    if out.suffix not in (".svg", ".png") or not out.parent.is_dir():
+        # Before the first of two files is written.
+        raise UserError(f"report: {out} cannot be written, expected a path in a folder, ending in .svg or .png.")
     every = points(found)
     if not any(each.latents is not None for each in every):
         raise UserError(
@@ -96,13 +99,17 @@ def draw(folder: Path, out: Path) -> list[Path]:
 
 
 def _read(folder: Path) -> Summary:
-    path = folder / "summary.json"
     try:
-        found: Summary = json.loads(path.read_text(encoding="utf-8"))
+        found: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"report: found no summary.json to read in {folder}, expected a study's folder."
         ) from error
+    wanted = list(Summary.__annotations__)
+    if not isinstance(found, dict) or not all(key in found for key in wanted):
+        raise UserError(
+            f"report: found another summary.json than a study's in {folder}, expected {', '.join(wanted)}."
+        )
     return found
 
 

@@ -121,12 +121,16 @@ def _size(raw: dict[str, Any], preset: str) -> None:
 
 
 def _set(raw: dict[str, Any], change: str) -> None:
-    """Apply `a.b.c=VALUE`, the value parsed as YAML; numbers count into lists. Mappings on the way are made."""
+    """Apply `a.b.c=VALUE`, the value parsed as YAML; numbers count into lists.
+
+    Mappings on the way are made; a stage is only by its `kind`, or whole.
+    """
     key, equals, text = change.partition("=")
     path = key.strip().split(".")
     if not equals or not all(path):
         raise UserError(f"--set: found {change!r}, expected KEY=VALUE, such as stages.causal_ft.steps=100.")
     value = _parse(text, f"--set {key}")
+    _check_there(raw, path)
     at: Any = raw
     for depth, part in enumerate(path):
         last = depth == len(path) - 1
@@ -144,6 +148,19 @@ def _set(raw: dict[str, Any], change: str) -> None:
             at = at.setdefault(index, {})
         else:
             at = at[index]
+
+
+def _check_there(raw: dict[str, Any], path: Sequence[str]) -> None:
+    """Refuse a change that would change nothing, or make half a stage of a misspelt name."""
+    stages = raw.get("stages")
+    if not isinstance(stages, dict):
+        return
+    key = ".".join(path)
+    if path[0] == "stages" and len(path) > 2 and path[1] not in stages and path[2] != "kind":
+        raise UserError(f"--set: {key}: found {path[1]!r}, expected {one_of(path[1], stages)}.")
+    kinds = [stage.get("kind") for stage in stages.values() if isinstance(stage, dict)]
+    if path[0] == SHARED and "finetune" not in kinds:
+        raise UserError(f"--set: {key}: found a study that finetunes nothing, expected a stage of kind finetune.")
 
 
 def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:

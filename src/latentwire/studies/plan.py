@@ -122,7 +122,10 @@ def make(study: Study) -> Plan:
             *(plan[need].identity for need in stage.needs()),
             *(weights[each].sha256 for each in (*models, *relays)),
         ]
-        sources = [read_config(locate(path)).source for path in stage.elsewhere()]
+        try:
+            sources = [read_config(locate(path)).source for path in stage.elsewhere()]
+        except UserError as error:
+            raise UserError(f"stages.{name}: {error}") from error
         read_with = [*(stage.models() if isinstance(stage, FitWire) else (model, *relays)), *sources]
         # Where a model lies changes no number beyond rounding.
         if bits := {each: 4 for each in read_with if each in study.loading and study.loading[each].bits}:
