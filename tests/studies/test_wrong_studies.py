@@ -265,6 +265,10 @@ def test_a_folder_that_cannot_be_written_is_told(latentwire: Run, tmp_path: Path
         (("run", "quickstart", "--preset", "smoke"), r"--preset: found a study that trains no wire"),
         (("run", "bridge", "--preset", "smok"), r"--preset: found 'smok', expected .*nearest: smoke"),
         (("report", "nowhere"), r"report: found no summary\.json to read in nowhere"),
+        (
+            ("run", "bridge", "--set", "stages.self.data={kind: task, task: jsonl}"),
+            r"stages\.self: data: found the task 'jsonl' without data",
+        ),
         (("init", "quick"), r"template: found 'quick', .*\(nearest: quickstart\)"),
         (("runs", "show", "nothing"), r"found no run 'nothing'"),
     ],

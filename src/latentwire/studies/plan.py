@@ -19,7 +19,7 @@ from latentwire.runs.store import Input
 from latentwire.studies import references
 from latentwire.studies.spec import FileTask, Study
 from latentwire.studies.stages import Evaluate, Finetune, FitWire, Source
-from latentwire.tasks import data_files, read, resolve
+from latentwire.tasks import FILE_KINDS, data_files, read, resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
 from latentwire.tasks.world.sums import training_passage
@@ -124,6 +124,7 @@ def make(study: Study) -> Plan:
         ]
         try:
             sources = [read_config(locate(path)).source for path in stage.elsewhere()]
+            read, content = (inputs, data) if isinstance(stage, Evaluate) else _training_data(stage)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}") from error
         read_with = [*(stage.models() if isinstance(stage, FitWire) else (model, *relays)), *sources]
@@ -133,9 +134,6 @@ def make(study: Study) -> Plan:
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
-            read, content = inputs, data
-        else:
-            read, content = _training_data(stage)
         wires = _wires(stage)
         start += [each.sha256 for each in wires.values()]
         what = {key: value for key, value in configuration.items() if key not in _PLACES}
@@ -232,6 +230,8 @@ def _training_data(stage: Finetune | FitWire) -> tuple[dict[str, Input], Any]:
     if isinstance(stage.data, WorldPassages):
         return {}, [_hash_of(training_passage(stage.data.tiers, number)) for number in range(_TRAIN_SAMPLE)]
     if isinstance(stage.data, TaskPassages):
+        if stage.data.data is None and stage.data.task in FILE_KINDS:
+            raise UserError(f"data: found the task {stage.data.task!r} without data, expected a file to train on.")
         paths = data_files(stage.data.task, stage.data.data) if stage.data.data else {}
         files = {f"training data {part}": _file(path) for part, path in paths.items()}
         drawn = [] if files else [task.source("train") for task in resolve([stage.data.task], None) if task.apart]

@@ -170,3 +170,17 @@ def test_another_number_of_latents_or_another_carry_is_refused_before_a_step(imi
             check({reader.name: reader}, source, asked)
     fits = settings(source, reader, wire=made, objectives=(Imitate(wire=folder),))
     check({reader.name: reader}, source, fits)
+
+
+def test_ratios_that_are_hardly_apart_are_told_apart_before_a_step(imitated, reader, tmp_path):
+    source, _, made = imitated
+    coarse = {**made, "select": Anchors(ratio=18)}
+    bridge(source, reader, "deep_prefix", **coarse).save(tmp_path / "coarse")
+    for ratio in (18, 20):
+        wire = {**made, "select": Anchors(ratio=ratio)}
+        asked = settings(source, reader, wire=wire, objectives=(Imitate(wire=str(tmp_path / "coarse")),))
+        if ratio == 18:
+            check({reader.name: reader}, source, asked)
+        else:
+            with pytest.raises(UserError, match=r"imitate found \d+ latents of keys and values"):
+                check({reader.name: reader}, source, asked)

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from latentwire.training.fit.evidence import Evidence
     from latentwire.wires.latent.modules import LatentModules
 
+LONG = " ".join([SAMPLE] * 16)
+"""Long enough that wires of different ratios give different numbers of latents."""
 RIDGE = 0.05
 """Of a head's mean variance, added in every direction: below it there is little but noise."""
 
@@ -41,7 +43,7 @@ class Imitate(Term):
 
     @torch.no_grad()
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
-        """On one sentence. A study's stage has no wire before it runs; training looks at it when it begins."""
+        """On one text. A study's stage has no wire before it runs; training looks at it when it begins."""
         if self.wire.startswith("stage:"):
             return
         if self.reader is not None and self.reader not in readers:
@@ -50,10 +52,10 @@ class Imitate(Term):
         for name, lm in readers.items():
             if self.reader not in (None, name):
                 continue
-            text = OwnText.of([lm.format.before(SAMPLE, lm)], lm)
-            made = modules.deliver(modules([SAMPLE]), name, text).memory
+            text = OwnText.of([lm.format.before(LONG, lm)], lm)
+            made = modules.deliver(modules([LONG]), name, text).memory
             teaching = Teaching(lm, lambda told: None)
-            aims = teaching.delivered(self.wire, name, [SAMPLE], modules.config.carry).memory
+            aims = teaching.delivered(self.wire, name, [LONG], modules.config.carry).memory
             if aims is None:
                 raise UserError(f"objectives: {self.wire} gives {name} no keys and values, expected both.")
             self._side_by_side(made, aims, name)
