@@ -37,7 +37,8 @@ def test_wider_numbers_too(dtype: torch.dtype, value: float) -> None:
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_loaded_weights_are_stocks_at_aligned_addresses(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
-    write_plain(tiny_model(family, seed=2).to(torch.bfloat16), tmp_path)
+    model = tiny_model(family, seed=2)
+    write_plain(model.bfloat16(), tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
     ours = LM.load(tmp_path, device="cpu", dtype=dtype).model
     assert ours.state_dict().keys() == stock.state_dict().keys()
