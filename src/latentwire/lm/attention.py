@@ -96,7 +96,11 @@ def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Read
         if stock is sdpa_attention_forward and isinstance(reading, Step):
             return reading.attend(query, key, value, layer, _window(module, kwargs), kwargs.get("scaling")), None
         reading.leave(layer, key, value)
-        see = reading.visible(query.shape[2], key.shape[2], layer, _window(module, kwargs)).to(query.device)
+        queries, keys, window = query.shape[2], key.shape[2], _window(module, kwargs)
+        plain = isinstance(reading, Reading) and reading.causal(queries, keys, window)
+        if plain and stock is sdpa_attention_forward:
+            return stock(module, query, key, value, None, **{**kwargs, "is_causal": True})
+        see = reading.visible(queries, keys, layer, window).to(query.device)
         key, value = reading.remember(layer, key, value)
         return stock(module, query, key, value, form(see, query.dtype), **kwargs)
 

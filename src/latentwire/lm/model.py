@@ -287,7 +287,7 @@ class LM:
         Raises:
             UserError: it is longer than the model's positions.
         """
-        reading, cache = self._reading(prefix), DynamicCache()
+        reading, cache = replace(self._reading(prefix), plain=prefix.plain), DynamicCache()
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
         hidden = self.run(content, prefix.columns, reading, cache)

@@ -24,6 +24,9 @@ class Prefix:
     memory: keys (not rotated) and values before the first column.
     leaky: the answer joins the block of the prompt's first column and so reads its own labels. It
         exists for the `leaky` wire and the audit.
+    plain: every row is causal and of one document, its positions count from 0 and padding is on its right alone;
+        then a kernel's own causal mask is right at every real column. Whoever makes the columns says so: to ask
+        them would wait for the device.
     """
 
     ids: Tensor | None = None
@@ -32,6 +35,7 @@ class Prefix:
     layers: LayerRange | None = None
     memory: Memory | None = None
     leaky: bool = False
+    plain: bool = False
 
     def __post_init__(self) -> None:
         content = self.embeddings if self.ids is None else self.ids
@@ -61,7 +65,9 @@ class Prefix:
         valid = pad_rows([[1] * len(row) for row in rows], 0).bool().to(device)
         ahead = pad_rows(blocks, CAUSAL).to(device) if blocks is not None else None
         positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
-        return cls(ids=ids, columns=Columns.of(valid, positions, ahead), layers=layers, leaky=leaky)
+        plain = all(block == CAUSAL for row in blocks or () for block in row)
+        columns = Columns.of(valid, positions, ahead)
+        return cls(ids=ids, columns=columns, layers=layers, leaky=leaky, plain=plain)
 
     def select(self, rows: Tensor) -> Prefix:
         """The prefixes with these row indices, in this order."""
@@ -114,6 +120,7 @@ class Prefix:
             if memories
             else None,
             leaky=first.leaky,
+            plain=all(prefix.plain for prefix in prefixes),
         )
 
     @property

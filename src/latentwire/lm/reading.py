@@ -167,7 +167,8 @@ class Reading:
         the queries. layers: where blocks count (None: everywhere). memory: keys and values
         before the columns, keys rotated. spans: per layer, the `(offset, length)` of the columns
         that a cache returns, where it does not return all of them. tap: where to leave the columns'
-        own keys and values.
+        own keys and values. plain: the columns are those of a `Prefix` that is `plain`, and what padding computes
+        is read by nobody.
     """
 
     columns: Columns
@@ -175,6 +176,7 @@ class Reading:
     memory: Memory | None = None
     spans: tuple[tuple[int, int], ...] | None = None
     tap: Tap | None = None
+    plain: bool = False
     _masks: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -227,6 +229,13 @@ class Reading:
         """
         return self.memory is None and queries == keys == self.columns.width
 
+    def causal(self, queries: int, keys: int, window: int | None) -> bool:
+        """Whether a kernel's own causal mask, for which none of ours is made, is right at every real column.
+
+        Args: as of `visible`; a window that no row is longer than hides nothing.
+        """
+        return self.plain and self.whole(queries, keys) and (window is None or queries <= window)
+
     def both_ways(self, layer: int) -> bool:
         """Whether blocks count in a layer."""
         return self.layers is None or layer in self.layers
@@ -256,7 +265,7 @@ class Reading:
 
     def extend(self, columns: Columns) -> Reading:
         """The reading of a pass whose queries are `columns`, after everything read so far."""
-        return replace(self, columns=self.columns.append(columns), _masks={})
+        return replace(self, columns=self.columns.append(columns), plain=False, _masks={})
 
     def behind(self, memory: Memory) -> Reading:
         """The same reading with `memory` (keys rotated) before everything that it remembers itself."""

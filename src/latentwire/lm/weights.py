@@ -24,11 +24,11 @@ from transformers.utils.hub import cached_file
 
 from latentwire import models
 from latentwire.errors import UserError
-from latentwire.lm import adapter_files, merging, shards, text_side
+from latentwire.lm import adapter_files, merging, settling, shards, text_side
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.saving import FORMAT_FILE, restore, save
 
-__all__ = ["FORMAT_FILE", "Loaded", "load", "locate", "refuse_broken", "restore", "save"]
+__all__ = ["FORMAT_FILE", "Loaded", "load", "locate", "restore", "save"]
 
 DeviceMap = str | dict[str, int | str]
 _DEQUANTIZED = ("fp8", "gguf")
@@ -135,13 +135,12 @@ def load(
     model = _read(text_side.auto_class(config), source, spec, dtype, options, quantization)
     if adapter is not None and merged:
         model = merging.merge(model, adapter)
-    refuse_broken(model, spec)
+    if device_map is None:
+        model.to(torch.device(device))  # type: ignore[arg-type]
+    settling.settle(model, spec)
     prompt_format = found.format
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
         prompt_format = _stored_format(str(adapter))  # how it was trained
-    if device_map is None:
-        model.to(torch.device(device))  # type: ignore[arg-type]
-    _align(model)  # what has gone to another device has been aligned there
     return Loaded(model.eval(), tokenizer, prompt_format)
 
 
@@ -228,17 +227,6 @@ def _forget_quantization(model: Any, dtype: torch.dtype) -> None:
     model._weight_conversions = None
 
 
-def _align(model: PreTrainedModel) -> None:
-    """Move tensors to where an allocator would have put them.
-
-    Libraries hand out views into files, and at an odd address a matrix product takes another kernel, which rounds
-    otherwise: the same weights would give other last bits when they are loaded from another kind of file.
-    """
-    for tensor in [*model.parameters(), *model.buffers()]:
-        if tensor.device.type == "cpu" and (tensor.data_ptr() % 64 or not tensor.is_contiguous()):
-            tensor.data = tensor.data.clone(memory_format=torch.contiguous_format)
-
-
 def _stored_format(source: str) -> PromptFormat:
     if Path(source).is_dir():
         found = Path(source) / FORMAT_FILE
@@ -253,21 +241,6 @@ def _stored_format(source: str) -> PromptFormat:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"
         raise UserError(f"format: {path} holds a wrong value: {where}: {first['msg']}.") from error
-
-
-def refuse_broken(model: PreTrainedModel, spec: str) -> None:
-    """Raise a UserError that names the first tensor with a value that is not a finite number."""
-    for name, tensor in model.named_parameters():
-        if not _finite(tensor):
-            raise UserError(f"weights: {name} of {spec} holds NaN or infinity, expected finite numbers.")
-
-
-def _finite(tensor: torch.Tensor) -> bool:
-    if not tensor.numel() or tensor.dtype.itemsize == 1:
-        return bool(torch.isfinite(tensor).all())
-    # NaN is the least and the greatest of whatever it stands among, and this reads as fast as memory gives:
-    # `isfinite` makes a second tensor, at a thirtieth of the speed in bfloat16.
-    return all(bool(torch.isfinite(end)) for end in torch.aminmax(tensor.detach()))
 
 
 def _told(error: Exception) -> str:
