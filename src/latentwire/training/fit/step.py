@@ -160,7 +160,7 @@ class FitStep(nn.Module):
         # How well a reader reads the text says nothing of the latents.
         right, firsts = (0, 0) if part.textual else first_right(found)
         if not total.requires_grad:  # everything was left out: a step that changes nothing
-            total = total + 0 * torch.stack([each.sum() for each in at]).sum()
+            total = total + 0 * torch.stack([each.sum().to(total) for each in at]).sum()
         return Losses(total, terms, part.labels, right, firsts, at, skipped)
 
 
