@@ -127,6 +127,17 @@ class Own(nn.Module):
         hidden, memory = lm.memorize(Prefix(embeddings=content, columns=Columns.of(valid, positions, block)))
         return self._latents(hidden, memory, weights, length)
 
+    def round(self) -> bool:
+        """Give low-rank adapters the dtype of a model of 16 bits; returns whether it is one.
+
+        In float32, which training needs, they cast what goes into and comes out of every layer.
+        """
+        dtype = self._lm.model.dtype
+        if not len(self.adapters) or dtype not in (torch.bfloat16, torch.float16):
+            return False
+        self.adapters.to(dtype)
+        return True
+
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the encoder's, or those that it is aligned to."""
         return self._ids(context) if self._other is None else self._other(context)[0]
