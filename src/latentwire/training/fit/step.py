@@ -137,6 +137,12 @@ class FitStep(nn.Module):
             for name, lm in self._readers.items()
         ]
 
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """As `LatentModules.ahead`, of the wire and of those that its readers follow."""
+        self.modules_.ahead(contexts)
+        for each in self._teachings.values():
+            each.ahead(contexts)
+
     def forward(self, part: Part, share: float = 0.0) -> Losses:
         found = self.evidence(part)
         terms: dict[str, Tensor] = {}

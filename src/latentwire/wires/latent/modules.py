@@ -74,6 +74,11 @@ class LatentModules(nn.Module):
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
 
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """Do for contexts that will be read soon what needs no model; another thread may."""
+        if isinstance(self.encoder, Own | Source):
+            self.encoder.ahead(contexts)
+
     def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
         """What stands before any question about the latents' contexts, for one reader.
 
