@@ -193,6 +193,16 @@ def test_keys_come_back_from_any_position(lm: LM) -> None:
 
 
 @torch.no_grad()
+def test_all_layers_are_turned_together_as_alone(lm: LM) -> None:
+    keys = [torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(layer)) for layer in range(3)]
+    positions = torch.tensor([[0, 1, 2, 3, 4, 5], [90, 3, 77, 0, 12, 100]])
+    for back in (False, True):
+        found = lm.rotary.rotate_all(keys, positions, back=back)
+        for layer, key in enumerate(keys):
+            assert torch.equal(found[layer], lm.rotary.rotate(layer, key, positions, back=back))
+
+
+@torch.no_grad()
 def test_scaled_rotations_come_back() -> None:
     """YaRN scales cosine and sine: un-rotating divides by it."""
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}

@@ -104,7 +104,7 @@ def measure(setup: Setup, lm: LM) -> Iterator[Row]:
 
 def _latents(setup: Setup, lm: LM, context: str, question: Sequence[int], count: int, text: Row) -> Iterator[Row]:
     read, floor = read_of(setup), _Floor(setup, lm.model)
-    modules = modules_of(lm, math.ceil(read.context / count), keep_first=False)
+    modules = modules_of(lm, math.ceil(read.context / count), keep_first=False).for_reading()
     message: Latents = modules([context])
     found, sent = int(message.valid.sum()), sum(each.nbytes for each in message.tensors)
     behind, encoding = floor.seconds(read.question, found), floor.encoding(read.context)
@@ -122,8 +122,8 @@ def _latents(setup: Setup, lm: LM, context: str, question: Sequence[int], count:
     yield _row(setup, "latents, cold", lambda: first(encode()), at, encoding + behind, text, sent)
     yield warm
     if setup.dtype != torch.float32 and count == read.latents[-1]:
-        modules.encoder.adapters.to(setup.dtype)  # they are float32 otherwise, in the midst of bfloat16
-        who = "encode alone, adapters in bfloat16"
+        modules = modules_of(lm, math.ceil(read.context / count), keep_first=False)
+        who = "encode alone, adapters in float32 as they are trained"
         yield _pays(_row(setup, who, encode, at, encoding, text, sent), text, warm)
 
 

@@ -235,9 +235,9 @@ class LM:
         hidden = self.run(content, prefix.columns, reading)
         positions = prefix.columns.positions
         layers = range(len(tap.keys))
-        found = (tap.keys[layer].to(dtype or tap.keys[layer].dtype) for layer in layers)
+        found = [tap.keys[layer].to(dtype or tap.keys[layer].dtype) for layer in layers]
         at = positions + self._shift
-        keys = tuple(self.rotary.rotate(layer, key, at, back=True) for layer, key in enumerate(found))
+        keys = self.rotary.rotate_all(found, at, back=True)
         return hidden, Memory(keys, tuple(tap.values[layer] for layer in layers), prefix.columns)
 
     def twin(self) -> LM:

@@ -110,7 +110,7 @@ class PromptFormat(BaseModel):
         start = text.index(context or PLACE)
         text = text[: boundary if context else start]
         found = lm.tokenizer(text, add_special_tokens=self.template != "chat", return_offsets_mapping=True)
-        ids = self._ids(text, lm)
+        ids = _unended(found["input_ids"], text, lm)
         spans = [(int(a) - start, int(b) - start) for a, b in found["offset_mapping"][: len(ids)]]
         return ids, spans
 
@@ -218,11 +218,14 @@ class PromptFormat(BaseModel):
 
     def _ids(self, text: str, lm: Tokenizes) -> list[int]:
         # A chat template writes its own special tokens.
-        ids: list[int] = lm.tokenizer(text, add_special_tokens=self.template != "chat")["input_ids"]
-        # Some tokenizers also append an end-of-sequence token; nothing could follow it.
-        while len(ids) > 1 and ids[-1] in lm.eos_ids and not text.endswith(str(lm.tokenizer.decode(ids[-1:]))):
-            ids = ids[:-1]
-        return ids
+        return _unended(lm.tokenizer(text, add_special_tokens=self.template != "chat")["input_ids"], text, lm)
+
+
+def _unended(ids: list[int], text: str, lm: Tokenizes) -> list[int]:
+    """Without the end-of-sequence token that some tokenizers append to a text; nothing could follow it."""
+    while len(ids) > 1 and ids[-1] in lm.eos_ids and not text.endswith(str(lm.tokenizer.decode(ids[-1:]))):
+        ids = ids[:-1]
+    return ids
 
 
 def _beginning(lm: Tokenizes) -> list[int]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
@@ -38,25 +40,30 @@ class Rotary:
 
     def rotate(self, layer: int, keys: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
         """Keys `(B, H, M, D)` turned to (or, with `back`, from) `positions` `(B, M)`."""
-        angles = self._angles(layer, positions, keys)
-        if angles is None:
-            return keys
+        return _turned(keys, self._turn(layer, positions, keys, back))
+
+    def rotate_all(self, keys: Sequence[Tensor], positions: Tensor, *, back: bool = False) -> tuple[Tensor, ...]:
+        """`rotate` of every layer's keys, with angles made once for all layers that turn alike."""
+        kinds = getattr(self._model.config.get_text_config(), "layer_types", None) or [None] * len(keys)
+        made: dict[object, tuple[Tensor, Tensor] | None] = {}
+        for layer, key in enumerate(keys):
+            if (kinds[layer], key.device) not in made:
+                made[kinds[layer], key.device] = self._turn(layer, positions, key, back)
+        return tuple(_turned(key, made[kinds[layer], key.device]) for layer, key in enumerate(keys))
+
+    def _turn(self, layer: int, positions: Tensor, like: Tensor, back: bool) -> tuple[Tensor, Tensor] | None:
+        angles = self._angles(layer, positions, like)
+        if angles is None or not back:
+            return angles
         cos, sin = angles
-        if back:
-            # The model may scale cosine and sine (YaRN): divide by the squared length to undo it.
-            length = cos.square() + sin.square()
-            cos, sin = cos / length, -sin / length
-        width = cos.shape[-1]
-        turned, rest = keys[..., :width].float(), keys[..., width:]
-        first, second = turned.chunk(2, -1)
-        turned = turned * cos + torch.cat([-second, first], -1) * sin
-        return torch.cat([turned.to(keys.dtype), rest], -1)
+        # The model may scale cosine and sine (YaRN): divide by the squared length to undo it.
+        length = cos.square() + sin.square()
+        return cos / length, -sin / length
 
     def memory(self, memory: Memory, shift: int = 0) -> Memory:
         """`memory` with its keys rotated to its positions, `shift` further on."""
         at = memory.columns.positions + shift
-        keys = tuple(self.rotate(layer, key, at) for layer, key in enumerate(memory.keys))
-        return Memory(keys, memory.values, memory.columns)
+        return Memory(self.rotate_all(memory.keys, at), memory.values, memory.columns)
 
     @torch.no_grad()
     def probe(self) -> None:
@@ -84,3 +91,14 @@ class Rotary:
                     f"model: {type(model).__name__} rotates keys in a way not known here (interleaved, or not in "
                     "every layer), so key/value prefixes cannot be placed; expected half-split rotary positions."
                 )
+
+
+def _turned(keys: Tensor, angles: tuple[Tensor, Tensor] | None) -> Tensor:
+    if angles is None:
+        return keys
+    cos, sin = angles
+    width = cos.shape[-1]
+    turned, rest = keys[..., :width].float(), keys[..., width:]
+    first, second = turned.chunk(2, -1)
+    turned = (turned * cos + torch.cat([-second, first], -1) * sin).to(keys.dtype)
+    return torch.cat([turned, rest], -1) if rest.shape[-1] else turned

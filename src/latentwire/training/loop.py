@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState
-from accelerate.utils import DistributedDataParallelKwargs
+from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
 
 from latentwire.errors import UserError
@@ -42,7 +42,9 @@ class Training:
             kwargs_handlers=[DistributedDataParallelKwargs(find_unused_parameters=True)],
         )
         optimizer = _optimizer(settings, [p for p in trainee.module.parameters() if p.requires_grad])
-        self.step, self.optimizer = self.accelerator.prepare(trainee.step, optimizer)
+        # What is trained for a reader stands where the reader does, which need not be the first GPU.
+        stay = [False, None] if self.accelerator.distributed_type == DistributedType.NO else None
+        self.step, self.optimizer = self.accelerator.prepare(trainee.step, optimizer, device_placement=stay)
         self.judge = Judge(settings.stopping)
         self.done, self.tokens, self.seconds, self.stopped = 0, 0, 0.0, ""
         self.resumed = self._resume()

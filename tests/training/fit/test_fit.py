@@ -322,3 +322,22 @@ def test_a_bos_after_the_anchor_stands_behind_latents_only_and_in_evaluation_too
     lm.tokenizer.bos_token = None
     with pytest.raises(UserError, match="has no such token"):
         bound([Prompt(context="Ada lives here.", question="Where?", unstable=0, tokens=1)], lm)
+
+
+def test_every_step_is_told_before_it_is_read(tmp_path, monkeypatch):
+    told, read, ahead, forward = [], [], LatentModules.ahead, LatentModules.forward
+
+    def listening(modules, contexts):
+        told.extend(contexts)
+        ahead(modules, contexts)
+
+    def reading(modules, contexts):
+        if modules.training:
+            assert set(contexts) <= set(told)
+            read.append(list(contexts))
+        return forward(modules, contexts)
+
+    monkeypatch.setattr(LatentModules, "ahead", listening)
+    monkeypatch.setattr(LatentModules, "forward", reading)
+    run(tmp_path, steps=3)
+    assert sorted(told) == sorted(each for contexts in read for each in contexts)

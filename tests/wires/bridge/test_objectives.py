@@ -6,8 +6,9 @@ import torch.nn.functional as F
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+from latentwire.lm.reading import Columns, Memory
 from latentwire.training.fit.fit import check
-from latentwire.training.fit.objectives import AnswerCrossEntropy, FlowMatching, Imitate
+from latentwire.training.fit.objectives import AnswerCrossEntropy, FlowMatching, Imitate, imitation
 from latentwire.wires.latent.adapters import Embeddings
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
@@ -184,3 +185,30 @@ def test_ratios_that_are_hardly_apart_are_told_apart_before_a_step(imitated, rea
         else:
             with pytest.raises(UserError, match=r"imitate found \d+ latents of keys and values"):
                 check({reader.name: reader}, source, asked)
+
+
+def memory(seed, shapes, valid):
+    drawn = torch.Generator().manual_seed(seed)
+    each = [torch.randn(shape, generator=drawn) for shape in shapes]
+    places = torch.arange(valid.shape[1]).expand_as(valid)
+    return Memory(tuple(each[0::2]), tuple(each[1::2]), Columns.of(valid, places))
+
+
+@pytest.mark.parametrize("bytes_at_once", [1, 2**28])
+def test_layers_are_compared_together_as_alone(bytes_at_once, monkeypatch):
+    """Layers of other heads and widths stand among them; the spread is each head's own."""
+    monkeypatch.setattr(imitation, "AT_ONCE", bytes_at_once)
+    valid = torch.tensor([[True] * 9, [True] * 5 + [False] * 4])
+    shapes = [(2, 3, 9, 4), (2, 3, 9, 4), (2, 3, 9, 4), (2, 3, 9, 4), (2, 1, 9, 6), (2, 3, 9, 4)]
+    made, aims = memory(0, shapes, valid), memory(1, shapes, valid)
+    parts = []
+    for ours, theirs in zip((*made.keys, *made.values), (*aims.keys, *aims.values), strict=True):
+        heads = []
+        for head in range(ours.shape[1]):
+            own, aim = ours[:, head][valid].double(), theirs[:, head][valid].double()
+            spread = torch.cov(aim.T, correction=0)
+            floor = imitation.RIDGE * spread.diagonal().mean() * torch.eye(len(spread), dtype=spread.dtype)
+            apart = own - aim
+            heads.append(((apart @ torch.linalg.inv(spread + floor)) * apart).sum() / apart.numel())
+        parts.append(torch.stack(heads).mean())
+    torch.testing.assert_close(imitation._apart(made, aims), torch.stack(parts).mean().float(), rtol=1e-5, atol=0)

@@ -100,3 +100,26 @@ def test_the_readers_own_encoder_has_as_many_latents_each_at_the_last_column_of_
         wanted = [its[0], *(its[min(at + 3, len(its)) - 1] for at in range(1, len(its), 3))]
         last = [max(at for at, (a, b) in enumerate(ours) if a < end and start < b) for start, end in wanted]
         assert found.positions[row][found.valid[row]].tolist() == last
+
+
+@pytest.mark.parametrize("kind", ["self", "source"])
+@pytest.mark.parametrize("aligned", [True, False])
+@torch.no_grad()
+def test_contexts_told_ahead_are_not_tokenized_again(kind, aligned, source, reader, monkeypatch):
+    align = reader.name if aligned else None
+    config = SelfEncoder(align=align, rank=0) if kind == "self" else encoder(align=align)
+    torch.manual_seed(0)
+    plain = config.build(source)(CONTEXTS)
+    torch.manual_seed(0)
+    told = config.build(source)
+    told.ahead(CONTEXTS)
+
+    def refuse(*given, **how):
+        raise AssertionError("tokenized")
+
+    monkeypatch.setattr(type(source.tokenizer), "__call__", refuse)
+    with pytest.raises(AssertionError, match="tokenized"):
+        told(["Another context."])
+    found = told(CONTEXTS)
+    for ours, theirs in zip(found.tensors, plain.tensors, strict=True):
+        assert torch.equal(ours, theirs)

@@ -13,6 +13,7 @@ from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, read_config
 from latentwire.wires.latent.refine import Refiner
 from latentwire.wires.latent.select import Slots
+from latentwire.wires.latent.wire import Latent
 from tests.models import tiny_lm, tiny_model, tiny_tokenizer
 from tests.wires.latent.build import ADAPTERS, PAIRS, delivered, encoder, named_lm, shaken, wire
 
@@ -162,3 +163,31 @@ def test_frozen_pieces_are_saved_too(tmp_path):
     modules.save(tmp_path)
     assert load_file(tmp_path / WEIGHTS).keys() == modules.pieces().keys()
     assert json.loads((tmp_path / CONFIG).read_text())["fingerprints"].keys() == {"half", "b.c"}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_bound_wire_has_adapters_of_its_models_dtype(dtype, tmp_path):
+    """In bfloat16 rounding them moves latents less than it moves them that the model is in bfloat16 at all."""
+    plain = tiny_lm()
+    trained = wire(plain, adapter=ADAPTERS["native"], encoder=SelfEncoder(rank=2))
+    trained.save(tmp_path)
+    lm = LM(tiny_model().to(dtype), tiny_tokenizer(), name=plain.name)
+    before = LatentModules(trained.config, {lm.name: lm}, lm)
+    before.restore(tmp_path)
+    assert {each.dtype for each in before.encoder.adapters.parameters()} == {torch.float32}
+    bound = Latent(path=str(tmp_path)).bind(lm).modules
+    assert {each.dtype for each in bound.encoder.adapters.parameters()} == {dtype}
+    exact, theirs, ours = (delivered(each, lm.name)[3:] for each in (trained, before.eval(), bound))
+    if dtype == torch.float32:
+        assert all(torch.equal(*pair) for pair in zip(theirs, ours, strict=True))
+        bound.save(tmp_path / "again")
+        assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / WEIGHTS).read_bytes()
+        return
+    apart = [
+        sum(float((a.float() - b.float()).square().sum()) for a, b in zip(left, right, strict=True))
+        for left, right in ((ours, theirs), (theirs, exact), (exact, [0 * each for each in exact]))
+    ]
+    assert 0 < apart[0] < 1.5 * apart[1]
+    assert apart[0] < 1e-3 * apart[2]
+    with pytest.raises(UserError, match="rounded for reading"):
+        bound.save(tmp_path / "again")

@@ -8,6 +8,7 @@ from latentwire.lm.model import LM
 from latentwire.wires.latent.adapters import DeepPrefix, Embeddings, Native
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder, TokensEncoder
+from latentwire.wires.latent.encoders.own import _mixed
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.refine import Refiner
@@ -173,3 +174,13 @@ def test_a_reader_in_bfloat16_takes_what_float32_adapters_give(models):
         modules = wire(lm, adapter=ADAPTERS[adapter], encoder=encoder("anchors", models))
         loss(modules, lm).backward()
         assert all(each.dtype == torch.float32 and each.grad.any() for each in modules.pieces().values())
+
+
+def test_layers_are_mixed_together_as_alone():
+    """Those of other heads, as some models have, are mixed one by one."""
+    torch.manual_seed(0)
+    weights = torch.rand(2, 4, 5)
+    for heads in ((2, 2, 2), (2, 1, 2)):
+        columns = [torch.randn(2, count, 5, 3) for count in heads]
+        for ours, each in zip(_mixed(weights, columns), columns, strict=True):
+            torch.testing.assert_close(ours, torch.einsum("bmt,bhtd->bhmd", weights, each), rtol=1e-6, atol=1e-6)

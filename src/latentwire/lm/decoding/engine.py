@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any, Literal, Protocol
 
@@ -91,7 +92,8 @@ class Engine:
     def open(self, like: Prefilled, rows: int, columns: int) -> Slots:
         """Empty slots for at least so many rows of so many columns."""
         self.refused = None if self.mode == "plain" else unfit(self.lm.model)
-        self._split = splitting(self.lm.model, like) if self.attention == "split" else None
+        with self._there():
+            self._split = splitting(self.lm.model, like) if self.attention == "split" else None
         if not self.captured:
             self.release()
             self._slots, self._eos = Slots(like, rows, columns), self._end_tokens()
@@ -137,6 +139,10 @@ class Engine:
         Args:
             count: at most `HISTORY`. longest: keys of the longest row, the new ones counted.
         """
+        with self._there():
+            return self._steps(count, longest)
+
+    def _steps(self, count: int, longest: int) -> Tensor:
         slots = self.slots
         slots.cursor.zero_()
         if self.captured:
@@ -151,6 +157,11 @@ class Engine:
         for _ in range(count):
             self._advance(longest)
         return slots.history[:, :count].cpu()
+
+    def _there(self) -> AbstractContextManager[object]:
+        """On the model's own GPU: graphs are captured, and our kernels launched, on the current one."""
+        device = self.lm.device
+        return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
     def _end_tokens(self) -> Tensor:
         return torch.tensor(sorted(self.lm.eos_ids), device=self.lm.device, dtype=torch.long)

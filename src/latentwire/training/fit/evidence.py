@@ -241,8 +241,8 @@ class Evidence:
     @property
     def source_spans(self) -> Tensor:
         """`spans` of all latents of the message, whatever the reader gets of them."""
-        found = self.encoded.whole
-        return self._spans(found.valid, found.positions, found.length)
+        found, device = self.encoded.whole, self._text_columns.valid.device
+        return self._spans(found.valid.to(device), found.positions.to(device), found.length.to(device))
 
     def _spans(self, valid: Tensor, positions: Tensor, end: Tensor) -> Tensor:
         columns, source = self._text_columns, end[:, None].clamp_min(1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import random
 from array import array
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cached_property, lru_cache
 
@@ -18,7 +18,11 @@ from latentwire.training.fit.step import Part, collate
 
 
 class Feed:
-    """Passages in the order of a training, a step's share for each process."""
+    """Passages in the order of a training, a step's share for each process.
+
+    Args:
+        after: as `collate`. ahead: told the contexts of a step before it, in another thread.
+    """
 
     def __init__(
         self,
@@ -26,8 +30,10 @@ class Feed:
         found: Sequence[Passage],
         devices: Mapping[str, torch.device],
         after: Mapping[str, list[int]] | None = None,
+        ahead: Callable[[Sequence[str]], None] = lambda contexts: None,
     ) -> None:
         self._settings, self._passages, self._devices, self._after = settings, found, devices, after
+        self._tell = ahead
         self._order = lru_cache(maxsize=2)(self._shuffled)
         self._ahead: dict[tuple[int, int, int], Future[list[Part]]] = {}
         self._helper = ThreadPoolExecutor(1)
@@ -51,6 +57,7 @@ class Feed:
             for name in self._devices
         }
         mine = asked[process::processes]
+        self._tell([self._passages[number].context for number, _ in mine])
         size = -(-len(mine) // self._settings.accumulation)
         return [self._part(step, mine[at : at + size], lengths) for at in range(0, len(mine), size)]
 

@@ -128,7 +128,8 @@ class _Fitting:
         self._devices = {name: lm.device for name, lm in readers.items()}
         self.adapting = Adapting(settings.objectives)
         teachings = {name: Teaching(lm, log) for name, lm in readers.items()}
-        self.step: nn.Module = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
+        step = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
+        self.step: nn.Module = step
         self._check_carriers()
         _check_pieces(self.modules, readers, settings)
         if settings.ridge is not None and start is not None:
@@ -140,7 +141,7 @@ class _Fitting:
             for name, share in shares.items():
                 log(f"ridge: {share:.3f} of the variance of {name}'s keys and values explained")
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
-        self._feed = Feed(settings, train, self._devices, self._after)
+        self._feed = Feed(settings, train, self._devices, self._after, step.ahead)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
         self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())

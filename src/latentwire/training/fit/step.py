@@ -137,6 +137,12 @@ class FitStep(nn.Module):
             for name, lm in self._readers.items()
         ]
 
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """As `LatentModules.ahead`, of the wire and of those that its readers follow."""
+        self.modules_.ahead(contexts)
+        for each in self._teachings.values():
+            each.ahead(contexts)
+
     def forward(self, part: Part, share: float = 0.0) -> Losses:
         found = self.evidence(part)
         terms: dict[str, Tensor] = {}
@@ -160,7 +166,7 @@ class FitStep(nn.Module):
         # How well a reader reads the text says nothing of the latents.
         right, firsts = (0, 0) if part.textual else first_right(found)
         if not total.requires_grad:  # everything was left out: a step that changes nothing
-            total = total + 0 * torch.stack([each.sum() for each in at]).sum()
+            total = total + 0 * torch.stack([each.sum().to(total) for each in at]).sum()
         return Losses(total, terms, part.labels, right, firsts, at, skipped)
 
 

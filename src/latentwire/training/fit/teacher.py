@@ -91,6 +91,11 @@ class Teaching:
             raise UserError(f"objectives: found {wire} with carry: {modules.config.carry}, expected {carry}.")
         return modules.deliver(modules(contexts), reader)
 
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """As `LatentModules.ahead`, of the wires that are followed."""
+        for modules in list(self._wires.values()):
+            modules.ahead(contexts)
+
     @cached_property
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
         """Of the reader's embeddings: mean and spread of each channel `(D,)`, and their mean square."""

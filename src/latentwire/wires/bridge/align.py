@@ -32,6 +32,16 @@ def marked(prompt_format: PromptFormat, lm: Tokenizes) -> Marked:
     return spans
 
 
+def remembered(lm: Tokenizes) -> Callable[[PromptFormat, str], list[int]]:
+    """`PromptFormat.before` of contexts that are met again; nobody may change what is returned."""
+
+    @lru_cache(REMEMBERED)
+    def before(prompt_format: PromptFormat, context: str) -> list[int]:
+        return prompt_format.before(context, lm)
+
+    return before
+
+
 def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.device) -> Tensor:
     """`(B, T, S)`: each of T wanted tokens as a mixture of S found ones, by how many characters they share.
 

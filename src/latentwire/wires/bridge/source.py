@@ -16,7 +16,7 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.tapping import depth, tapping
 from latentwire.lm.tokenizing import Tokenizing
-from latentwire.wires.bridge.align import Spans, marked, overlaps
+from latentwire.wires.bridge.align import Spans, marked, overlaps, remembered
 from latentwire.wires.bridge.translators import Cross, States, Translator
 from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.message import Latents
@@ -84,7 +84,7 @@ class Source(nn.Module):
         self._layers = _layers(settings.layers, depth(lm), everything=settings.translator is None)
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
-        self._marked = marked(lm.format, lm)
+        self._marked, self._before = marked(lm.format, lm), remembered(lm)
         read, made = self.read(["A few words."]), settings.translator
         width, slots = read.states.content.shape[-1], settings.select.slots
         self.translator = None if made is None else made.build(width, settings.width, slots).to(lm.device)
@@ -107,6 +107,15 @@ class Source(nn.Module):
         parts = plain.split([count * width for count, width in heads], -1)
         each = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, heads, strict=True)]
         return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
+
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """Tokenize contexts that will be read soon; another thread may do so."""
+        for each in contexts:
+            if self._wanted is None:
+                self._before(self._lm.format, each)
+            else:
+                self._marked(each)
+                self._wanted(each)
 
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
@@ -133,7 +142,7 @@ class Source(nn.Module):
         """`(B, T, S)`, and which columns are no padding, `(B, T)`."""
         lm = self._lm
         if self._wanted is None:
-            return self._states([lm.format.before(each, lm) for each in contexts])
+            return self._states([self._before(lm.format, each) for each in contexts])
         found = [self._marked(each) for each in contexts]
         content, _ = self._states([ids for ids, _ in found])
         mixed = overlaps(self.spans(contexts), [spans for _, spans in found], lm.device)

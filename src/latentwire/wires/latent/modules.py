@@ -68,10 +68,16 @@ class LatentModules(nn.Module):
         models |= {f"encoder {name}": each for name, each in self.encoder.frozen.items()}
         self._fingerprints = Fingerprints(models)
         self._known = dict(config.fingerprints or {})
+        self._rounded = False
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
+
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """Do for contexts that will be read soon what needs no model; another thread may."""
+        if isinstance(self.encoder, Own | Source):
+            self.encoder.ahead(contexts)
 
     def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
         """What stands before any question about the latents' contexts, for one reader.
@@ -146,6 +152,14 @@ class LatentModules(nn.Module):
         for name, each in self.pieces().items():
             each.requires_grad_(name.startswith(own))
 
+    def for_reading(self) -> LatentModules:
+        """This wire (not a copy), from now on for reading alone: adapters of a model of 16 bits are rounded to it.
+
+        A rounded wire is not saved again: its folder holds what training left.
+        """
+        self._rounded = isinstance(self.encoder, Own) and self.encoder.round()
+        return self.eval()
+
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write all pieces and the configuration, with fingerprints of the frozen models.
 
@@ -155,8 +169,14 @@ class LatentModules(nn.Module):
             dtype: what numbers are rounded to, such as bfloat16 for a wire that ships.
 
         Raises:
-            UserError: a reader is not here and neither is its adapter, or a piece is not finite.
+            UserError: a reader is not here and neither is its adapter, a piece is not finite, or pieces have been
+                rounded `for_reading`.
         """
+        if self._rounded:
+            raise UserError(
+                "wire: found adapters rounded for reading, expected those that were trained: copy the folder "
+                "that the wire was loaded from."
+            )
         lacking = [name for name in self._away() if name not in self._kept]
         if lacking:
             raise UserError(f"wire: found no adapter for {lacking[0]}, expected one for every reader it names.")

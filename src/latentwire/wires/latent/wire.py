@@ -137,7 +137,7 @@ class Latent(LatentWire):
         modules = LatentModules(config, {lm.name: lm}, source_of(config.source, lm))
         reader = restore(modules, {lm.name: lm}, folder)[lm.name]
         bound = self.model_copy()
-        bound._modules, bound._reader = modules.eval(), lm.name
+        bound._modules, bound._reader = modules.for_reading(), lm.name
         bound._learned = None if reader is lm else reader
         return bound
 

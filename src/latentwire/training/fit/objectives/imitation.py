@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -23,6 +24,9 @@ LONG = " ".join([SAMPLE] * 16)
 """Long enough that wires of different ratios give different numbers of latents."""
 RIDGE = 0.05
 """Of a head's mean variance, added in every direction: below it there is little but noise."""
+
+AT_ONCE = 2**28
+"""Bytes in float32 of the keys or values that are compared at a time."""
 
 
 class Imitate(Term):
@@ -78,13 +82,25 @@ class Imitate(Term):
 
 
 def _apart(made: Memory, aims: Memory) -> Tensor:
-    valid = aims.columns.valid
+    at = aims.columns.valid.flatten().nonzero()[:, 0]
+    pairs = list(zip((*made.keys, *made.values), (*aims.keys, *aims.values), strict=True))
     parts = []
-    for ours, theirs in zip((*made.keys, *made.values), (*aims.keys, *aims.values), strict=True):
-        # (H, N, D) each
-        own, aim = (each.transpose(1, 2)[valid].transpose(0, 1).float() for each in (ours, theirs))
-        parts.append(_whitened(aim, own - aim).square().mean())
-    return torch.stack(parts).mean()
+    for alike in _alike(pairs):
+        # (P * H, N, D) each, of P pairs
+        own, aim = (
+            torch.stack(each).transpose(2, 3).flatten(1, 2)[:, at].transpose(1, 2).flatten(0, 1).float()
+            for each in zip(*alike, strict=True)
+        )
+        parts.append(_whitened(aim, own - aim).square().unflatten(0, (len(alike), -1)).mean((1, 2, 3)))
+    return torch.cat(parts).mean()
+
+
+def _alike(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Sequence[tuple[Tensor, Tensor]]]:
+    """Neighbours of one shape, `AT_ONCE` at a time: a launch costs as much for one as for many."""
+    for _, group in groupby(pairs, key=lambda pair: [(each.shape, each.dtype) for each in pair]):
+        some = list(group)
+        size = max(1, AT_ONCE // (4 * some[0][1].numel()))
+        yield from (some[start : start + size] for start in range(0, len(some), size))
 
 
 def _whitened(aim: Tensor, apart: Tensor) -> Tensor:

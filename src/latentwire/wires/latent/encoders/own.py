@@ -20,7 +20,7 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reading import Columns, Memory
 from latentwire.lm.tokenizing import Tokenizing
-from latentwire.wires.bridge.align import marked, overlaps
+from latentwire.wires.bridge.align import marked, overlaps, remembered
 from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
@@ -76,7 +76,7 @@ class Own(nn.Module):
         self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._other = None if other is None else marked(other.format, other)
-        self._marked = marked(self._format, lm)
+        self._marked, self._before = marked(self._format, lm), remembered(lm)
         if self._other is not None and (settings.select.slots or settings.bos is not None):
             raise UserError(
                 "encoder: found align beside slots or bos, expected anchors and the tokenizer's own BOS."
@@ -127,6 +127,24 @@ class Own(nn.Module):
         hidden, memory = lm.memorize(Prefix(embeddings=content, columns=Columns.of(valid, positions, block)))
         return self._latents(hidden, memory, weights, length)
 
+    def round(self) -> bool:
+        """Give low-rank adapters the dtype of a model of 16 bits; returns whether it is one.
+
+        In float32, which training needs, they cast what goes into and comes out of every layer.
+        """
+        dtype = self._lm.model.dtype
+        if not len(self.adapters) or dtype not in (torch.bfloat16, torch.float16):
+            return False
+        self.adapters.to(dtype)
+        return True
+
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """Tokenize contexts that will be read soon; another thread may do so."""
+        for each in contexts:
+            self._ids(each)
+            if self._other is not None:
+                self._other(each)
+
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the encoder's, or those that it is aligned to."""
         return self._ids(context) if self._other is None else self._other(context)[0]
@@ -144,7 +162,9 @@ class Own(nn.Module):
         return one * mixed.any(-1, keepdim=True)
 
     def _ids(self, context: str) -> list[int]:
-        ids, bos = self._format.before(context, self._lm), self._lm.tokenizer.bos_token_id
+        if self._other is not None:
+            return self._marked(context)[0]
+        ids, bos = self._before(self._format, context), self._lm.tokenizer.bos_token_id
         if self.settings.bos is None:
             return ids
         if bos is None:
@@ -165,9 +185,19 @@ class Own(nn.Module):
             positions=torch.where(kept, positions, 0),
             length=length,
             vectors=weights.to(hidden) @ hidden if self.settings.gives != "keys" else None,
-            keys=tuple(weights.to(each)[:, None] @ each for each in memory.keys) if keyed else (),
-            values=tuple(weights.to(each)[:, None] @ each for each in memory.values) if keyed else (),
+            keys=_mixed(weights, memory.keys) if keyed else (),
+            values=_mixed(weights, memory.values) if keyed else (),
         )
+
+
+def _mixed(weights: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """Of every layer's columns `(B, H, T, D)` the mixtures `(B, M, T)`, in one product where layers are alike."""
+    first = columns[0]
+    if any((each.shape, each.device, each.dtype) != (first.shape, first.device, first.dtype) for each in columns):
+        return tuple(weights.to(each)[:, None] @ each for each in columns)
+    found: Tensor = weights.to(first)[:, None] @ torch.cat(list(columns), 1)
+    parts: tuple[Tensor, ...] = found.split(first.shape[1], 1)  # type: ignore[no-untyped-call]
+    return parts
 
 
 def _copy(lm: LM) -> LM:
