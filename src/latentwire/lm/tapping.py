@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from latentwire.errors import UserError
 from latentwire.lm.model import LM
 
 States = dict[int, Tensor]
@@ -17,6 +18,14 @@ States = dict[int, Tensor]
 def depth(lm: LM) -> int:
     """How many layers a model has."""
     return int(lm.model.config.get_text_config().num_hidden_layers)
+
+
+def chosen_layers(wanted: Sequence[int], count: int) -> tuple[int, ...]:
+    """These of `count` layers, from 0, negative ones from the end. Raises `UserError` where one does not exist."""
+    for each in wanted:
+        if not -count <= each < count:
+            raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")
+    return tuple(each % count for each in wanted)
 
 
 @contextmanager

@@ -184,3 +184,24 @@ def test_layers_are_mixed_together_as_alone():
         columns = [torch.randn(2, count, 5, 3) for count in heads]
         for ours, each in zip(_mixed(weights, columns), columns, strict=True):
             torch.testing.assert_close(ours, torch.einsum("bmt,bhtd->bhmd", weights, each), rtol=1e-6, atol=1e-6)
+
+
+def test_only_keys_and_values_of_the_layers_asked_for_cross():
+    """Of three layers the last one is the upper half: below it lie at least half of them."""
+    lm = tiny_lm(num_hidden_layers=3)
+    sent = {}
+    for layers in (None, "upper", (0, -1)):
+        settings = SelfEncoder(rank=0, marks=False, gives="both", layers=layers)
+        with torch.no_grad():
+            sent[layers] = settings.build(lm)(CONTEXTS)
+    whole = sent[None]
+    for layers, expected in (("upper", (2,)), ((0, -1), (0, 2))):
+        found = sent[layers]
+        assert torch.equal(found.vectors, whole.vectors)
+        for keys, every in ((found.keys, whole.keys), (found.values, whole.values)):
+            assert len(keys) == len(expected)
+            assert all(torch.equal(each, every[layer]) for each, layer in zip(keys, expected, strict=True))
+    with pytest.raises(UserError, match=r"layers: found 3, expected one of the source's 3 layers"):
+        SelfEncoder(layers=(3,)).build(lm)
+    with pytest.raises(UserError, match=r"found native for \(1, 2, 8\) layers"):
+        wire(lm, adapter=Native(), encoder=SelfEncoder(rank=2, layers="upper"))

@@ -198,7 +198,8 @@ class Engine:
             torch.cuda.current_stream().wait_stream(aside)
             slots.cursor.zero_()
             graph = torch.cuda.CUDAGraph()
-            with torch.cuda.graph(graph, capture_error_mode="thread_local"):
+            # Its own default stream is made once in a process, on whichever GPU was the current one then.
+            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 self._advance(span, step)
         except Exception as error:  # of the compiler, the driver or the model: the plain step is always there
             self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"

@@ -17,8 +17,8 @@ def begin(
 ) -> tuple[dict[str, LM], ReaderConfig]:
     """Make the modules what training begins with; returns the readers as they learn, and what they learn.
 
-    Readers of a wire in which they have learned nothing begin to learn. A new reader learns nothing but its
-    adapter, and nothing else learns.
+    Readers of a wire in which they have learned nothing begin to learn. Readers that the wire to start from does
+    not have begin anew beside the others. A `new_reader` learns nothing but its adapter, and nothing else learns.
 
     Raises:
         UserError: the readers of the wire to start from have learned other pieces than these, or it is another
@@ -37,7 +37,8 @@ def begin(
         )
     if not before.nothing:
         return restore(modules, readers, start), before
-    modules.restore(start)
+    known = read_config(start).adapters
+    modules.restore(start, new=[name for name in modules.config.adapters if name not in known])
     return attach(modules, readers, config), config
 
 

@@ -11,10 +11,9 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.tapping import depth, tapping
+from latentwire.lm.tapping import chosen_layers, depth, tapping
 from latentwire.lm.tokenizing import Tokenizing
 from latentwire.wires.bridge.align import Spans, marked, overlaps, remembered
 from latentwire.wires.bridge.translators import Cross, States, Translator
@@ -81,7 +80,9 @@ class Source(nn.Module):
         self.settings, self._lm = settings, lm
         self.frozen: dict[str, Callable[[], str]] = {}
         self._heads: list[tuple[int, int]] = []
-        self._layers = _layers(settings.layers, depth(lm), everything=settings.translator is None)
+        count = depth(lm)
+        everything = range(0 if settings.translator is None else count // 2, count)
+        self._layers = chosen_layers(everything if settings.layers is None else settings.layers, count)
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
         self._marked, self._before = marked(lm.format, lm), remembered(lm)
@@ -181,12 +182,3 @@ def described(modules: LatentModules) -> str:
         translator = encoder.translator
         return "the encoder source" + (f" with the translator {translator.kind}" if translator else "")
     return f"the encoder {encoder.kind}"
-
-
-def _layers(wanted: Sequence[int] | None, count: int, *, everything: bool) -> tuple[int, ...]:
-    if wanted is None:
-        return tuple(range(0 if everything else count // 2, count))
-    for each in wanted:
-        if not -count <= each < count:
-            raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")
-    return tuple(each % count for each in wanted)

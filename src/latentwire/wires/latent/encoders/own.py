@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +19,7 @@ from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reading import Columns, Memory
+from latentwire.lm.tapping import chosen_layers, depth
 from latentwire.lm.tokenizing import Tokenizing
 from latentwire.wires.bridge.align import marked, overlaps, remembered
 from latentwire.wires.latent.encoders.base import EncoderConfig
@@ -32,7 +33,8 @@ class SelfEncoder(EncoderConfig):
     mask: how the encoder reads its context. copied: a full copy of the weights, all of it trained and saved,
         rather than the model's own, shared, with low-rank adapters. rank: of these, 0 for none (then nothing but
         slots and marks can learn). marks: whether columns that become latents get a learned embedding added.
-    gives: hidden states, keys and values, or both.
+    gives: hidden states, keys and values, or both. layers: whose keys and values, from 0, negative ones from the
+        end, or those in which at least half of the layers lie below (`upper`); None takes all.
     align: the model whose tokens `select` counts; a latent is then taken where such a token ends, so that wires of
         two models have as many latents that stand for the same words. None counts the encoder's own.
     scaffold: what stands before the context: as in the model's prompts (`prompt`), or the opening of a user turn
@@ -48,6 +50,7 @@ class SelfEncoder(EncoderConfig):
     alpha: int = Field(default=64, gt=0)
     marks: bool = True
     gives: Literal["vectors", "keys", "both"] = "keys"
+    layers: Literal["upper"] | Annotated[tuple[int, ...], Field(min_length=1)] | None = None
     copied: bool = False
     scaffold: Literal["prompt", "chat"] = "prompt"
     bos: bool | None = None
@@ -73,6 +76,7 @@ class Own(nn.Module):
         self.adapters = (
             inject(self._lm, Lora(rank=settings.rank, alpha=settings.alpha)) if adapted else nn.ModuleDict()
         )
+        self._layers = _layers(settings, depth(lm))
         self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._other = None if other is None else marked(other.format, other)
@@ -185,9 +189,18 @@ class Own(nn.Module):
             positions=torch.where(kept, positions, 0),
             length=length,
             vectors=weights.to(hidden) @ hidden if self.settings.gives != "keys" else None,
-            keys=_mixed(weights, memory.keys) if keyed else (),
-            values=_mixed(weights, memory.values) if keyed else (),
+            keys=_mixed(weights, self._sent(memory.keys)) if keyed else (),
+            values=_mixed(weights, self._sent(memory.values)) if keyed else (),
         )
+
+    def _sent(self, every: Sequence[Tensor]) -> list[Tensor]:
+        return [every[layer] for layer in self._layers]
+
+
+def _layers(settings: SelfEncoder, count: int) -> tuple[int, ...]:
+    if settings.layers is None or settings.layers == "upper":
+        return tuple(range(0 if settings.layers is None else (count + 1) // 2, count))
+    return chosen_layers(settings.layers, count)
 
 
 def _mixed(weights: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
