@@ -98,7 +98,7 @@ def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Read
         reading.leave(layer, key, value)
         queries, keys, window = query.shape[2], key.shape[2], _window(module, kwargs)
         plain = isinstance(reading, Reading) and reading.causal(queries, keys, window)
-        if plain and stock is sdpa_attention_forward:
+        if plain and stock is sdpa_attention_forward and _groups(query, key):
             return stock(module, query, key, value, None, **{**kwargs, "is_causal": True})
         see = reading.visible(queries, keys, layer, window).to(query.device)
         key, value = reading.remember(layer, key, value)
@@ -137,6 +137,11 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> States:
     device = query.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
     return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _groups(query: Tensor, key: Tensor) -> bool:
+    """Whether a fused kernel takes grouped heads without a mask: on a GPU those for 16 bits alone do."""
+    return not query.is_cuda or _half(query) or query.shape[1] == key.shape[1]
 
 
 def _half(query: Tensor) -> bool:

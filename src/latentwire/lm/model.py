@@ -287,6 +287,7 @@ class LM:
         Raises:
             UserError: it is longer than the model's positions.
         """
+        # Here alone: states of padding, which the kernel's own causal mask gives other numbers, are never read.
         reading, cache = replace(self._reading(prefix), plain=prefix.plain), DynamicCache()
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 from torch import Tensor, nn
@@ -21,11 +22,18 @@ def depth(lm: LM) -> int:
 
 
 def chosen_layers(wanted: Sequence[int], count: int) -> tuple[int, ...]:
-    """These of `count` layers, from 0, negative ones from the end. Raises `UserError` where one does not exist."""
+    """These of `count` layers, from 0, negative ones from the end.
+
+    Raises:
+        UserError: one does not exist, or they do not ascend: what is made of them would be another layer's.
+    """
     for each in wanted:
         if not -count <= each < count:
-            raise UserError(f"layers: found {each}, expected one of the source's {count} layers.")
-    return tuple(each % count for each in wanted)
+            raise UserError(f"layers: found {each}, expected one of the model's {count} layers.")
+    found = tuple(each % count for each in wanted)
+    if any(after <= before for before, after in pairwise(found)):
+        raise UserError(f"layers: found {', '.join(map(str, wanted))}, expected ascending ones, each once.")
+    return found
 
 
 @contextmanager

@@ -123,7 +123,9 @@ def make(study: Study) -> Plan:
             *(weights[each].sha256 for each in (*models, *relays)),
         ]
         try:
-            sources = [read_config(locate(path)).source for path in stage.elsewhere()]
+            # A wire to start from is one of the stage's own source.
+            beside = stage.imitated() if isinstance(stage, FitWire) else stage.elsewhere()
+            sources = [read_config(locate(path)).source for path in beside]
             read, content = (inputs, data) if isinstance(stage, Evaluate) else _training_data(stage)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}") from error

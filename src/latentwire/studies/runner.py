@@ -167,7 +167,7 @@ def _check_wire(planned: Planned, stage: FitWire, readers: Readers) -> None:
 
     try:
         models = readers.models(stage.models())
-        readers.prepare_wires(models, stage.readers, stage.elsewhere())
+        readers.prepare_wires(models, stage.readers, stage.imitated())
         start = locate(stage.start_wire) if stage.start_wire else None
         reading = {name: models[name] for name in stage.readers}
         fit.check(reading, models[stage.wire.source], stage.settings(), start)

@@ -135,8 +135,8 @@ class FitWire(Fit, Start):
     """The training of a latent wire.
 
     start_from: an earlier one, whose wire is trained on; `imitate` follows that of a stage written `stage:NAME`.
-    start_wire: instead, a trained wire from elsewhere (its
-    folder, its run or `embedded:NAME`). preset: fills sizes that the stage does not set.
+    start_wire: instead, a trained wire from elsewhere (its folder, its run or `embedded:NAME`). preset: fills
+    sizes that the stage does not set.
     accept: gates, written `first_token_top1 >= 0.12`, that every trained reader must hold on `accept_examples`
     validation examples (of a task that has fewer, all of them) with the whole interval; those that chose the
     checkpoint are left out where enough others are there. Where one does not, the stage is rejected and nothing
@@ -202,8 +202,11 @@ class FitWire(Fit, Start):
 
     def elsewhere(self) -> list[str]:
         """The trained wires that it starts from or imitates and that no stage of the study trains."""
-        start = [self.start_wire] if self.start_wire else []
-        return start + [each.wire for each in self.imitations if not each.wire.startswith(TRAINED)]
+        return [*([self.start_wire] if self.start_wire else []), *self.imitated()]
+
+    def imitated(self) -> list[str]:
+        """The trained wires that it imitates and that no stage of the study trains."""
+        return [each.wire for each in self.imitations if not each.wire.startswith(TRAINED)]
 
     def needs(self) -> list[str]:
         followed = [each.wire for each in self.imitations if each.wire.startswith(TRAINED)]

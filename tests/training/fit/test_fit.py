@@ -266,21 +266,23 @@ def test_several_readers_are_trained_in_one_step(tmp_path):
         assert any(key.startswith(f"adapters.{key_of(name)}") for key in found)
 
 
-def test_a_wire_to_start_from_gets_readers_beside_those_it_has(tmp_path):
+@pytest.mark.parametrize("learned", [{}, {"reader_lora": Lora(rank=2)}])
+def test_a_wire_to_start_from_gets_readers_beside_those_it_has(learned, tmp_path):
     """Unlike a `new_reader`, all of it learns on: the encoder learns for both."""
-    run(tmp_path / "a")
+    run(tmp_path / "a", **learned)
     first, second = start(), start("qwen3", hidden_size=24, num_hidden_layers=2, seed=1)
     readers = {first.name: first, "qwen3": second}
     wire = config(first).model_copy(update={"adapters": {first.name: KEYS, "qwen3": SOFT}})
     alone = weights_of(tmp_path / "a")
     for name, rate in (("still", 1e-9), ("moved", 1e-2)):
         (tmp_path / name).mkdir()
-        given = settings(first, wire=wire, steps=2, learning_rate=rate)
+        given = settings(first, wire=wire, steps=2, learning_rate=rate, **learned)
         fit(readers, first, given, tmp_path / name, start=tmp_path / "a" / "checkpoints" / "final", log=print)
     still, moved = weights_of(tmp_path / "still"), weights_of(tmp_path / "moved")
     assert all(torch.allclose(still[name], each, atol=1e-6) for name, each in alone.items())
     assert any(not torch.allclose(moved[name], each, atol=1e-4) for name, each in alone.items())
     assert any(name.startswith(f"adapters.{key_of('qwen3')}") for name in still)
+    assert any(name.startswith(f"readers.{key_of('qwen3')}") for name in still) == bool(learned)
 
 
 def test_unlabelled_text_trains_a_reader_to_go_on(tmp_path):

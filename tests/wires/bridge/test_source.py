@@ -73,11 +73,11 @@ def test_layers_are_the_upper_half_or_some_that_the_source_has(source):
 
     hidden = source.embeddings().shape[1]
     assert width(None) == 2 * hidden
-    assert width((0, -1, 2)) == 3 * hidden
+    assert width((0, 2, -1)) == 3 * hidden
     whole, named = (SourceEncoder(layers=each, translator=Mlp()).build(source) for each in (None, (2, -1)))
     assert torch.equal(whole.read(CONTEXTS).states.content, named.read(CONTEXTS).states.content)
     for wrong in (4, -5):
-        with pytest.raises(UserError, match=f"layers: found {wrong}, expected one of the source's 4 layers"):
+        with pytest.raises(UserError, match=f"layers: found {wrong}, expected one of the model's 4 layers"):
             width((wrong,))
 
 

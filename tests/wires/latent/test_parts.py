@@ -201,7 +201,12 @@ def test_only_keys_and_values_of_the_layers_asked_for_cross():
         for keys, every in ((found.keys, whole.keys), (found.values, whole.values)):
             assert len(keys) == len(expected)
             assert all(torch.equal(each, every[layer]) for each, layer in zip(keys, expected, strict=True))
-    with pytest.raises(UserError, match=r"layers: found 3, expected one of the source's 3 layers"):
+    with pytest.raises(UserError, match=r"layers: found 3, expected one of the model's 3 layers"):
         SelfEncoder(layers=(3,)).build(lm)
+    for order in ((2, 1, 0), (0, 0), (0, -3)):  # a reader's layer would get another layer's keys
+        with pytest.raises(UserError, match=r"layers: found .*, expected ascending ones"):
+            SelfEncoder(layers=order).build(lm)
+    with pytest.raises(ValueError, match="layers: found them beside gives: vectors"):
+        SelfEncoder(layers="upper", gives="vectors")
     with pytest.raises(UserError, match=r"found native for \(1, 2, 8\) layers"):
         wire(lm, adapter=Native(), encoder=SelfEncoder(rank=2, layers="upper"))

@@ -200,8 +200,9 @@ def _of_task(
                 streams.remove((words, stream))
                 continue
             first, *others = found[1]
-            # Beside choices, answers are how the prompts of all of them go on.
-            if not first.answers or first.choices or not (first.context or whole):
+            if first.choices:  # then answers are how the prompts of all of them go on
+                raise UserError(f"data: {first.id} has choices, expected an answer in words alone.")
+            if not first.answers or not (first.context or whole):
                 raise UserError(f"data: {first.id} has no context or no answer in words, expected both.")
             yield words, [first, *others]
 

@@ -35,10 +35,11 @@ def begin(
             f"start: found a wire whose readers have learned {before.model_dump(exclude_none=True)}, expected "
             "reader_lora and reader_prefix to be the same."
         )
-    if not before.nothing:
-        return restore(modules, readers, start), before
     known = read_config(start).adapters
-    modules.restore(start, new=[name for name in modules.config.adapters if name not in known])
+    new = [name for name in modules.config.adapters if name not in known]
+    if not before.nothing:
+        return restore(modules, readers, start, new=new), before
+    modules.restore(start, new=new)
     return attach(modules, readers, config), config
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -15,31 +16,42 @@ from latentwire.lm.reader import Tokenizes
 
 REMEMBERED = 65_536
 """Contexts whose tokens are kept: a training meets each of them several times."""
+LONG = 4_096
+"""Characters. Of longer contexts only the last `FEW` are kept, those of a step being read and of the next."""
+FEW = 512
 
 Spans = npt.NDArray[np.int32]
 """`(T, 2)`: where each token begins and ends in a context, in characters."""
+Numbers = npt.NDArray[np.int32]
+Made = TypeVar("Made")
 Marked = Callable[[str], tuple[list[int], Spans]]
 
 
 def marked(prompt_format: PromptFormat, lm: Tokenizes) -> Marked:
     """What gives a context's token ids, with what stands before it, and their spans; see `PromptFormat.spans`."""
 
-    @lru_cache(REMEMBERED)
-    def spans(context: str) -> tuple[list[int], Spans]:
+    def spans(context: str) -> tuple[Numbers, Spans]:
         ids, found = prompt_format.spans(context, lm)
-        return ids, np.array(found, dtype=np.int32).reshape(-1, 2)
+        return np.array(ids, dtype=np.int32), np.array(found, dtype=np.int32).reshape(-1, 2)
 
-    return spans
+    kept = _kept(spans)
+
+    def listed(context: str) -> tuple[list[int], Spans]:
+        ids, found = kept(context)
+        return ids.tolist(), found
+
+    return listed
 
 
-def remembered(lm: Tokenizes) -> Callable[[PromptFormat, str], list[int]]:
-    """`PromptFormat.before` of contexts that are met again; nobody may change what is returned."""
+def remembered(prompt_format: PromptFormat, lm: Tokenizes) -> Callable[[str], list[int]]:
+    """`PromptFormat.before` of contexts that are met again."""
+    kept = _kept(lambda context: np.array(prompt_format.before(context, lm), dtype=np.int32))
+    return lambda context: list(kept(context).tolist())
 
-    @lru_cache(REMEMBERED)
-    def before(prompt_format: PromptFormat, context: str) -> list[int]:
-        return prompt_format.before(context, lm)
 
-    return before
+def _kept(make: Callable[[str], Made]) -> Callable[[str], Made]:
+    few, many = lru_cache(FEW)(make), lru_cache(REMEMBERED)(make)
+    return lambda context: many(context) if len(context) <= LONG else few(context)
 
 
 def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.device) -> Tensor:

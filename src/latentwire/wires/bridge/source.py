@@ -81,11 +81,11 @@ class Source(nn.Module):
         self.frozen: dict[str, Callable[[], str]] = {}
         self._heads: list[tuple[int, int]] = []
         count = depth(lm)
-        everything = range(0 if settings.translator is None else count // 2, count)
-        self._layers = chosen_layers(everything if settings.layers is None else settings.layers, count)
+        default = range(0 if settings.translator is None else count // 2, count)
+        self._layers = chosen_layers(default if settings.layers is None else settings.layers, count)
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
-        self._marked, self._before = marked(lm.format, lm), remembered(lm)
+        self._marked, self._before = marked(lm.format, lm), remembered(lm.format, lm)
         read, made = self.read(["A few words."]), settings.translator
         width, slots = read.states.content.shape[-1], settings.select.slots
         self.translator = None if made is None else made.build(width, settings.width, slots).to(lm.device)
@@ -113,7 +113,7 @@ class Source(nn.Module):
         """Tokenize contexts that will be read soon; another thread may do so."""
         for each in contexts:
             if self._wanted is None:
-                self._before(self._lm.format, each)
+                self._before(each)
             else:
                 self._marked(each)
                 self._wanted(each)
@@ -143,7 +143,7 @@ class Source(nn.Module):
         """`(B, T, S)`, and which columns are no padding, `(B, T)`."""
         lm = self._lm
         if self._wanted is None:
-            return self._states([self._before(lm.format, each) for each in contexts])
+            return self._states([self._before(each) for each in contexts])
         found = [self._marked(each) for each in contexts]
         content, _ = self._states([ids for ids, _ in found])
         mixed = overlaps(self.spans(contexts), [spans for _, spans in found], lm.device)

@@ -8,7 +8,7 @@ another wire reads with the reader.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -82,14 +82,19 @@ def saved(folder: Path) -> ReaderConfig:
         raise UserError(f"wire: {folder / FILE} cannot be read, expected what its readers learned.") from error
 
 
-def restore(modules: LatentModules, readers: Mapping[str, LM], folder: Path) -> dict[str, LM]:
+def restore(
+    modules: LatentModules, readers: Mapping[str, LM], folder: Path, *, new: Collection[str] = ()
+) -> dict[str, LM]:
     """Restore a wire with what its readers have learned; returns the readers with it.
+
+    Args:
+        new: readers that the saved wire did not have; what they learn begins anew.
 
     Raises:
         UserError: a piece is missing, or one too many.
     """
     found = attach(modules, readers, saved(folder))
-    modules.restore(folder)
+    modules.restore(folder, new=new)
     return found
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Sequence
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
 import torch
 import torch.nn.functional as F
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
@@ -55,6 +55,12 @@ class SelfEncoder(EncoderConfig):
     scaffold: Literal["prompt", "chat"] = "prompt"
     bos: bool | None = None
 
+    @model_validator(mode="after")
+    def _layers_have_keys(self) -> Self:
+        if self.layers is not None and self.gives == "vectors":
+            raise ValueError("layers: found them beside gives: vectors, expected keys or both, which have layers")
+        return self
+
     @property
     def count(self) -> int | None:
         return self.select.slots or None
@@ -80,7 +86,7 @@ class Own(nn.Module):
         self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._other = None if other is None else marked(other.format, other)
-        self._marked, self._before = marked(self._format, lm), remembered(lm)
+        self._marked, self._before = marked(self._format, lm), remembered(self._format, lm)
         if self._other is not None and (settings.select.slots or settings.bos is not None):
             raise UserError(
                 "encoder: found align beside slots or bos, expected anchors and the tokenizer's own BOS."
@@ -168,7 +174,7 @@ class Own(nn.Module):
     def _ids(self, context: str) -> list[int]:
         if self._other is not None:
             return self._marked(context)[0]
-        ids, bos = self._before(self._format, context), self._lm.tokenizer.bos_token_id
+        ids, bos = self._before(context), self._lm.tokenizer.bos_token_id
         if self.settings.bos is None:
             return ids
         if bos is None:
@@ -204,13 +210,15 @@ def _layers(settings: SelfEncoder, count: int) -> tuple[int, ...]:
 
 
 def _mixed(weights: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Of every layer's columns `(B, H, T, D)` the mixtures `(B, M, T)`, in one product where layers are alike."""
+    """Of every layer's columns `(B, H, T, D)` the mixtures `(B, M, T)`, in one product on one device."""
     first = columns[0]
-    if any((each.shape, each.device, each.dtype) != (first.shape, first.device, first.dtype) for each in columns):
+    if any((each.device, each.dtype) != (first.device, first.dtype) for each in columns):
         return tuple(weights.to(each)[:, None] @ each for each in columns)
-    found: Tensor = weights.to(first)[:, None] @ torch.cat(list(columns), 1)
-    parts: tuple[Tensor, ...] = found.split(first.shape[1], 1)  # type: ignore[no-untyped-call]
-    return parts
+    # Heads as channels: a product with a dimension of heads would copy the weights for each of them.
+    found = weights.to(first) @ torch.cat([each.transpose(1, 2).flatten(2) for each in columns], -1)
+    shapes = [(each.shape[1], each.shape[3]) for each in columns]
+    parts = torch.split(found, [heads * width for heads, width in shapes], -1)
+    return tuple(part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, shapes, strict=True))
 
 
 def _copy(lm: LM) -> LM:
