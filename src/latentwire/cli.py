@@ -77,6 +77,14 @@ def eval_(
         Path | None, typer.Option(help="A folder with lm-eval YAML tasks of your own.")
     ] = None,
     adapter: Adapter = None,
+    controls: Annotated[
+        bool,
+        typer.Option(
+            "--controls",
+            help="Also text and none, and of every trained wire deranged, mean and counterfactual: how much of "
+            "the gap between nothing and the text it closes, and whether it is its message that does.",
+        ),
+    ] = False,
     limit: Annotated[int | None, typer.Option(help="The first so many examples of each task.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
 ) -> None:
@@ -90,7 +98,7 @@ def eval_(
 
     if limit is not None and limit < 1:
         raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
-    arms = list({parsed.label: parsed for parsed in map(parsing.parse, wire or DEFAULT_WIRES)}.values())
+    arms = parsing.parse_all(wire or DEFAULT_WIRES, model, controls=controls)
     tasks = resolve(task, data, include_path)
     if json_file is not None:
         _check_writable(json_file)

@@ -189,3 +189,28 @@ def test_an_example_without_a_context_is_not_deranged():
     bare = Example(id="a", group="a", context="", question="Who?", answers=("Ada",))
     with pytest.raises(UserError, match="without one of its own"):
         deranged([bare, *ONE_HOP[:3]], "span")
+
+
+def test_controls_say_of_every_trained_wire_what_goes_over_it():
+    wire = "embedded:heron-4x"
+    found = arms.parse_all([wire, "nth,ratio=4"], "embedded:heron", controls=True)
+    assert [arm.label for arm in found] == [
+        "text",
+        "none",
+        wire,
+        f"{wire}:deranged",
+        f"{wire}:mean",
+        f"{wire}:counterfactual",
+        "nth,ratio=4",
+    ]
+    given = [arm.label for arm in found]
+    assert [arm.label for arm in arms.parse_all(given, "embedded:heron")] == given
+    assert arms.parse_all(["budget,ratio=4"], "m", controls=True) == arms.parse_all(["budget,ratio=4"], "m")
+    other = arms.parse_all([f"{wire}@embedded:wren"], "embedded:heron", controls=True)
+    assert [arm.label for arm in other[:2]] == ["text@embedded:wren", "none@embedded:wren"]
+
+
+def test_the_model_by_its_name_is_the_model():
+    """So its arms are compared with `text` and `none`, which name nobody."""
+    found = arms.parse_all(["text", "nth,ratio=4@embedded:heron", "nth,ratio=4"], "embedded:heron")
+    assert [arm.label for arm in found] == ["text", "nth,ratio=4"]

@@ -15,6 +15,7 @@ from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
 from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
+from latentwire.wires.latent.wire import Latent
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SAMPLE = 64
@@ -93,6 +94,33 @@ def _sending(original: Example, asked: Example, of: Example, reader: LM) -> Item
     """An example asked over the message of another's context and question."""
     sent = Prompt(context=of.context, question=of.question)
     return replace(item_of(asked, reader, sent), original=original)
+
+
+def parse_all(texts: Sequence[str], model: str, *, controls: bool = False) -> list[Arm]:
+    """Arms as the command line writes them, each once.
+
+    Args:
+        model: who reads where no reader is named. controls: what tells of a trained wire how much goes over it,
+            and whether that is of its message: `text`, `none`, `deranged`, `mean` and `counterfactual`.
+
+    Raises:
+        UserError: as `parse`.
+    """
+    named = [parse(text) for text in texts]
+    # The model by its name is the model: its arms are compared with those that name nobody.
+    arms = [replace(arm, reader=None) if arm.reader == model else arm for arm in named]
+    if controls:
+        readers = dict.fromkeys(arm.reader for arm in arms if isinstance(arm.wire, Latent))
+        arms = [Arm(parse_wire(plain), reader=reader) for reader in readers for plain in ("text", "none")] + arms
+        arms = [each for arm in arms for each in (arm, *_controls(arm))]
+    return list({arm.label: arm for arm in arms}.values())
+
+
+def _controls(arm: Arm) -> list[Arm]:
+    if not isinstance(arm.wire, Latent) or arm.variant is not None or arm.wire.control is not None:
+        return []
+    mean = arm.wire.model_copy(update={"control": "mean"})
+    return [replace(arm, variant="deranged"), replace(arm, wire=mean), replace(arm, variant="counterfactual")]
 
 
 def parse(text: str) -> Arm:

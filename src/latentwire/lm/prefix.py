@@ -11,7 +11,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns, LayerRange, Memory, Reading
+from latentwire.lm.reading import Columns, LayerRange, Memory, Reading, stacked
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -108,17 +108,11 @@ class Prefix:
         embeddings = [prefix.embeddings for prefix in prefixes if prefix.embeddings is not None]
         memories = [prefix.memory for prefix in prefixes if prefix.memory is not None]
         return cls(
-            ids=_stacked(ids, 1) if ids else None,
-            embeddings=_stacked(embeddings, 1) if embeddings else None,
+            ids=stacked(ids, 1) if ids else None,
+            embeddings=stacked(embeddings, 1) if embeddings else None,
             columns=Columns.join([prefix.columns for prefix in prefixes]),
             layers=first.layers,
-            memory=Memory(
-                tuple(_stacked(keys, 2) for keys in zip(*[memory.keys for memory in memories], strict=True)),
-                tuple(_stacked(values, 2) for values in zip(*[memory.values for memory in memories], strict=True)),
-                Columns.join([memory.columns for memory in memories]),
-            )
-            if memories
-            else None,
+            memory=Memory.join(memories) if memories else None,
             leaky=first.leaky,
             plain=all(prefix.plain for prefix in prefixes),
         )
@@ -166,17 +160,6 @@ class Forced:
 
     hidden: Tensor
     labels: Tensor
-
-
-def _stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Rows of several tensors below each other, zeros behind the shorter ones along `dim`."""
-    shape = list(parts[0].shape)
-    shape[0], shape[dim] = sum(len(part) for part in parts), max(part.shape[dim] for part in parts)
-    made, start = parts[0].new_zeros(shape), 0
-    for part in parts:
-        made[start : start + len(part)].narrow(dim, 0, part.shape[dim]).copy_(part)
-        start += len(part)
-    return made
 
 
 def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> Tensor:

@@ -110,11 +110,32 @@ class Memory:
             self.columns.select(rows),
         )
 
+    @classmethod
+    def join(cls, parts: Sequence[Memory]) -> Memory:
+        """The rows of all parts, padding behind the shorter ones."""
+        pairs = (
+            zip(*[part.keys for part in parts], strict=True),
+            zip(*[part.values for part in parts], strict=True),
+        )
+        keys, values = (tuple(stacked(each, 2) for each in layers) for layers in pairs)
+        return cls(keys, values, Columns.join([part.columns for part in parts]))
+
     def append(self, other: Memory) -> Memory:
         """This memory with `other` behind it."""
         pairs = [zip(self.keys, other.keys, strict=True), zip(self.values, other.values, strict=True)]
         keys, values = (tuple(torch.cat([mine, its.to(mine)], 2) for mine, its in each) for each in pairs)
         return Memory(keys, values, self.columns.append(other.columns))
+
+
+def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Rows of several tensors below each other, zeros behind the shorter ones along `dim`."""
+    shape = list(parts[0].shape)
+    shape[0], shape[dim] = sum(len(part) for part in parts), max(part.shape[dim] for part in parts)
+    made, start = parts[0].new_zeros(shape), 0
+    for part in parts:
+        made[start : start + len(part)].narrow(dim, 0, part.shape[dim]).copy_(part)
+        start += len(part)
+    return made
 
 
 @dataclass(frozen=True)

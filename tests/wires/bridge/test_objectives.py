@@ -12,6 +12,7 @@ from latentwire.training.fit.objectives import AnswerCrossEntropy, FlowMatching,
 from latentwire.wires.latent.adapters import Embeddings
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from tests.wires.bridge.build import TRANSLATORS, bridge, reader_lm, saved, source_lm
 from tests.wires.bridge.training import one_step, settings, train
@@ -130,6 +131,37 @@ def imitated(reader, tmp_path):
     made = {"align": reader.name, "translator": TRANSLATORS["mlp"]}
     bridge(source, reader, "deep_prefix", **made).save(tmp_path / "wire")
     return source, str(tmp_path / "wire"), made
+
+
+def test_an_imitated_wire_out_of_memory_is_read_in_halves(imitated, reader, monkeypatch):
+    """Or not at all, and then the step goes without: the objective is counted as left out."""
+    source, folder, made = imitated
+    objective, said = Imitate(wire=folder), []
+    _, step, part = one_step(source, reader, (objective,), "deep_prefix", **made)
+    whole = step.evidence(part)[0].imitated(folder)
+    honest = LatentModules.forward
+
+    def short_of_memory(room, what):
+        def forward(self, contexts):
+            if len(contexts) > room:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return honest(self, contexts)
+
+        _, step, part = one_step(source, reader, (objective,), "deep_prefix", **made)
+        evidence = step.evidence(part)[0]
+        monkeypatch.setattr(evidence._teaching, "_log", said.append)
+        with monkeypatch.context() as patch:
+            patch.setattr(LatentModules, "forward", forward)
+            return evidence, what(evidence)
+
+    evidence, halves = short_of_memory(1, lambda evidence: evidence.imitated(folder))
+    assert evidence._teaching.contexts == 1
+    assert torch.equal(halves.columns.valid, whole.columns.valid)
+    valid = whole.columns.valid[:, None, :, None]
+    for ours, theirs in zip((*halves.keys, *halves.values), (*whole.keys, *whole.values), strict=True):
+        torch.testing.assert_close(ours * valid, theirs * valid)
+    assert short_of_memory(0, objective.loss)[1] is None
+    assert said[-1].endswith("cannot encode one context as teacher; the step goes without")
 
 
 def test_a_wire_that_imitates_itself_has_come_to_its_end(imitated, reader):

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
 from latentwire.lm.reading import Columns, Memory
@@ -195,12 +194,12 @@ class Evidence:
         assert self._taught is not None
         return self._taught[1]
 
-    def imitated(self, wire: str) -> Memory:
-        """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it."""
-        shared = self._teaching.delivered(wire, self.reader, self.contexts, self.encoded.modules.config.carry)
-        if shared.memory is None:
-            raise UserError(f"objectives: {wire} gives {self.reader} no keys and values, expected both.")
-        return shared.memory
+    def imitated(self, wire: str) -> Memory | None:
+        """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it.
+
+        None if there was no memory for it.
+        """
+        return self._teaching.delivered(wire, self.reader, self.contexts, self.encoded.modules.config.carry)
 
     @property
     def _text_columns(self) -> Columns:

@@ -49,10 +49,13 @@ def _add(
     known = read_config(start)
     rest = {name: each for name, each in modules.config.adapters.items() if name != new}
     wanted = modules.config.model_copy(update={"adapters": rest, "fingerprints": known.fingerprints})
-    if new not in known.adapters and wanted != known:
-        field = next(each for each in type(known).model_fields if getattr(wanted, each) != getattr(known, each))
+    # What a wire leaves to its layout is what another one writes out.
+    mine, theirs = (each.model_copy(update={"positions": each.spread}) for each in (wanted, known))
+    if new not in known.adapters and mine != theirs:
+        field = next(each for each in type(known).model_fields if getattr(mine, each) != getattr(theirs, each))
         raise UserError(
-            f"wire.{field}: found another than in {start}, expected the wire there with {new} as one reader more."
+            f"wire.{field}: found {getattr(wanted, field)}, expected {getattr(known, field)} as in {start}: the "
+            f"wire there with {new} as one reader more."
         )
     config = before if before.nothing else before.model_copy(update={"without": (*before.without, new)})
     modules.restore(start, new=[new])

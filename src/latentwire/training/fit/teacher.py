@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cached_property
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -11,11 +12,14 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
+from latentwire.lm.reading import Memory
 from latentwire.lm.shared import Questions, Shared
 from latentwire.lm.tapping import States, tapping
 from latentwire.wires.latent.config import Carry
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.wire import Latent
+
+Part = TypeVar("Part")
 
 
 def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = ()) -> tuple[Forced, States]:
@@ -27,46 +31,59 @@ def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = (
 
 
 class Teaching:
-    """A frozen reader that reads the text, as many rows at a time as memory allows.
+    """A frozen reader that reads the text, or over a finished wire, as many rows at a time as memory allows.
 
-    rows: how many that is; None until memory has run out. It depends on the machine: no checkpoint holds it.
+    rows, contexts: how many that is of either; None until memory has run out. It depends on the machine: no
+    checkpoint holds it.
     """
 
     def __init__(self, lm: LM, log: Callable[[str], None]) -> None:
         self.lm, self._log = lm, log
         self.rows: int | None = None
+        self.contexts: int | None = None
         self._wires: dict[str, LatentModules] = {}
 
     @torch.no_grad()
     def read(self, questions: Questions, text: Shared, taps: Sequence[int] = ()) -> tuple[Forced, States] | None:
         """All rows behind the text; None if there is no memory for a single one, which is said in the log."""
-        count = len(questions.ids)
-        parts: list[tuple[Forced, States]] = []
-        at = 0
-        while at < count:
-            size = min(self.rows or count, count - at)
-            part = self._chunk(questions, text, taps, slice(at, at + size))
-            if part is None and size == 1:
-                self._log(f"out of memory: {self.lm.name} cannot read one text as teacher; the step goes without")
-                return None
-            if part is None:
-                self.rows = size // 2
-                self._log(f"out of memory: {self.lm.name} reads {self.rows} instead of {size} texts as teacher")
-                continue
-            parts.append(part)
-            at += size
-        if len(parts) == 1:
-            return parts[0]
+
+        def some(rows: slice) -> tuple[Forced, States]:
+            return states(questions.select(rows), text.select(rows), self.lm, taps)
+
+        parts, self.rows = self._fitting(some, len(questions.ids), self.rows, "read", "texts")
+        if parts is None or len(parts) == 1:
+            return None if parts is None else parts[0]
         forced = Forced(
             torch.cat([each.hidden for each, _ in parts]), torch.cat([each.labels for each, _ in parts])
         )
         return forced, {layer: torch.cat([found[layer] for _, found in parts]) for layer in taps}
 
-    def _chunk(
-        self, questions: Questions, text: Shared, taps: Sequence[int], rows: slice
-    ) -> tuple[Forced, States] | None:
+    def _fitting(
+        self, some: Callable[[slice], Part], count: int, size: int | None, does: str, what: str
+    ) -> tuple[list[Part] | None, int | None]:
+        """`some` of all rows in chunks that fit, halved where memory runs out, and how many rows those have."""
+        parts: list[Part] = []
+        at = 0
+        while at < count:
+            now = min(size or count, count - at)
+            part = self._try(some, slice(at, at + now))
+            if part is None and now == 1:
+                single = what.removesuffix("s")
+                self._log(
+                    f"out of memory: {self.lm.name} cannot {does} one {single} as teacher; the step goes without"
+                )
+                return None, size
+            if part is None:
+                size = now // 2
+                self._log(f"out of memory: {self.lm.name} {does}s {size} instead of {now} {what} as teacher")
+                continue
+            parts.append(part)
+            at += now
+        return parts, size
+
+    def _try(self, some: Callable[[slice], Part], rows: slice) -> Part | None:
         try:
-            return states(questions.select(rows), text.select(rows), self.lm, taps)
+            return some(rows)
         except torch.OutOfMemoryError:
             pass
         # Behind the handler: the exception holds on to the tensors of the pass that failed.
@@ -75,21 +92,36 @@ class Teaching:
         return None
 
     @torch.no_grad()
-    def delivered(self, wire: str, reader: str, contexts: Sequence[str], carry: Carry = "context") -> Shared:
-        """What a finished wire gives the reader for these contexts.
+    def delivered(
+        self, wire: str, reader: str, contexts: Sequence[str], carry: Carry = "context"
+    ) -> Memory | None:
+        """Keys and values that a finished wire gives the reader for these contexts.
 
         Args:
             carry: what the contexts are.
 
+        Returns:
+            None if there is no memory for a single context, which is said in the log.
+
         Raises:
-            UserError: as `Latent.bind`, or the wire carries something else.
+            UserError: as `Latent.bind`, or the wire carries something else or gives no keys and values.
         """
         if wire not in self._wires:
             self._wires[wire] = Latent(path=wire).bind(self.lm).modules
         modules = self._wires[wire]
         if modules.config.carry != carry:
             raise UserError(f"objectives: found {wire} with carry: {modules.config.carry}, expected {carry}.")
-        return modules.deliver(modules(contexts), reader)
+
+        def some(rows: slice) -> Memory:
+            memory = modules.deliver(modules(contexts[rows]), reader).memory
+            if memory is None:
+                raise UserError(f"objectives: {wire} gives {reader} no keys and values, expected both.")
+            return memory
+
+        parts, self.contexts = self._fitting(some, len(contexts), self.contexts, "encode", "contexts")
+        if parts is None or len(parts) == 1:
+            return None if parts is None else parts[0]
+        return Memory.join(parts)
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """As `LatentModules.ahead`, of the wires that are followed."""

@@ -59,15 +59,16 @@ class Imitate(Term):
             text = OwnText.of([lm.format.before(LONG, lm)], lm)
             made = modules.deliver(modules([LONG]), name, text).memory
             teaching = Teaching(lm, lambda told: None)
-            aims = teaching.delivered(self.wire, name, [LONG], modules.config.carry).memory
-            if aims is None:
-                raise UserError(f"objectives: {self.wire} gives {name} no keys and values, expected both.")
+            aims = teaching.delivered(self.wire, name, [LONG], modules.config.carry)
+            assert aims is not None, "one sentence fits into memory"
             self._side_by_side(made, aims, name)
 
-    def loss(self, evidence: Evidence) -> Tensor:
+    def loss(self, evidence: Evidence) -> Tensor | None:
         if self.reader not in (None, evidence.reader):
             return torch.zeros((), device=evidence.lm.device)
         aims = evidence.imitated(self.wire)
+        if aims is None:
+            return None
         return _apart(self._side_by_side(evidence.delivered.memory, aims, evidence.reader), aims) * evidence.labels
 
     def _side_by_side(self, made: Memory | None, aims: Memory, reader: str) -> Memory:
