@@ -73,8 +73,8 @@ def test_ignoring_whom_the_question_is_about_earns_little():
         assert type_floor(task.examples("test")) <= 0.30
 
 
-@pytest.mark.parametrize("name", ["heron-4x", "heron-8x"])
-def test_a_wire_that_ships_is_read_as_its_results_say_and_is_small(name):
+@pytest.mark.parametrize(("name", "least"), [("heron-4x", 0.80), ("heron-8x", 0.85), ("heron-16x", 0.70)])
+def test_a_wire_that_ships_is_read_as_its_results_say_and_is_small(name, least):
     lm = LM.load("embedded:heron", device="cpu")
     folder = models.wire_folder(name)
     assert sum(file.stat().st_size for file in folder.iterdir()) <= 6 * 2**20
@@ -83,8 +83,8 @@ def test_a_wire_that_ships_is_read_as_its_results_say_and_is_small(name):
     text, latent, deranged = (
         estimate([outcome for outcome in result.outcomes if outcome.arm == arm.label]).value for arm in read
     )
-    assert latent >= 0.8
-    assert text - latent <= 0.15
+    assert latent >= least
+    assert text - latent <= 0.95 - least
     assert deranged <= 0.05
 
 
