@@ -12,6 +12,7 @@ import pytest
 from safetensors.torch import load_file
 
 from latentwire.errors import UserError
+from latentwire.evaluation.report import of_questions
 from latentwire.runs.log import Log
 from latentwire.studies import curves, figures, loading, plan, runner
 from latentwire.studies.summary import JSON, MARKDOWN
@@ -82,6 +83,10 @@ def test_points_are_those_of_arms_whose_size_means_something(done: runner.Carrie
         == done.summary["stages"]["latent"]["metrics"]["r8"]["one_hop"]["exact_match"]["value"]
     )
     assert "## Sizes" in (done.folder / MARKDOWN).read_text()
+
+
+def test_the_summary_says_that_no_message_knows_the_question(done: runner.Carried) -> None:
+    assert of_questions([]) in (done.folder / MARKDOWN).read_text()
 
 
 @pytest.mark.parametrize("task", ["one_hop", "later", "shifted/two_hop", "shifted/later"])
