@@ -91,3 +91,12 @@ def test_what_is_no_diagnostics_is_told_in_one_sentence(tmp_path: Path) -> None:
             training_curves.draw({"x": path}, tmp_path / "x.svg")
     with pytest.raises(UserError, match=r"x\.txt cannot be written"):
         training_curves.draw({}, tmp_path / "x.txt")
+
+
+def test_without_matplotlib_one_sentence_says_what_to_install(
+    finished: Carried, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    with pytest.raises(UserError, match=r"found no matplotlib, .* pip install latentwire\[plots\]"):
+        figures.draw(finished.folder, tmp_path / "went.svg")
+    assert not list(tmp_path.iterdir())
