@@ -45,6 +45,8 @@ class _Loader(yaml.SafeLoader):
 def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> Study:
     """The study that a template's name or a file's path names, with `KEY=VALUE` changes applied first.
 
+    A change to a swept stage is one to all of its points.
+
     Args:
         preset: sizes of all wire stages, over what the file says and under what is changed.
 
