@@ -1,6 +1,6 @@
 """Training stages for several values of their settings: a `sweep` becomes plain stages as a study is loaded.
 
-`sweep: {wire.encoder.select.ratio: [4, 8], seed: [0, 1]}` in a stage `fit` makes fit-4-0, fit-4-1, fit-8-0, fit-8-1.
+`sweep: {wire.encoder.select.ratio: [4, 8], seed: [0, 1]}` in a stage `fit` makes the stages fit-4-0 to fit-8-1.
 """
 
 from __future__ import annotations
