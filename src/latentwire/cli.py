@@ -297,10 +297,10 @@ def report(
     study: Annotated[Path, typer.Argument(help="A study's folder, where its summary.json is.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".svg or .png [default: in the folder]")] = None,
 ) -> None:
-    """Draw what is read over latents against their bytes and against facts per latent."""
-    from latentwire.studies import curves
+    """Draw what is read over latents against bytes and against facts per latent, and how trainings went."""
+    from latentwire.studies import figures
 
-    for path in curves.draw(study, out or study / "curves.svg"):
+    for path in figures.draw(study, out or study / "curves.svg"):
         print(path)
 
 

@@ -10,6 +10,7 @@ import pytest
 
 from latentwire.errors import UserError
 from latentwire.evaluation.outcomes import read_outcomes
+from latentwire.evaluation.report import of_questions
 from latentwire.evaluation.statistics import estimate
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
@@ -140,6 +141,7 @@ def test_the_tables_show_the_oracles_and_who_saw_the_question(done: runner.Carri
     assert "## Oracles" in told
     assert "| either | source/text, target/text |" in told
     assert "The question was in sight when bridged/told was encoded" in told
+    assert of_questions([]) not in told
 
 
 @pytest.mark.parametrize(

@@ -12,8 +12,9 @@ import pytest
 from safetensors.torch import load_file
 
 from latentwire.errors import UserError
+from latentwire.evaluation.report import of_questions
 from latentwire.runs.log import Log
-from latentwire.studies import curves, loading, plan, runner
+from latentwire.studies import curves, figures, loading, plan, runner
 from latentwire.studies.summary import JSON, MARKDOWN
 from latentwire.tasks import resolve
 from latentwire.tasks.world.reading import stated
@@ -84,6 +85,10 @@ def test_points_are_those_of_arms_whose_size_means_something(done: runner.Carrie
     assert "## Sizes" in (done.folder / MARKDOWN).read_text()
 
 
+def test_the_summary_says_that_no_message_knows_the_question(done: runner.Carried) -> None:
+    assert of_questions([]) in (done.folder / MARKDOWN).read_text()
+
+
 @pytest.mark.parametrize("task", ["one_hop", "later", "shifted/two_hop", "shifted/later"])
 def test_facts_are_the_sentences_of_a_passage(task: str) -> None:
     for example in resolve([task], None)[0].examples(limit=20):
@@ -96,14 +101,14 @@ def test_no_facts_are_known_of_other_tasks() -> None:
 
 def test_the_same_study_draws_the_same_small_file(done: runner.Carried, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
-    written = curves.draw(done.folder, tmp_path / "curves.svg")
+    written = curves.draw(done.summary, tmp_path / "curves.svg")
     assert [path.name for path in written] == ["curves-bytes.svg", "curves-facts.svg"]
     first = [path.read_bytes() for path in written]
     for drawn in first:
         assert len(drawn) < 60_000
         assert all(name in drawn for name in (b"one_hop", b"type_floor", b"self, anchors", b"nth"))
     assert b"self, anchors, 4bit" in first[0]
-    assert [path.read_bytes() for path in curves.draw(done.folder, tmp_path / "curves.svg")] == first
+    assert [path.read_bytes() for path in curves.draw(done.summary, tmp_path / "curves.svg")] == first
 
 
 def test_seeds_of_one_size_are_joined_by_their_mean() -> None:
@@ -115,17 +120,17 @@ def test_seeds_of_one_size_are_joined_by_their_mean() -> None:
 
 def test_a_study_without_latents_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"summary\.json"):
-        curves.draw(tmp_path, tmp_path / "curves.svg")
+        figures.draw(tmp_path, tmp_path / "curves.svg")
     (tmp_path / JSON).write_text(json.dumps({"study": "x", "stages": {}, "comparisons": [], "derived": {}}))
-    with pytest.raises(UserError, match="no evaluation over latents"):
-        curves.draw(tmp_path, tmp_path / "curves.svg")
+    with pytest.raises(UserError, match="no evaluation over latents and no training"):
+        figures.draw(tmp_path, tmp_path / "curves.svg")
     for place in ("curves", ".", "none/curves.svg", "curves.txt"):
         with pytest.raises(UserError, match=rf"report: {tmp_path / place} cannot be written, expected"):
-            curves.draw(tmp_path, tmp_path / place)
+            figures.draw(tmp_path, tmp_path / place)
     for other in ([], {}, {"derived": 3}):
         (tmp_path / JSON).write_text(json.dumps(other))
         with pytest.raises(UserError, match=r"found another summary\.json than a study's"):
-            curves.draw(tmp_path, tmp_path / "curves.svg")
+            figures.draw(tmp_path, tmp_path / "curves.svg")
     assert [path.name for path in tmp_path.iterdir()] == [JSON]
 
 

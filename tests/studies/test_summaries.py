@@ -5,11 +5,16 @@ from __future__ import annotations
 import copy
 import json
 
+import pytest
+
+from latentwire.evaluation.report import of_questions
 from latentwire.lm.model import LM
+from latentwire.runs.log import Log
 from latentwire.runs.store import Run
-from latentwire.studies import loading, report
+from latentwire.studies import carry_out, loading, report
 from latentwire.studies.runner import Carried
 from latentwire.studies.spec import Study
+from latentwire.training.trainee import Trained
 from tests.studies.study import model_folder, small_study
 
 
@@ -63,6 +68,7 @@ def test_the_written_summary_names_its_limits(finished: Carried) -> None:
     text = (finished.folder / "summary.md").read_text()
     for words in ("single-seed", "exploratory", "Above floor", "at floor", "| baseline |", "## Gates", "n"):
         assert words in text
+    assert of_questions([]) not in text  # nothing is compressed
 
 
 def test_tables_mark_leaks_floors_unstable_prompts_and_untrained_checkpoints(finished: Carried) -> None:
@@ -83,6 +89,19 @@ def test_tables_mark_leaks_floors_unstable_prompts_and_untrained_checkpoints(fin
         "WARNING: prefix_ft was best at step 0",
     ):
         assert words in text
+
+
+def test_what_a_training_had_no_memory_for_is_told(finished: Carried, capsys: pytest.CaptureFixture[str]) -> None:
+    told = "distill left out of 1,200 passes for want of memory"
+    assert "left out of" not in report.markdown(finished.plan.study, finished.runs, finished.summary)
+    summary = copy.deepcopy(finished.summary)
+    results = summary["derived"]["finetunings"]["prefix_ft"]
+    results["skipped"] = skipped = {"answer_ce": 0, "distill": 1200}
+    assert f"prefix_ft: {told}." in report.markdown(finished.plan.study, finished.runs, summary)
+    carry_out._told(Trained(**{**results, "skipped": {"distill": 0}}), Log())
+    assert capsys.readouterr().out.endswith(f"at step {results['best_step']}\n")
+    assert carry_out._told(Trained(**results), Log())["skipped"] == skipped
+    assert capsys.readouterr().out.endswith(f"at step {results['best_step']}; {told}\n")
 
 
 def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried) -> None:

@@ -63,7 +63,7 @@ class Report:
         if self.spent:
             yield wire_tables.cost_table(self.spent)
             if not aware:
-                yield "Contexts are compressed without the question: no message knows what will be asked."
+                yield of_questions(aware)
         if (wrong := tables.errors(result)) is not None:
             yield wrong
         for each in self.tasks:
@@ -77,7 +77,7 @@ class Report:
         for (label, name), count in result.skipped.items():
             yield f"{name}: {count} examples that {label} could not change are left out of it."
         if aware:
-            yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
+            yield of_questions(aware)
         if leaking:
             yield f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading."
 
@@ -89,6 +89,13 @@ class Report:
         if self.closed:
             found["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in self.closed.items()}
         return found
+
+
+def of_questions(aware: Sequence[str]) -> str:
+    """What is said of messages: which arms' were made with the question in sight, or that none were."""
+    if aware:
+        return f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
+    return "Contexts are compressed without the question: no message knows what will be asked."
 
 
 def audited(found: Audit) -> Iterator[Table | str]:

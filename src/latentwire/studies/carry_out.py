@@ -19,6 +19,7 @@ from latentwire.lm.model import LM
 from latentwire.runs.log import Log, duration
 from latentwire.studies.plan import Plan
 from latentwire.studies.readers import Readers
+from latentwire.studies.report import left_out
 from latentwire.studies.stages import Evaluate, Finetune, FitWire
 from latentwire.training.fit.objectives import Imitate
 from latentwire.training.trainee import Trained
@@ -147,8 +148,9 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
 
 
 def _told(found: Trained, log: Log) -> dict[str, Any]:
+    lost = left_out(found.skipped)
     log(
         f"{found.steps:,} steps in {duration(found.seconds)}, ended by: {found.stopped}; "
-        f"best evaluation loss {found.best_loss:.4f} at step {found.best_step:,}"
+        f"best evaluation loss {found.best_loss:.4f} at step {found.best_step:,}{f'; {lost}' if lost else ''}"
     )
     return asdict(found)

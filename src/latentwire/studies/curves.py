@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -10,7 +9,7 @@ from pathlib import Path
 from statistics import mean
 from typing import Any, Literal
 
-from latentwire.errors import UserError
+from latentwire.studies import drawing
 from latentwire.studies.shape import Summary
 
 Axis = Literal["bytes", "facts"]
@@ -64,27 +63,21 @@ def floors(found: Summary) -> dict[str, dict[str, float]]:
     return made
 
 
-def draw(folder: Path, out: Path) -> list[Path]:
-    """Draw the curves of a study whose `summary.json` lies in a folder, a file an axis.
+def draw(found: Summary, out: Path) -> list[Path]:
+    """Draw the curves of a study, a file an axis.
 
     Args:
         out: where to, such as `curves.svg` or `curves.png`; `-bytes` and `-facts` are put before the ending.
 
     Returns:
-        What was written: without facts known, the axis of bytes alone.
+        What was written: without facts known, the axis of bytes alone; without an arm over latents, nothing.
 
     Raises:
-        UserError: no summary, no arm over latents in it, matplotlib is not installed, or nothing can be written.
+        UserError: matplotlib is not installed, or nothing can be written.
     """
-    found = _read(folder)
-    if out.suffix not in (".svg", ".png") or not out.parent.is_dir():
-        # Before the first of two files is written.
-        raise UserError(f"report: {out} cannot be written, expected a path in a folder, ending in .svg or .png.")
     every = points(found)
     if not any(each.latents is not None for each in every):
-        raise UserError(
-            f"report: {folder} holds no evaluation over latents, expected a study with one that is done."
-        )
+        return []
     names = list(dict.fromkeys(each.series for each in every if each.series not in LINES))
     colours = {name: f"C{at % 10}" for at, name in enumerate(names)}
     written = []
@@ -93,24 +86,9 @@ def draw(folder: Path, out: Path) -> list[Path]:
         if not shown:
             continue
         place = out.with_name(f"{out.stem}-{axis}{out.suffix}")
-        _write(_figure(axis, shown, colours, _lines(every, floors(found)), found["study"]), place)
+        drawing.write(_figure(axis, shown, colours, _lines(every, floors(found)), found["study"]), place)
         written.append(place)
     return written
-
-
-def _read(folder: Path) -> Summary:
-    try:
-        found: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(
-            f"report: found no summary.json to read in {folder}, expected a study's folder."
-        ) from error
-    wanted = list(Summary.__annotations__)
-    if not isinstance(found, dict) or not all(key in found for key in wanted):
-        raise UserError(
-            f"report: found another summary.json than a study's in {folder}, expected {', '.join(wanted)}."
-        )
-    return found
 
 
 def _lines(every: Sequence[Point], of: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -131,18 +109,12 @@ def _figure(
     lines: Mapping[str, Mapping[str, float]],
     study: str,
 ) -> Any:
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UserError(
-            "report: found no matplotlib, expected it installed: pip install latentwire[plots]."
-        ) from error
-    from matplotlib.ticker import LogLocator, NullLocator
-
     tasks = list(dict.fromkeys(each.task for each in shown))
     wide = min(len(tasks), 4)
     high = -(-len(tasks) // wide)
-    figure = Figure(figsize=(3 * wide + 0.6, 2.8 * high + 0.9), layout="constrained")
+    figure = drawing.figure(3 * wide + 0.6, 2.8 * high + 0.9)
+    from matplotlib.ticker import LogLocator, NullLocator  # behind the sentence that it is missing
+
     panels = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
     for panel in panels[len(tasks) :]:
         panel.set_visible(False)
@@ -186,17 +158,3 @@ def _means(where: Sequence[tuple[Point, float]]) -> Iterator[tuple[float, float]
         alike[x].append(each.value)
     for x, values in sorted(alike.items()):
         yield x, mean(values)
-
-
-def _write(figure: Any, place: Path) -> None:
-    from matplotlib import rc_context
-
-    # Text stays text and ids are no chance: the same study gives the same file.
-    fixed = {"Date": None} if place.suffix == ".svg" else None
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "latentwire"}):
-        try:
-            figure.savefig(place, dpi=80, metadata=fixed)
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"report: {place} cannot be written ({error}), expected a path ending in .svg or .png."
-            ) from error

@@ -11,9 +11,11 @@ from pydantic import ValidationError
 
 from latentwire.errors import UserError, one_of
 from latentwire.studies import references, templates
-from latentwire.studies.mistakes import SHARED, mistake, shown
+from latentwire.studies.mistakes import SHARED, SWEEP, mistake, shown
 from latentwire.studies.naming import in_full
+from latentwire.studies.paths import put
 from latentwire.studies.spec import Study
+from latentwire.studies.sweeps import expanded, swept
 from latentwire.training.fit.config import PRESETS
 
 
@@ -43,6 +45,8 @@ class _Loader(yaml.SafeLoader):
 def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> Study:
     """The study that a template's name or a file's path names, with `KEY=VALUE` changes applied first.
 
+    A change to a swept stage is one to all of its points.
+
     Args:
         preset: sizes of all wire stages, over what the file says and under what is changed.
 
@@ -58,7 +62,7 @@ def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> 
     for change in changes:
         _set(raw, change)
     try:
-        raw = in_full(raw)
+        raw = in_full(expanded(raw))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     try:
@@ -127,27 +131,13 @@ def _set(raw: dict[str, Any], change: str) -> None:
     """
     key, equals, text = change.partition("=")
     path = key.strip().split(".")
+    if path[0] == "stages" and path[2:3] == [SWEEP] and path[3:]:
+        path[3:] = [".".join(path[3:])]  # a sweep's keys are paths themselves
     if not equals or not all(path):
         raise UserError(f"--set: found {change!r}, expected KEY=VALUE, such as stages.causal_ft.steps=100.")
     value = _parse(text, f"--set {key}")
     _check_there(raw, path)
-    at: Any = raw
-    for depth, part in enumerate(path):
-        last = depth == len(path) - 1
-        if isinstance(at, list):
-            if not part.isdigit() or int(part) >= len(at):
-                raise UserError(f"--set: {key}: found {part!r}, expected a position from 0 to {len(at) - 1}.")
-            index: Any = int(part)
-        elif isinstance(at, dict):
-            index = part
-        else:
-            raise UserError(f"--set: {key}: found {shown(at)} at {'.'.join(path[:depth])}, expected a mapping.")
-        if last:
-            at[index] = value
-        elif isinstance(at, dict):
-            at = at.setdefault(index, {})
-        else:
-            at = at[index]
+    put(raw, path, value, f"--set: {key}")
 
 
 def _check_there(raw: dict[str, Any], path: Sequence[str]) -> None:
@@ -156,11 +146,23 @@ def _check_there(raw: dict[str, Any], path: Sequence[str]) -> None:
     if not isinstance(stages, dict):
         return
     key = ".".join(path)
+    if path[0] == "stages" and len(path) > 1 and path[2:3] != [SWEEP]:
+        _check_swept(stages, path[1], ".".join(path[2:]), key)
     if path[0] == "stages" and len(path) > 2 and path[1] not in stages and path[2] != "kind":
         raise UserError(f"--set: {key}: found {path[1]!r}, expected {one_of(path[1], stages)}.")
     kinds = [stage.get("kind") for stage in stages.values() if isinstance(stage, dict)]
     if path[0] == SHARED and "finetune" not in kinds:
         raise UserError(f"--set: {key}: found a study that finetunes nothing, expected a stage of kind finetune.")
+
+
+def _check_swept(stages: dict[str, Any], name: str, setting: str, key: str) -> None:
+    """Refuse to change one point of a sweep, or what its points have values of their own for."""
+    for each, points in swept(stages).items():
+        if name in [f"{each}-{point}" for point in points]:
+            raise UserError(f"--set: {key}: found a point of a sweep, expected {each}, which is all of them.")
+        if name == each and setting in stages[name][SWEEP]:
+            expected = f"stages.{name}.{SWEEP}.{setting}=[...]"
+            raise UserError(f"--set: {key}: found what {name} sweeps, expected {expected}.")
 
 
 def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from latentwire.studies.spec import Study
 
 SHARED = "finetuning"
 """The study's key for settings that all of its finetune stages share; a stage's own win."""
+SWEEP, SWEPT = "sweep", ("wire", "finetune")
+"""A stage's key for settings that have several values, and the kinds of stages that may have it."""
 Path = tuple[str | int, ...]
 
 
@@ -97,7 +99,10 @@ def _keys(path: Path, whole: Mapping[str, Any]) -> list[str]:
     kind = value.get("kind") if isinstance(value, dict) else None
     options = list(_models_at(path, whole))
     fitting = [option for option in options if kind in _kinds(option)] or options
-    return [*(name for option in fitting for name in option.model_fields), *([] if path else [SHARED, MODELS])]
+    beside = [] if path else [SHARED, MODELS]
+    if path[:1] == ("stages",) and len(path) == 2 and kind in SWEPT:
+        beside = [SWEEP]
+    return [*(name for option in fitting for name in option.model_fields), *beside]
 
 
 def _models_at(path: Path, value: Any) -> Iterator[type[BaseModel]]:

@@ -126,6 +126,7 @@ def make(study: Study) -> Plan:
             # A wire to start from is one of the stage's own source.
             beside = stage.imitated() if isinstance(stage, FitWire) else stage.elsewhere()
             sources = [read_config(locate(path)).source for path in beside]
+            wires = _wires(stage)
             read, content = (inputs, data) if isinstance(stage, Evaluate) else _training_data(stage)
         except UserError as error:
             raise UserError(f"stages.{name}: {error}") from error
@@ -136,7 +137,6 @@ def make(study: Study) -> Plan:
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}
-        wires = _wires(stage)
         start += [each.sha256 for each in wires.values()]
         what = {key: value for key, value in configuration.items() if key not in _PLACES}
         parts = {"stage": what, "version": __version__, "start": start, "data": content}

@@ -10,6 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
+from latentwire.evaluation.report import of_questions
 from latentwire.runs.store import Run
 from latentwire.studies.curves import points
 from latentwire.studies.shape import Summary
@@ -79,7 +80,7 @@ def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
             best = f"{results['best_loss']:.4f} at step {results['best_step']}"
             told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {best}"
         rows.append([name, study.stages[name].kind, stage["status"], stage["run"] or "", told])
-    notes = [*_same_rows(study, found), *_untrained(study, found)]
+    notes = [*_same_rows(study, found), *_untrained(study, found), *_without(found)]
     return Section("Stages", ["stage", "kind", "status", "run", ""], rows, notes)
 
 
@@ -89,6 +90,22 @@ def _untrained(study: Study, found: Summary) -> Iterator[str]:
     for name, results in found["derived"]["finetunings"].items():
         if results["best_step"] == 0 and name in read:
             yield f"WARNING: {name} was best at step 0: the checkpoint read after it is untrained."
+
+
+def _without(found: Summary) -> Iterator[str]:
+    for name, results in found["derived"]["finetunings"].items():
+        if lost := left_out(results.get("skipped", {})):
+            yield f"{name}: {lost}."
+
+
+def left_out(skipped: Mapping[str, int]) -> str:
+    """What of a training there was no memory for, nothing where there was enough.
+
+    Args:
+        skipped: by objective, how many passes of a reader it was left out of.
+    """
+    counts = [f"{kind} left out of {count:,} passes" for kind, count in skipped.items() if count]
+    return f"{', '.join(counts)} for want of memory" if counts else ""
 
 
 def _same_rows(study: Study, found: Summary) -> Iterator[str]:
@@ -152,16 +169,17 @@ def _mean(values: Sequence[float | None]) -> float | None:
 
 
 def _cautions(found: Summary) -> Iterator[str]:
-    """What a reader of the scores must know: arms that leak or know the question, prompts whose end the answer
-    would change, examples that an arm was not asked."""
+    """What a reader of the scores must know: arms that leak, what messages know of the question, prompts whose
+    end the answer would change, examples that an arm was not asked."""
     told = found["derived"]["evaluations"]
     if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
         yield (
             f"LEAKS: in {', '.join(leaking)} scored tokens see themselves; "
             "these numbers measure no reading and are to be compared with nothing."
         )
-    if aware := [f"{name}/{arm}" for name, each in told.items() for arm in each["question_aware"]]:
-        yield f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
+    aware = [f"{name}/{arm}" for name, each in told.items() for arm in each["question_aware"]]
+    if aware or any(each.latents is not None for each in points(found)):
+        yield of_questions(aware)
     unstable: dict[str, int] = {}
     for each in told.values():
         for task, count in each["unstable"].items():

@@ -28,7 +28,7 @@ from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages import TRAINED, Evaluate
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 6
+_FORM = 7
 """Counted up when a summary of the same runs comes to hold something else."""
 ENDED = ("done", "rejected")
 """Of a run that has results."""

@@ -1,0 +1,36 @@
+"""Places in a study as it is written: mappings in mappings, numbers counting into lists."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from latentwire.errors import UserError
+from latentwire.studies.mistakes import shown
+
+
+def put(raw: dict[str, Any], path: Sequence[str], value: Any, told: str) -> None:
+    """Put a value at a path, making mappings that are not there.
+
+    Args:
+        told: what a mistake's sentence begins with, such as `--set: stages.fit.steps`.
+
+    Raises:
+        UserError: on the way is neither a mapping nor a list, or a list is not so long.
+    """
+    at: Any = raw
+    for depth, part in enumerate(path):
+        if isinstance(at, list):
+            if not part.isdigit() or int(part) >= len(at):
+                raise UserError(f"{told}: found {part!r}, expected a position from 0 to {len(at) - 1}.")
+            index: Any = int(part)
+        elif isinstance(at, dict):
+            index = part
+        else:
+            raise UserError(f"{told}: found {shown(at)} at {'.'.join(path[:depth])}, expected a mapping.")
+        if depth == len(path) - 1:
+            at[index] = value
+        elif isinstance(at, dict):
+            at = at.setdefault(index, {})
+        else:
+            at = at[index]

@@ -1,0 +1,76 @@
+"""How trainings went: the loss of their evaluations and the share of right first tokens against the step."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from latentwire.errors import UserError
+from latentwire.studies import drawing
+from latentwire.studies.shape import Summary
+
+FILE = "diagnostics.jsonl"
+
+
+def trainings(folder: Path, found: Summary) -> dict[str, Path]:
+    """The diagnostics of the trainings of a study that lies in a folder, by stage; those that there are."""
+    # A run is written STUDY/STAGE/RUN, and the folder may have another name by now.
+    runs = {name: Path(stage["run"]).parts[1:] for name, stage in found["stages"].items() if stage["run"]}
+    files = {name: folder.joinpath(*parts) / FILE for name, parts in runs.items()}
+    return {name: file for name, file in files.items() if file.is_file()}
+
+
+def draw(files: Mapping[str, Path], out: Path, title: str = "trainings") -> None:
+    """Draw trainings into one file of two panels.
+
+    Args:
+        files: by label a `diagnostics.jsonl`, of a run or kept. out: where to, ending in .svg or .png.
+
+    Raises:
+        UserError: a file is none, matplotlib is not installed, or nothing can be written.
+    """
+    drawing.check(out)
+    lines = {label: _lines(path) for label, path in files.items()}
+    figure = drawing.figure(9, 3.6 + 0.16 * len(lines) / 4)
+    losses, rights = figure.subplots(1, 2)
+    for at, (label, every) in enumerate(lines.items()):
+        colour = f"C{at % 10}"
+        losses.plot(*_curve(every, "loss"), color=colour, linewidth=0.4, alpha=0.6)
+        losses.plot(
+            *_curve(every, "eval_loss"), color=colour, linewidth=1.2, marker=".", markersize=3, label=label
+        )
+        right = _curve(every, "eval_first_token_accuracy")
+        rights.plot(*right, color=colour, linewidth=1.2, marker=".", markersize=3)
+    losses.set_title("evaluation loss; thin: training loss", fontsize=10)
+    losses.set_ylabel("nats a token; in training all objectives", fontsize=9)
+    rights.set(ylim=(-0.02, 1.02))
+    rights.set_title("share of right first tokens, evaluation", fontsize=10)
+    figure.supxlabel(f"{title}: step", fontsize=10)
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    drawing.write(figure, out)
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    try:
+        texts = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"report: {path} cannot be read, expected the {FILE} of a training.") from error
+    found = []
+    for at, text in enumerate(texts):
+        try:
+            line = json.loads(text)
+            found.append({**line, "step": int(line["step"])})
+        except (ValueError, TypeError, KeyError) as error:
+            if at == len(texts) - 1:
+                break  # half a line of a training that goes on, or left by a kill
+            raise UserError(
+                f"report: {path}, line {at + 1}: found no step, expected the {FILE} of a training."
+            ) from error
+    return found
+
+
+def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:
+    there = [line for line in lines if line.get(key) is not None]
+    return [line["step"] for line in there], [line[key] for line in there]
