@@ -133,7 +133,7 @@ def test_the_commands_preset_goes_over_the_file_and_set_over_both() -> None:
     hero = loading.load("latent-wire", (), "hero").stages
     sizes = {name: [found[name].steps for name in ("fit", "constant")] for name, found in
              {"plain": plain, "small": small, "hero": hero}.items()}  # fmt: skip
-    assert sizes == {"plain": [2000, 500], "small": [7, 20], "hero": [8000, 8000]}
+    assert sizes == {"plain": [1600, 1600], "small": [7, 20], "hero": [8000, 8000]}
     kept = set(FitWire.model_fields) - set(PRESETS["smoke"]) - {"preset"}
     assert all(getattr(small["fit"], name) == getattr(plain["fit"], name) for name in kept)
     with pytest.raises(UserError, match="--preset: found 'large', expected one of smoke, hero"):

@@ -140,7 +140,7 @@ def test_the_study_of_sizes_sweeps_ratios_and_seeds() -> None:
     assert {(each.wire.encoder.select.ratio, each.seed) for each in trained.values()} == {
         (ratio, seed) for ratio in (4, 8, 16) for seed in (0, 1, 2)
     }
-    assert trained["r16s2"].start_from == "r8s2"
+    assert trained["sixteen-2"].start_from == "eight-2"
     planned = plan.make(study)
     assert len({stage.identity for stage in planned.stages.values()}) == len(planned.stages)
 
