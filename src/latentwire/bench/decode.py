@@ -15,14 +15,13 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from latentwire.bench.decode_step import OURS, floor, ours, peer, place, prompt_ids, tokenizer
+from latentwire.bench.decode_step import COMPILED, OURS, floor, ours, peer, place, prompt_ids, tokenizer
 from latentwire.bench.setup import Row, Setup
 from latentwire.lm import attention
 from latentwire.lm.decoding.engine import COMPILER, Engine
 from latentwire.lm.decoding.merged import Merging
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import Columns
 
 BATCHES, MORE_BATCHES = (1, 32), (2, 4, 8, 16, 64)
 PROMPTS, PREFILL_ROWS = (64, 512, 2048, 4096), 8
@@ -33,15 +32,16 @@ WAYS: dict[str, tuple[tuple[int, ...], Merging, dict[str, Any]]] = {
     "nothing merged": ((1, 32), "none", {}),
     "attention merged": ((1,), "attention", {}),
     "all merged": ((1, 32), "all", {}),
+    "attention merged, no dependent launch": ((1,), "attention", {"triton.enable_pdl": False}),
+    "all merged, no dependent launch": ((32,), "all", {"triton.enable_pdl": False}),
     "attention merged, combo kernels": ((1,), "attention", {"combo_kernels": True}),
-    "attention merged, dependent launch": ((1,), "attention", {"triton.enable_pdl": True}),
     "all merged, combo kernels": ((32,), "all", {"combo_kernels": True}),
-    "all merged, dependent launch": ((32,), "all", {"triton.enable_pdl": True}),
     "all merged, products in Triton": ((32,), "all", {"max_autotune_gemm": True}),
 }
 """Ways of compiling: at which batches, what is merged, options of the compiler."""
-PARTS = ("modes", "ways")
-"""Our modes and the peers; ways of compiling, and the whole model by the best of them."""
+PARTS = ("modes", "compiled", "ways", "prefill")
+"""Our modes and the peers; the fastest mode alone; ways of compiling, and the whole model by the best of them;
+reading prompts."""
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("transformers generate, dynamic cache", {}),
     "static": ("transformers generate, static cache", {"cache_implementation": "static"}),
@@ -54,8 +54,14 @@ def measure(setup: Setup) -> Iterator[Row]:
     lm = LM(setup.model(), tokenizer(), name=setup.shape)
     if setup.wants("modes"):
         yield from _modes(setup, lm)
+    if setup.only == "compiled":
+        for batch in BATCHES:
+            yield floor(setup, lm.model, batch)
+            yield ours(setup, lm, COMPILED, batch)
     if setup.wants("sweep"):
         yield from _sweep(setup, lm)
+    if setup.only == "prefill" or setup.wants("sweep"):
+        yield from _prefills(setup, lm)
     if setup.only == "ways" or (gpu and setup.wants("sweep") and not setup.only):
         yield from _ways(setup, lm)
 
@@ -83,7 +89,6 @@ def _sweep(setup: Setup, lm: LM) -> Iterator[Row]:
     for prompt in PROMPTS:
         yield floor(setup, lm.model, PREFILL_ROWS, prompt)
         yield ours(setup, lm, who, PREFILL_ROWS, prompt)
-    yield from _prefills(setup, lm)
     lm.engine.release()
     kind = setup.device.type if setup.device.type in SWEEP_SHAPES else "cpu"
     for shape in SWEEP_SHAPES[kind]:
@@ -132,8 +137,7 @@ def _prefills(setup: Setup, lm: LM) -> Iterator[Row]:
     """Reading prompts: what a shorter, latent prefix saves."""
     for length in PROMPTS:
         ids = prompt_ids(setup, lm.model.config.vocab_size, PREFILL_ROWS, length)
-        positions = torch.arange(length, device=setup.device).expand(PREFILL_ROWS, -1)
-        prefix = Prefix(ids=ids, columns=Columns.of(torch.ones_like(ids).bool(), positions))
+        prefix = Prefix.of_tokens(ids.tolist(), device=setup.device)
         runs = {
             "latentwire prefill": lambda prefix=prefix: lm.prefill(prefix),
             "transformers prefill": lambda ids=ids: _plain(lm.model, ids),

@@ -17,17 +17,17 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.decoding.engine import Attention, Mode
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import Columns
 
 PROMPT = 512
 LONG = 65
 """Tokens of the longer of the two texts whose times are compared."""
+COMPILED = "latentwire, compiled and captured"
 OURS: dict[str, tuple[Mode, Attention]] = {
     "latentwire, one step at a time": ("plain", "split"),
     "latentwire, captured graph, sdpa": ("graph", "sdpa"),
     "latentwire, captured graph": ("graph", "split"),
-    "latentwire, compiled and captured": ("compiled", "split"),
-    "latentwire, compiled and captured, sdpa": ("compiled", "sdpa"),
+    COMPILED: ("compiled", "split"),
+    f"{COMPILED}, sdpa": ("compiled", "sdpa"),
 }
 
 
@@ -47,8 +47,7 @@ def prompt_ids(setup: Setup, vocabulary: int, batch: int, length: int) -> Tensor
 
 def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> Row:
     ids = prompt_ids(setup, lm.model.config.vocab_size, batch, prompt)
-    positions = torch.arange(prompt, device=setup.device).expand(batch, -1)
-    prefix = Prefix(ids=ids, columns=Columns.of(torch.ones_like(ids).bool(), positions))
+    prefix = Prefix.of_tokens(ids.tolist(), device=setup.device)
     lm.engine.release()
     lm.engine.mode, lm.engine.attention = OURS.get(who, ("compiled", "split"))
     if setup.device.type != "cuda":

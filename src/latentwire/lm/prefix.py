@@ -55,15 +55,17 @@ class Prefix:
         device: torch.device | str = "cpu",
         layers: LayerRange | None = None,
         leaky: bool = False,
+        multiple: int = 1,
     ) -> Prefix:
         """Token rows of any mix of lengths, padded on the right.
 
         Args:
             rows: token ids. blocks: one block id a token (`CAUSAL` or >= 0); causal without it.
+            multiple: of columns.
         """
-        ids = pad_rows(rows, 0).to(device)
-        valid = pad_rows([[1] * len(row) for row in rows], 0).bool().to(device)
-        ahead = pad_rows(blocks, CAUSAL).to(device) if blocks is not None else None
+        ids = pad_rows(rows, 0, multiple).to(device)
+        valid = pad_rows([[1] * len(row) for row in rows], 0, multiple).bool().to(device)
+        ahead = pad_rows(blocks, CAUSAL, multiple).to(device) if blocks is not None else None
         positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
         plain = all(block == CAUSAL for row in blocks or () for block in row)
         columns = Columns.of(valid, positions, ahead)
@@ -162,7 +164,17 @@ class Forced:
     labels: Tensor
 
 
-def pad_rows(rows: Sequence[Sequence[int]], fill: int) -> Tensor:
-    """`(B, longest)` int64, rows padded on the right; at least one column."""
-    width = max(1, max(map(len, rows), default=1))
+STEADY = 16
+"""Columns of which a training's batches have multiples: attention and products are planned anew for a new shape,
+which takes longer than a small model's whole step, and else every step would have new ones."""
+
+
+def pad_rows(rows: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> Tensor:
+    """`(B, longest)` int64, rows padded on the right, to a multiple of columns; at least one column."""
+    width = rounded(max(1, max(map(len, rows), default=1)), multiple)
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
+
+
+def rounded(width: int, multiple: int) -> int:
+    """The next multiple of `multiple`."""
+    return -(-width // multiple) * multiple

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.model import LM
-from latentwire.lm.prefix import Forced, Prefix, pad_rows
+from latentwire.lm.prefix import Forced, Prefix, pad_rows, rounded
 from latentwire.lm.reading import SHARED, Columns, Memory, Reading
 
 IGNORE = -100
@@ -31,9 +31,9 @@ class Shared:
     columns: Columns | None = None
 
     @classmethod
-    def of_tokens(cls, rows: Sequence[Sequence[int]], device: torch.device | str) -> Shared:
-        """Plain text, read causally."""
-        ids = pad_rows(rows, 0).to(device)
+    def of_tokens(cls, rows: Sequence[Sequence[int]], device: torch.device | str, multiple: int = 1) -> Shared:
+        """Plain text, read causally. multiple: of columns, padding behind the longest row."""
+        ids = pad_rows(rows, 0, multiple).to(device)
         end = torch.tensor([len(row) for row in rows], device=device)
         positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
         valid = positions < end[:, None]
@@ -84,6 +84,8 @@ class Questions:
 
     ids, labels: labels are `IGNORE` but on answers. numbers: which question of its row a column belongs to.
     steps: a column's place in its question. places: in its answer, -1 before it. valid: no padding.
+    learned: `(N,)`, the columns whose next token is an answer's, row by row: row * T + column. first: `(A,)`,
+    which of these predict an answer's first token.
     """
 
     ids: Tensor
@@ -92,11 +94,17 @@ class Questions:
     steps: Tensor
     places: Tensor
     valid: Tensor
+    learned: Tensor
+    first: Tensor
 
     @classmethod
-    def of(cls, rows: Sequence[Sequence[tuple[list[int], list[int]]]], device: torch.device | str) -> Questions:
-        """From token ids of question and answer, a list of pairs a context."""
-
+    def of(
+        cls,
+        rows: Sequence[Sequence[tuple[list[int], list[int]]]],
+        device: torch.device | str,
+        multiple: int = 1,
+    ) -> Questions:
+        """From token ids of question and answer, a list of pairs a context. multiple: of columns."""
         flat = [(n, q, a) for row in rows for n, (q, a) in enumerate(row)]
         asked = torch.tensor([len(q) for _, q, _ in flat])
         sizes = torch.tensor([len(q) + len(a) for _, q, a in flat])
@@ -104,46 +112,70 @@ class Questions:
         steps = torch.arange(len(tokens)) - (sizes.cumsum(0) - sizes).repeat_interleave(sizes)
         places = (steps - asked.repeat_interleave(sizes)).clamp_min(-1)
         widths = torch.tensor([sum(len(q) + len(a) for q, a in row) for row in rows])
-        valid = torch.arange(int(widths.max())) < widths[:, None]
+        valid = torch.arange(rounded(int(widths.max()), multiple)) < widths[:, None]
 
         def columns(values: Tensor, fill: int) -> Tensor:
             made = torch.full(valid.shape, fill)
             made[valid] = values
-            return made.to(device)
+            return made
 
-        return cls(
+        made = cls._of(
             ids=columns(tokens, 0),
             labels=columns(torch.where(places >= 0, tokens, IGNORE), IGNORE),
             numbers=columns(torch.tensor([n for n, _, _ in flat]).repeat_interleave(sizes), 0),
             steps=columns(steps, 0),
             places=columns(places, -1),
-            valid=valid.to(device),
+            valid=valid,
         )
+        return cls(*(getattr(made, each.name).to(device) for each in fields(cls)))
+
+    @classmethod
+    def _of(cls, **columns: Tensor) -> Questions:
+        # On the host where batches are made: on a GPU whoever asks which columns those are waits for it.
+        labelled = columns["labels"] != IGNORE
+        every = torch.cat([labelled[:, 1:], torch.zeros_like(labelled[:, :1])], 1)
+        learned = every.flatten().nonzero()[:, 0]
+        first = (columns["places"].flatten()[learned + 1] == 0).nonzero()[:, 0]
+        return cls(**columns, learned=learned, first=first)
+
+    def relabelled(self, ids: Tensor, labels: Tensor) -> Questions:
+        """The same columns with other tokens and labels, `(B, T)` each."""
+        return self._of(**{**self._columns, "ids": ids, "labels": labels})
 
     def select(self, rows: slice) -> Questions:
         """The questions of these rows."""
-        return Questions(*(getattr(self, each.name)[rows] for each in fields(self)))
+        if rows.indices(len(self.ids)) == (0, len(self.ids), 1):
+            return self
+        return self._of(**{name: columns[rows] for name, columns in self._columns.items()})
+
+    @property
+    def _columns(self) -> dict[str, Tensor]:
+        derived = ("learned", "first")
+        return {each.name: getattr(self, each.name) for each in fields(self) if each.name not in derived}
 
     @cached_property
-    def learned(self) -> Tensor:
-        """`(B, T)`: the columns whose next token is an answer's. N of them are true."""
-        labelled = self.labels != IGNORE
-        return torch.cat([labelled[:, 1:], torch.zeros_like(labelled[:, :1])], 1)
+    def counts(self) -> Tensor:
+        """`(B,)`: how many columns of each row are learned."""
+        return (self.labels[:, 1:] != IGNORE).sum(1)
+
+    def at(self, every: Tensor) -> Tensor:
+        """`(N, ...)`: of what stands in all columns, `(B, T, ...)`, that of the learned ones."""
+        return every.flatten(0, 1)[self.learned]
+
+    @cached_property
+    def aims(self) -> Tensor:
+        """`(N,)`: the labels, each of the token behind a learned column."""
+        return self.labels.flatten()[self.learned + 1]
 
     @cached_property
     def place(self) -> Tensor:
         """`(N,)`: which token of its answer each learned column predicts, from 0."""
-        return torch.roll(self.places, -1, 1)[self.learned]
-
-    @cached_property
-    def first(self) -> Tensor:
-        """`(N,)`: of the N learned columns, those that predict an answer's first token."""
-        return self.place == 0
+        return self.places.flatten()[self.learned + 1]
 
     @cached_property
     def row(self) -> Tensor:
         """`(N,)`: the row of each learned column."""
-        return self.learned.nonzero()[:, 0]
+        return self.learned // self.ids.shape[1]
 
     def forced(self, shared: Shared, lm: LM) -> Forced:
         """Teacher forcing behind what is shared: hidden `(N, D)` and labels `(N,)`; gradients flow."""
@@ -158,5 +190,4 @@ class Questions:
             columns = shared.columns.append(own)
             content = torch.cat([shared.content, shared.like(self.ids, lm)], 1)
             hidden = lm.run(content, columns, Reading(columns, memory=memory))[:, shared.columns.width :]
-        learned = self.learned
-        return Forced(hidden[learned], torch.roll(self.labels, -1, 1)[learned])
+        return Forced(self.at(hidden), self.aims)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import random
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -21,6 +19,7 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.models import folder
 from latentwire.tasks.world.reading import Tier, ask, ask_tags, draw_passage
 from latentwire.tasks.world.sums import draw_problem, draw_story
+from latentwire.training.jobs import spread
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"
 TOKENIZER_ROWS = 20_000
@@ -182,8 +181,7 @@ def _block(recipe: Recipe, tokenizer: PreTrainedTokenizerFast, first: int) -> tu
 def growth_rows(recipe: Recipe, tokenizer: PreTrainedTokenizerFast) -> tuple[Tensor, Tensor]:
     """All training rows: ids `(rows, row_tokens)` int16, padded, and the answers' places as booleans."""
     starts = range(0, recipe.rows, ROWS_PER_JOB)
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        blocks = list(pool.map(partial(_block, recipe, tokenizer), starts))
+    blocks = spread(partial(_block, recipe, tokenizer), starts)
     ids, answers = (np.concatenate(part) for part in zip(*blocks, strict=True))
     return torch.from_numpy(ids), torch.from_numpy(answers)
 

@@ -74,7 +74,7 @@ class Training:
         labels = _summed(accelerator, {"labels": sum(map(trainee.labels, parts))})["labels"]
         logged = self.done % settings.log_steps == 0
         adapting = trainee.adapting
-        sums: dict[str, float] = defaultdict(float)
+        sums: dict[str, Tensor | int] = defaultdict(int)
         norms: dict[str, float] = {}
         for part in parts:
             losses: Losses = self.step(part, self.done / settings.steps)
@@ -83,11 +83,11 @@ class Training:
                 norms = _gradient_norms(losses)
             # Gradients are averaged over processes: the sum over all labels needs their number back.
             accelerator.backward(losses.total * accelerator.num_processes / labels)
-            sums["total"] += float(losses.total.detach())
+            sums["total"] += losses.total.detach()
             sums["right"] += losses.first_right
             sums["firsts"] += losses.firsts
             for name, term in losses.terms.items():
-                sums[f"term/{name}"] += float(term.detach())
+                sums[f"term/{name}"] += term.detach()
             for name, count in losses.skipped.items():
                 sums[f"skipped/{name}"] += count
         norm = accelerator.clip_grad_norm_(self.step.parameters(), settings.clip)
@@ -98,7 +98,7 @@ class Training:
             group["lr"] = settings.learning_rate * share
         self.optimizer.step()
         self.optimizer.zero_grad()
-        found = _summed(accelerator, sums)
+        found = _summed(accelerator, _numbers(sums))
         loss = found["total"] / labels
         accuracy = found["right"] / found["firsts"] if found["firsts"] else None
         if adapting is not None:
@@ -246,6 +246,11 @@ def _gradient_norms(losses: Losses) -> dict[str, float]:
         )
         norms[name] = float(sum(float(each.float().square().sum()) for each in found if each is not None) ** 0.5)
     return norms
+
+
+def _numbers(sums: Mapping[str, Tensor | int]) -> dict[str, float]:
+    """What stands on devices as numbers; the first that is asked for waits for the step."""
+    return {name: float(each) for name, each in sums.items()}
 
 
 def _summed(accelerator: Accelerator, values: Mapping[str, float]) -> dict[str, float]:

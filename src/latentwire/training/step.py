@@ -23,14 +23,14 @@ from latentwire.training.packing import Rows
 @dataclass(frozen=True, eq=False)
 class Losses:
     """total: what to send backward, a weighted sum over tokens. terms: each objective's sum.
-    labels: how many tokens were learned. first_right, firsts: first answer tokens predicted right, and all of
-    them. at: where gradient norms of single objectives are taken. skipped: by objective, how often there was no
-    memory for it."""
+    labels: how many tokens were learned. first_right, firsts: first answer tokens predicted right (a number on the
+    device: to ask for it is to wait), and all of them. at: where gradient norms of single objectives are taken.
+    skipped: by objective, how often there was no memory for it."""
 
     total: Tensor
     terms: dict[str, Tensor]
     labels: int
-    first_right: int
+    first_right: Tensor
     firsts: int
     at: tuple[Tensor, ...]
     skipped: Mapping[str, int] = field(default_factory=dict)
@@ -51,7 +51,7 @@ class Step(nn.Module):
         total = torch.stack([each.weight * terms[each.name] for each in self._objectives]).sum()
         with torch.no_grad():
             right = self._lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]
-        return Losses(total, terms, len(forced.labels), int(right.sum()), int(first.sum()), (forced.hidden,))
+        return Losses(total, terms, len(forced.labels), right.sum(), int(first.sum()), (forced.hidden,))
 
 
 def labels_of(rows: Rows) -> int:

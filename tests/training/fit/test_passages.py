@@ -53,7 +53,7 @@ def tokenizing(tokenizer, **how):
     ids=["metaspace", "merging", "delimiter", "byte-level"],
 )
 def test_answers_are_trained_as_the_tokens_that_they_are_scored_by(reader, alone):
-    pairs = reader.pairs(EXAMPLES)
+    pairs = reader.told(EXAMPLES)[1]
     ends = sorted(reader.eos_ids)
     for example, (behind, answer) in zip(EXAMPLES, pairs, strict=True):
         assert answer == [*reader.format.encode(example, reader)[1][0], *ends]
@@ -77,7 +77,7 @@ def test_a_context_that_changes_the_answers_tokens_is_refused():
     example = EXAMPLES[0]
     assert len(example.context) % 3 != 2  # with its line break no whole number of tokens
     with pytest.raises(UserError, match=f"tiny cuts the answer to {example.id} in another way"):
-        tokenizing(Strides()).pairs(EXAMPLES)
+        tokenizing(Strides()).told(EXAMPLES)
 
 
 def drawn(data, split, count=40):

@@ -43,16 +43,17 @@ def attend(
     padded = max(16, 1 << (group - 1).bit_length())  # a matrix unit takes no fewer rows than 16
     query = query.contiguous()
     parts = torch.empty((rows, shared, splits, group, width), dtype=torch.float32, device=query.device)
-    tops = torch.empty((2, rows, shared, splits, group), dtype=torch.float32, device=query.device)
+    # Two tensors: the compiler copies a part of one before a kernel writes it.
+    tops, sums = (parts.new_empty(parts.shape[:-1]) for _ in range(2))
     out = torch.empty_like(query)
     _parts[(rows, shared, splits)](
-        query, key, value, lengths, next_position, positions, parts, tops[0], tops[1], scale,
+        query, key, value, lengths, next_position, positions, parts, tops, sums, scale,
         key.stride(0), key.stride(1), key.stride(2), value.stride(0), value.stride(1), value.stride(2),
         positions.stride(0),
         GROUP=group, PADDED=padded, WIDTH=width, SPLITS=splits, BLOCK=BLOCK, WINDOW=window or 0,
         EXACT=query.dtype == torch.float32, num_warps=4, num_stages=2,
     )  # fmt: skip
-    _join[(rows, heads)](parts, tops[0], tops[1], out, GROUP=group, WIDTH=width, SPLITS=splits, num_warps=4)
+    _join[(rows, heads)](parts, tops, sums, out, GROUP=group, WIDTH=width, SPLITS=splits, num_warps=4)
     return out
 
 

@@ -65,7 +65,7 @@ class Step:
         if self.split is not None:
             factor = query.shape[3] ** -0.5 if scale is None else scale
             place = (slots.lengths, slots.next_position, slots.positions)
-            return self.split(query[:, :, 0], key, value, *place, window, factor)[:, None]
+            return self.split(query.squeeze(2), key, value, *place, window, factor)[:, None]
         name = (window, query.dtype)
         if name not in self._masks:
             see = self.visible(1, self.span, layer, window)

@@ -13,6 +13,7 @@ from torch import nn
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
+from latentwire.lm.prefix import STEADY
 from latentwire.tasks.base import Split
 from latentwire.training import checkpoints
 from latentwire.training.fit.adapting import Adapting
@@ -140,6 +141,7 @@ class _Fitting:
             shares = ridge.begin(self.modules, readers, [each.context for each in train], settings.ridge)
             for name, share in shares.items():
                 log(f"ridge: {share:.3f} of the variance of {name}'s keys and values explained")
+        self.modules.pad_to(STEADY)
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
         self._feed = Feed(settings, train, self._devices, self._after, step.ahead)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
@@ -203,7 +205,7 @@ class _Fitting:
             loss += sum(float(self._objective.loss(each)) for each in found)
             labels += part.labels
             some = first_right(found)
-            right, firsts = right + some[0], firsts + some[1]
+            right, firsts = right + int(some[0]), firsts + some[1]
         return Measured(loss / labels, right, firsts)
 
     @torch.no_grad()

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import groupby, islice
@@ -20,6 +18,7 @@ from latentwire.tasks.files import digest
 from latentwire.tasks.world.sums import WorldTier, training_passage
 from latentwire.training.fit.config import PassageData, TaskPassages, TextPassages, WorldPassages
 from latentwire.training.fit.texts import pieces
+from latentwire.training.jobs import spread
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.layout import asking
 
@@ -44,13 +43,13 @@ class Asking(Tokenizing):
         return cls(lm.tokenizer, lm.format, lm.name, lm.eos_ids, wire or LatentConfig())
 
     def told(self, examples: Sequence[Example]) -> tuple[list[int], list[Pair], list[list[int]] | None]:
-        """Of examples that share a context: a text, `pairs` behind it, and what is asked behind latents, if other.
+        """Of examples that share a context: a text, pairs behind it, and what is asked behind latents, if other.
 
         The text is what latents are made of: of a whole prompt there is one example. There, and where text stands
         beside latents, text and question are the prompt's own tokens.
 
         Raises:
-            UserError: as `asking` and `pairs`, or nothing stands behind latents that an answer could be learned
+            UserError: as `asking` and `answers`, or nothing stands behind latents that an answer could be learned
                 from.
         """
         prompts = [(each.context, each.question) for each in examples]
@@ -60,19 +59,19 @@ class Asking(Tokenizing):
                 f"data: found nothing behind the latents of {examples[0].id}, whose task words prompts as context "
                 "alone, expected a question, or layout: text, where the prompt's last token stands there."
             )
-        pairs = self.pairs(examples)
+        answers = self.answers(examples)
         if self.wire.carry == "prompt":
             text, rest = self.format.split(*prompts[0], self, whole=True)
-            return text, [(rest, answer) for _, answer in pairs], behind
+            return text, [(rest, answer) for answer in answers], behind
         if texts is None:
-            return self.format.before(examples[0].context, self), pairs, None
+            return self.format.before(examples[0].context, self), list(zip(behind, answers, strict=True)), None
         # What runs across the boundary may do so for some questions only.
         shared = min(map(len, texts))
         asked = [[*text[shared:], *ids] for text, ids in zip(texts, behind, strict=True)]
-        return texts[0][:shared], [(ids, answer) for ids, (_, answer) in zip(asked, pairs, strict=True)], None
+        return texts[0][:shared], list(zip(asked, answers, strict=True)), None
 
-    def pairs(self, examples: Sequence[Example]) -> list[Pair]:
-        """Of examples that share a context: answers have the tokens that they are scored by in an evaluation.
+    def answers(self, examples: Sequence[Example]) -> list[list[int]]:
+        """Of examples that share a context, as the tokens that they are scored by in an evaluation, and their end.
 
         Raises:
             UserError: the context changes the tokens of the first answer; all are taken behind the question alone,
@@ -86,8 +85,7 @@ class Asking(Tokenizing):
                 "its context than behind the question alone, expected the same tokens."
             )
         ends = sorted(self.eos_ids)[:1]
-        behind = (self.format.behind(each.question, self) for each in examples)
-        return [(question, [*answer, *ends]) for question, answer in zip(behind, answers, strict=True)]
+        return [[*answer, *ends] for answer in answers]
 
     def _answer(self, example: Example) -> list[int]:
         return self.format.encode(replace(example, choices=()), self)[1][0]
@@ -160,8 +158,7 @@ def _at_once(make: Callable[[range], list[Passage]], numbers: range) -> list[Pas
     jobs = [numbers[at : at + PER_JOB] for at in range(0, len(numbers), PER_JOB)]
     if len(jobs) == 1:
         return make(jobs[0])
-    with ProcessPoolExecutor(os.cpu_count()) as pool:
-        return [each for part in pool.map(make, jobs) for each in part]
+    return [each for part in spread(make, jobs) for each in part]
 
 
 def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Asking], numbers: range) -> list[Passage]:

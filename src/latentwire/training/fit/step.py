@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm.model import LM
+from latentwire.lm.prefix import STEADY
 from latentwire.lm.shared import Questions, Shared
 from latentwire.lm.tapping import depth
 from latentwire.training.fit.adapting import Adapting
@@ -78,7 +79,7 @@ def collate(
         reader: [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
         for reader in devices
     }
-    plain = {name: Questions.of(pairs[name], device) for name, device in devices.items()}
+    plain = {name: Questions.of(pairs[name], device, STEADY) for name, device in devices.items()}
     asked = dict(plain)
     for name, device in devices.items():
         ids = (after or {}).get(name) or []
@@ -87,7 +88,7 @@ def collate(
                 [([*p.asks(name, n), *ids], p.pairs[name][n][1]) for n in numbers]
                 for p, numbers in zip(passages, chosen, strict=True)
             ]
-            asked[name] = Questions.of(behind, device)
+            asked[name] = Questions.of(behind, device, STEADY)
     return Part(
         contexts=[passage.context for passage in passages],
         groups=groups,
@@ -95,7 +96,8 @@ def collate(
         questions=asked,
         plain=plain,
         text={
-            name: Shared.of_tokens([p.text[name] for p in passages], device) for name, device in devices.items()
+            name: Shared.of_tokens([p.text[name] for p in passages], device, STEADY)
+            for name, device in devices.items()
         },
         names=list(names),
         lengths=lengths or {r: [len(answer) for row in rows for _, answer in row] for r, rows in pairs.items()},
@@ -164,19 +166,20 @@ class FitStep(nn.Module):
         # Where nothing of the encoder learns, as for a new reader, gradients end before the message.
         at = message if any(each.requires_grad for each in message) else (found[0].student.hidden,)
         # How well a reader reads the text says nothing of the latents.
-        right, firsts = (0, 0) if part.textual else first_right(found)
+        right, firsts = (torch.zeros_like(total), 0) if part.textual else first_right(found)
         if not total.requires_grad:  # everything was left out: a step that changes nothing
             total = total + 0 * torch.stack([each.sum().to(total) for each in at]).sum()
         return Losses(total, terms, part.labels, right, firsts, at, skipped)
 
 
 @torch.no_grad()
-def first_right(found: Sequence[Evidence]) -> tuple[int, int]:
+def first_right(found: Sequence[Evidence]) -> tuple[Tensor, int]:
     """How many first answer tokens the readers predict right, and how many there are."""
-    right = firsts = 0
+    right = torch.zeros((), device=found[0].student.hidden.device)
+    firsts = 0
     for each in found:
         first = each.questions.first
         guessed: Tensor = each.lm.head(each.student.hidden[first]).argmax(-1)
-        right += int((guessed == each.student.labels[first]).sum())
-        firsts += len(guessed)
+        right += (guessed == each.student.labels[first]).sum().to(right)
+        firsts += len(first)
     return right, firsts

@@ -27,7 +27,7 @@ def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = (
     with tapping(lm, taps) as found:
         forced = questions.forced(shared, lm)
     width = questions.ids.shape[1]
-    return forced, {layer: hidden[:, -width:][questions.learned] for layer, hidden in found.items()}
+    return forced, {layer: questions.at(hidden[:, -width:]) for layer, hidden in found.items()}
 
 
 class Teaching:

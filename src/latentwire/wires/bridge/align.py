@@ -11,6 +11,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from latentwire.lm.prefix import rounded
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reader import Tokenizes
 
@@ -54,14 +55,16 @@ def _kept(make: Callable[[str], Made]) -> Callable[[str], Made]:
     return lambda context: many(context) if len(context) <= LONG else few(context)
 
 
-def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.device) -> Tensor:
+def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.device, multiple: int = 1) -> Tensor:
     """`(B, T, S)`: each of T wanted tokens as a mixture of S found ones, by how many characters they share.
+
+    Both are padded to a multiple of columns.
 
     One that shares no character with any (BOS, a line break that only one tokenizer writes) is the last found one
     that ends no later than it begins, or else the first. Rows of padding are zero.
     """
-    wanted_at, wanted_valid = _padded(wanted, device)
-    found_at, found_valid = _padded(found, device)
+    wanted_at, wanted_valid = _padded(wanted, device, multiple)
+    found_at, found_valid = _padded(found, device, multiple)
     start = torch.maximum(wanted_at[:, :, None, 0], found_at[:, None, :, 0])
     end = torch.minimum(wanted_at[:, :, None, 1], found_at[:, None, :, 1])
     shared = (end - start).clamp_min(0).float() * found_valid[:, None]
@@ -73,11 +76,12 @@ def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.devi
     return mixed * wanted_valid[..., None]
 
 
-def _padded(rows: Sequence[Spans], device: torch.device) -> tuple[Tensor, Tensor]:
+def _padded(rows: Sequence[Spans], device: torch.device, multiple: int) -> tuple[Tensor, Tensor]:
     """Spans `(B, T, 2)` and which of them are no padding, `(B, T)`."""
     lengths = [len(row) for row in rows]
-    spans = np.zeros((len(rows), max(lengths), 2), dtype=np.int64)
+    width = rounded(max(lengths), multiple)
+    spans = np.zeros((len(rows), width, 2), dtype=np.int64)
     for at, row in enumerate(rows):
         spans[at, : len(row)] = row
-    valid = torch.arange(max(lengths), device=device) < torch.tensor(lengths, device=device)[:, None]
+    valid = torch.arange(width, device=device) < torch.tensor(lengths, device=device)[:, None]
     return torch.from_numpy(spans).to(device), valid

@@ -73,11 +73,14 @@ class Read:
 
 
 class Source(nn.Module):
-    """The source is never trained and nothing flows into it; only the translator belongs to the wire."""
+    """The source is never trained and nothing flows into it; only the translator belongs to the wire.
+
+    multiple: of columns to which contexts are padded.
+    """
 
     def __init__(self, settings: SourceEncoder, lm: LM) -> None:
         super().__init__()
-        self.settings, self._lm = settings, lm
+        self.settings, self.multiple, self._lm = settings, 1, lm
         self.frozen: dict[str, Callable[[], str]] = {}
         self._heads: list[tuple[int, int]] = []
         count = depth(lm)
@@ -146,7 +149,7 @@ class Source(nn.Module):
             return self._states([self._before(each) for each in contexts])
         found = [self._marked(each) for each in contexts]
         content, _ = self._states([ids for ids, _ in found])
-        mixed = overlaps(self.spans(contexts), [spans for _, spans in found], lm.device)
+        mixed = overlaps(self.spans(contexts), [spans for _, spans in found], lm.device, self.multiple)
         return mixed @ content, mixed.any(-1)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
@@ -154,7 +157,7 @@ class Source(nn.Module):
         lm, blocks = self._lm, None
         if self.settings.mask == "prefix":
             blocks = [[0] * len(row) for row in rows]
-        prefix = Prefix.of_tokens(rows, blocks, device=lm.device)
+        prefix = Prefix.of_tokens(rows, blocks, device=lm.device, multiple=self.multiple)
         valid = prefix.columns.valid
         with tapping(lm, self._layers) as hidden:
             memory = lm.memorize(prefix)[1]

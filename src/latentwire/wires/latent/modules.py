@@ -74,6 +74,11 @@ class LatentModules(nn.Module):
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
 
+    def pad_to(self, multiple: int) -> None:
+        """Pad contexts to a multiple of columns, where the encoder reads them with a decoder."""
+        if isinstance(self.encoder, Own | Source):
+            self.encoder.multiple = multiple
+
     def ahead(self, contexts: Sequence[str]) -> None:
         """Do for contexts that will be read soon what needs no model; another thread may."""
         if isinstance(self.encoder, Own | Source):

@@ -24,10 +24,10 @@ class _Groups(_Select):
     keep_first: bool = True
     slots: Literal[0] = 0
 
-    def _groups(self, length: Tensor) -> tuple[int, int]:
-        """How many first columns stand alone (0 or 1), and how many groups the longest of `length` `(B,)` has."""
+    def _groups(self, width: int) -> tuple[int, int]:
+        """How many first columns stand alone (0 or 1), and how many groups `width` columns have."""
         first = int(self.keep_first and self.ratio > 1)
-        return first, (int(length.max()) - first + self.ratio - 1) // self.ratio
+        return first, (width - first + self.ratio - 1) // self.ratio
 
 
 class Anchors(_Groups):
@@ -38,7 +38,7 @@ class Anchors(_Groups):
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`: each latent as a mixture of columns, for columns `(B, T)` padded on the right."""
         length = valid.sum(1)
-        first, groups = self._groups(length)
+        first, groups = self._groups(valid.shape[1])
         ends = (torch.arange(1, groups + 1, device=valid.device) * self.ratio + first)[None].expand(len(valid), -1)
         starts = ends - self.ratio
         # A last group that is not full ends where the context ends.
@@ -59,8 +59,7 @@ class Mean(_Groups):
 
     def weights(self, valid: Tensor) -> Tensor:
         """`(B, M, T)`; see `Anchors.weights`."""
-        length = valid.sum(1)
-        first, groups = self._groups(length)
+        first, groups = self._groups(valid.shape[1])
         column = torch.arange(valid.shape[1], device=valid.device)
         group = (column - first).div(self.ratio, rounding_mode="floor")
         if first:

@@ -5,7 +5,6 @@ The continuation of a context is no objective of its own: `TextPassages` makes i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -55,11 +54,7 @@ class Gist(Term):
         drawn = [[draw.random() for _ in range(width)] for draw in draws]
         masked = (torch.tensor(drawn, device=whole.ids.device) < self.share) & (whole.places >= 0)
         hidden = min(evidence.lm.eos_ids, default=0)
-        asked = replace(
-            whole,
-            ids=torch.where(masked, hidden, whole.ids),
-            labels=torch.where(masked, whole.labels, IGNORE),
-        )
+        asked = whole.relabelled(torch.where(masked, hidden, whole.ids), torch.where(masked, whole.labels, IGNORE))
         return _mean_nats(evidence, asked)
 
 

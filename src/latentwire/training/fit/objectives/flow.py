@@ -82,7 +82,7 @@ class FlowMatching(Term):
         # Row by row, so that a step divided among passes and processes has the same loss.
         told = told.to(apart)
         rows = (apart * told).sum(1) / told.sum(1).clamp_min(1)
-        return (rows * evidence.questions.learned.sum(1).to(rows)).sum()
+        return (rows * evidence.questions.counts.to(rows)).sum()
 
     def _answers(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
         """Aims `(B, M, D)` and which of them count."""

@@ -7,16 +7,17 @@ from itertools import groupby
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from latentwire.errors import UserError
+from latentwire.lm.reading import Memory
 from latentwire.training.fit.objectives.base import Term
 from latentwire.training.fit.teacher import Teaching
 from latentwire.wires.latent.layout import SAMPLE, OwnText
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
-    from latentwire.lm.reading import Memory
     from latentwire.training.fit.evidence import Evidence
     from latentwire.wires.latent.modules import LatentModules
 
@@ -72,14 +73,18 @@ class Imitate(Term):
         return _apart(self._side_by_side(evidence.delivered.memory, aims, evidence.reader), aims) * evidence.labels
 
     def _side_by_side(self, made: Memory | None, aims: Memory, reader: str) -> Memory:
-        if made is None or made.columns.valid.shape != aims.columns.valid.shape:
-            found = 0 if made is None else made.columns.valid.shape[1]
+        """What was made, without columns of padding that the aims do not have."""
+        width, valid = aims.columns.width, aims.columns.valid
+        more = -1 if made is None else made.columns.width - width
+        if made is None or more < 0 or not torch.equal(made.columns.valid, F.pad(valid, (0, more))):
+            found = 0 if made is None else int(made.columns.valid.sum())
             raise UserError(
                 f"objectives: imitate found {found} latents of keys and values, expected the "
-                f"{aims.columns.valid.shape[1]} of {self.wire} (`align` the source to {reader} and take as many "
+                f"{int(valid.sum())} of {self.wire} (`align` the source to {reader} and take as many "
                 "anchors)."
             )
-        return made
+        keys, values = (tuple(part[:, :, :width] for part in each) for each in (made.keys, made.values))
+        return Memory(keys, values, aims.columns)
 
 
 def _apart(made: Memory, aims: Memory) -> Tensor:

@@ -70,11 +70,14 @@ class SelfEncoder(EncoderConfig):
 
 
 class Own(nn.Module):
-    """Reads contexts with `lm`'s own weights, shared, and adapters of its own, or with a copy of them."""
+    """Reads contexts with `lm`'s own weights, shared, and adapters of its own, or with a copy of them.
+
+    multiple: of columns to which contexts are padded.
+    """
 
     def __init__(self, settings: SelfEncoder, lm: LM) -> None:
         super().__init__()
-        self.settings = settings
+        self.settings, self.multiple = settings, 1
         self.frozen: dict[str, Callable[[], str]] = {}
         self._lm = _copy(lm) if settings.copied else lm.twin()
         self.copy = self._lm.model if settings.copied else None
@@ -117,7 +120,7 @@ class Own(nn.Module):
     def forward(self, contexts: Sequence[str]) -> Latents:
         """Latents of B contexts; the M of one never depend on another's."""
         lm, rows = self._lm, [self._ids(context) for context in contexts]
-        ids = pad_rows(rows, 0).to(lm.device)
+        ids = pad_rows(rows, 0, self.multiple).to(lm.device)
         length = torch.tensor([len(row) for row in rows], device=lm.device)
         valid = torch.arange(ids.shape[1], device=lm.device) < length[:, None]
         content = lm.embed(ids)
@@ -164,7 +167,7 @@ class Own(nn.Module):
         assert self._other is not None
         wanted = [self._other(each)[1] for each in contexts]
         spans = [self._marked(each)[1] for each in contexts]
-        shared = overlaps(wanted, spans, self._lm.device)
+        shared = overlaps(wanted, spans, self._lm.device, self.multiple)
         mixed = self.settings.select.weights(shared.any(-1)) @ shared
         column = torch.arange(mixed.shape[-1], device=mixed.device)
         last = ((mixed > 0) * column).amax(-1)
