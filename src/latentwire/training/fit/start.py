@@ -8,6 +8,7 @@ from pathlib import Path
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.training.fit.config import Fit
+from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.modules import LatentModules, read_config
 from latentwire.wires.latent.readers import ReaderConfig, attach, restore, saved
 
@@ -18,7 +19,7 @@ def begin(
     """Make the modules what training begins with; returns the readers as they learn, and what they learn.
 
     Readers of a wire in which they have learned nothing begin to learn. Readers that the wire to start from does
-    not have begin anew beside the others. A `new_reader` learns nothing but its adapter, and nothing else learns.
+    not have begin `anew` beside the others. A `new_reader` learns its adapter alone, and nothing else learns.
 
     Raises:
         UserError: the readers of the wire to start from have learned other pieces than these, or it is another
@@ -35,12 +36,20 @@ def begin(
             f"start: found a wire whose readers have learned {before.model_dump(exclude_none=True)}, expected "
             "reader_lora and reader_prefix to be the same."
         )
-    known = read_config(start).adapters
-    new = [name for name in modules.config.adapters if name not in known]
+    new = anew(modules.config, start)
     if not before.nothing:
         return restore(modules, readers, start, new=new), before
     modules.restore(start, new=new)
     return attach(modules, readers, config), config
+
+
+def anew(config: LatentConfig, start: Path) -> list[str]:
+    """The readers whose adapters a wire does not bring: it does not have them, or with another adapter.
+
+    Of a wire whose readers have learned, what they have learned belongs to their adapters: none is another's.
+    """
+    known, learned = read_config(start).adapters, not saved(start).nothing
+    return [n for n, each in config.adapters.items() if n not in known or not (learned or known[n] == each)]
 
 
 def _add(

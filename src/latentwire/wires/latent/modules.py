@@ -192,19 +192,21 @@ class LatentModules(nn.Module):
         """Take all pieces from `folder`; those of readers that are not here are kept for `save`.
 
         Args:
-            new: readers that the saved wire did not have; their adapters stay as they are.
+            new: readers that the saved wire did not have, or with another adapter; theirs stay as they are.
 
         Raises:
             UserError: a piece is missing, is one too many, has another shape, or is not finite; the wire was
                 trained for other weights than those here.
         """
-        known = read_config(folder)
+        known, new = read_config(folder), set(new)
         self._check_readers(folder, known, new)
         self._fingerprints.check(folder, known.fingerprints)
         found, wanted = checkpoint.read(folder), self.pieces()
         away = _prefixes(self._away())
         absent = {name: found.pop(name) for name in list(found) if name.startswith(away)}
         wanted = {name: each for name, each in wanted.items() if not name.startswith(_prefixes(new))}
+        replaced = _prefixes(new & known.adapters.keys())
+        found = {name: each for name, each in found.items() if not name.startswith(replaced)}
         checkpoint.check(folder, found, wanted)
         with torch.no_grad():
             for name, each in wanted.items():
@@ -217,7 +219,7 @@ class LatentModules(nn.Module):
 
     def _check_readers(self, folder: Path, known: LatentConfig, new: Collection[str]) -> None:
         for name in new:
-            if name in known.adapters or name not in self.config.adapters:
+            if name not in self.config.adapters or known.adapters.get(name) == self.config.adapters[name]:
                 raise UserError(
                     f"reader: found {name!r} as new to {folder}, expected one that only this wire has."
                 )
