@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.errors import UserError
 from latentwire.lm.lora import Lora
+from latentwire.lm.prefix import STEADY
 from latentwire.training import loop
 from latentwire.training.fit.adapting import SMOOTHING
 from latentwire.training.fit.config import Fit, KeepProb, TextPassages, TextSteps
@@ -24,6 +25,7 @@ from latentwire.training.fit.objectives import (
     Scale,
 )
 from latentwire.wires.latent import readers as pieces
+from latentwire.wires.latent.adapters import DeepPrefix
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
 from latentwire.wires.latent.select import Anchors
@@ -283,6 +285,40 @@ def test_a_wire_to_start_from_gets_readers_beside_those_it_has(learned, tmp_path
     assert any(not torch.allclose(moved[name], each, atol=1e-4) for name, each in alone.items())
     assert any(name.startswith(f"adapters.{key_of('qwen3')}") for name in still)
     assert any(name.startswith(f"readers.{key_of('qwen3')}") for name in still) == bool(learned)
+
+
+def test_another_adapter_of_a_reader_begins_anew_behind_the_same_encoder(tmp_path):
+    """How a bridge begins: with an encoder that its own model already reads."""
+    run(tmp_path / "a")
+    begin = tmp_path / "a" / "checkpoints" / "final"
+    generator = DeepPrefix(hidden=8)
+    _, lm, said = run(tmp_path / "b", generator, begin, steps=2, learning_rate=1e-9)
+    assert f"the adapter of {lm.name} begins anew" in said
+    before, after = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
+    encoder = [name for name in before if name.startswith("encoder.")]
+    assert encoder
+    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in encoder)
+    assert any(name.startswith(f"adapters.{key_of(lm.name)}") for name in after)
+    _, _, told = run(tmp_path / "c", generator, tmp_path / "b" / "checkpoints" / "final", steps=2)
+    assert not any("begins anew" in line for line in told)
+
+
+def test_what_a_reader_has_learned_goes_with_its_adapter(tmp_path):
+    learned = {"reader_lora": Lora(rank=2)}
+    run(tmp_path / "a", **learned)
+    with pytest.raises(UserError, match="lacks adapters"):
+        run(tmp_path / "b", DeepPrefix(hidden=8), tmp_path / "a" / "checkpoints" / "final", **learned)
+
+
+def test_padding_to_widths_that_recur_changes_no_loss():
+    modules, step, part = one_step(objectives=(AnswerCrossEntropy(), Distill(), Reconstruct(limit=8)))
+    assert all(each.ids.shape[1] % STEADY == 0 for each in part.questions.values())
+    bare = step(part)
+    modules.pad_to(STEADY)
+    padded = step(part)
+    assert modules(part.contexts).valid.shape[1] > max(modules(part.contexts).valid.sum(1))
+    for name, loss in bare.terms.items():
+        torch.testing.assert_close(padded.terms[name], loss, rtol=1e-4, atol=0)
 
 
 def test_unlabelled_text_trains_a_reader_to_go_on(tmp_path):

@@ -130,7 +130,7 @@ class _Fitting:
             log(f"the adapter of {name} begins anew")
         self._devices = {name: lm.device for name, lm in readers.items()}
         self.adapting = Adapting(settings.objectives)
-        teachings = {name: Teaching(lm, log) for name, lm in readers.items()}
+        teachings = {name: Teaching(lm, log, STEADY) for name, lm in readers.items()}
         step = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
         self.step: nn.Module = step
         self._check_carriers()

@@ -34,11 +34,11 @@ class Teaching:
     """A frozen reader that reads the text, or over a finished wire, as many rows at a time as memory allows.
 
     rows, contexts: how many that is of either; None until memory has run out. It depends on the machine: no
-    checkpoint holds it.
+    checkpoint holds it. multiple: of columns to which a wire's contexts are padded.
     """
 
-    def __init__(self, lm: LM, log: Callable[[str], None]) -> None:
-        self.lm, self._log = lm, log
+    def __init__(self, lm: LM, log: Callable[[str], None], multiple: int = 1) -> None:
+        self.lm, self._log, self.multiple = lm, log, multiple
         self.rows: int | None = None
         self.contexts: int | None = None
         self._wires: dict[str, LatentModules] = {}
@@ -108,6 +108,7 @@ class Teaching:
         """
         if wire not in self._wires:
             self._wires[wire] = Latent(path=wire).bind(self.lm).modules
+            self._wires[wire].pad_to(self.multiple)
         modules = self._wires[wire]
         if modules.config.carry != carry:
             raise UserError(f"objectives: found {wire} with carry: {modules.config.carry}, expected {carry}.")

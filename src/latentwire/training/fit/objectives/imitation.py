@@ -115,7 +115,10 @@ def _whitened(aim: Tensor, apart: Tensor) -> Tensor:
         centred = aim - aim.mean(1, keepdim=True)
         spread = centred.mT @ centred / aim.shape[1]
         size = spread.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
-        floor = RIDGE * size[:, None, None] * torch.eye(aim.shape[-1], device=aim.device)
-        lower = torch.linalg.cholesky(spread + floor)
-        solved: Tensor = torch.linalg.solve_triangular(lower, apart.mT, upper=False).mT
-    return solved
+        one = torch.eye(aim.shape[-1], device=aim.device)
+        # Nothing is checked, for that would wait for the device: with the ridge every pivot is positive.
+        lower = torch.linalg.cholesky_ex(spread + RIDGE * size[:, None, None] * one)[0]
+        # Small inverses and a product: to solve for thousands of differences takes a GPU far longer.
+        inverse = torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False)
+        scaled: Tensor = apart @ inverse.mT
+    return scaled
