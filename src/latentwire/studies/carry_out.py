@@ -124,7 +124,8 @@ def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[s
     from latentwire.training.fit.fit import fit
 
     models, settings = readers.models(stage.models()), stage.settings(readers.wire)
-    imitated = [each.wire for each in settings.objectives if isinstance(each, Imitate)]
+    followed = (each.finished for each in settings.objectives if isinstance(each, Imitate))
+    imitated = [each for each in followed if each is not None]
     readers.prepare_wires(models, stage.readers, imitated)
     reading = {name: models[name] for name in stage.readers}
     start = readers.wire(stage.start_from, stage.checkpoint) if stage.start_from else None

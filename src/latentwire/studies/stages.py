@@ -15,6 +15,7 @@ from latentwire.evaluation.gates import EXAMPLES, Gate
 from latentwire.training.config import Finetuning, Settings
 from latentwire.training.fit.config import PRESETS, Fit
 from latentwire.training.fit.objectives import Imitate
+from latentwire.training.fit.objectives.imitation import STAGE
 from latentwire.wires import CONTROLS
 from latentwire.wires.latent.wire import Latent
 from latentwire.wires.relay import Relay
@@ -24,7 +25,7 @@ Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")
 Checkpoint = Literal["best", "final"]
 Source = tuple[str, str | None, Checkpoint]
 """A model, and the finetuning of it whose checkpoint is read; None for the model as it is."""
-TRAINED = "stage:"
+TRAINED = STAGE
 """A wire that an earlier stage trained is written `stage:NAME`, a control of it `stage:NAME:VARIANT`."""
 
 
@@ -206,7 +207,7 @@ class FitWire(Fit, Start):
 
     def imitated(self) -> list[str]:
         """The trained wires that it imitates and that no stage of the study trains."""
-        return [each.wire for each in self.imitations if not each.wire.startswith(TRAINED)]
+        return [each.finished for each in self.imitations if each.finished is not None]
 
     def needs(self) -> list[str]:
         followed = [each.wire for each in self.imitations if each.wire.startswith(TRAINED)]

@@ -57,11 +57,11 @@ def run(folder, adapter=KEYS, begin=None, **changes):
     return found, lm, said
 
 
-def one_step(adapter=KEYS, objectives=(), seed=0, lm=None, keep=1.0, textual=False, count=3):
+def one_step(adapter=KEYS, objectives=(), seed=0, lm=None, keep=1.0, textual=False, count=3, encoder=ENCODER):
     """Modules, step and part of a single step that nothing has been trained for."""
     lm = lm or start()
     torch.manual_seed(seed)
-    modules = LatentModules(config(lm, adapter), {lm.name: lm}, lm)
+    modules = LatentModules(config(lm, adapter, encoder), {lm.name: lm}, lm)
     found = passages(DATA, {lm.name: lm}, "train", count)
     devices = {lm.name: lm.device}
     names = [f"0/0/{number}" for number in range(count)]

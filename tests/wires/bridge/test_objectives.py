@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+from latentwire.lm.prefix import STEADY
 from latentwire.lm.reading import Columns, Memory
 from latentwire.training.fit.fit import check
 from latentwire.training.fit.objectives import AnswerCrossEntropy, FlowMatching, Imitate, imitation
@@ -14,6 +15,7 @@ from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
+from tests.training.fit import small
 from tests.wires.bridge.build import TRANSLATORS, bridge, reader_lm, saved, source_lm
 from tests.wires.bridge.training import one_step, settings, train
 
@@ -217,6 +219,23 @@ def test_ratios_that_are_hardly_apart_are_told_apart_before_a_step(imitated, rea
         else:
             with pytest.raises(UserError, match=r"imitate found \d+ latents of keys and values"):
                 check({reader.name: reader}, source, asked)
+
+
+def test_a_latent_for_every_token_may_imitate_the_text_itself():
+    """The reader's own, untrained, has come to its end; fewer latents than tokens are refused."""
+
+    def apart(ratio, mask="causal"):
+        plain = SelfEncoder(select=Anchors(ratio=ratio), mask=mask, rank=0, marks=False)
+        modules, step, part = small.one_step(
+            objectives=(AnswerCrossEntropy(), Imitate(wire="text")), encoder=plain
+        )
+        modules.pad_to(STEADY)
+        return step(part).terms["imitate"] / part.labels
+
+    assert float(apart(1)) < 1e-6
+    assert float(apart(1, "prefix")) > 0.1
+    with pytest.raises(UserError, match=r"imitate found \d+ latents of keys and values, expected the \d+ of text"):
+        apart(2)
 
 
 def memory(seed, shapes, valid):

@@ -16,7 +16,7 @@ from latentwire.lm.prefix import Forced
 from latentwire.lm.reading import Columns, Memory
 from latentwire.lm.shared import Questions, Shared
 from latentwire.lm.tapping import States, depth
-from latentwire.training.fit.teacher import Teaching, states
+from latentwire.training.fit.teacher import TEXT, Teaching, states
 from latentwire.wires.bridge.source import Read, Source
 from latentwire.wires.bridge.translators import States as SourceStates
 from latentwire.wires.latent.layout import OwnText
@@ -197,8 +197,14 @@ class Evidence:
     def imitated(self, wire: str) -> Memory | None:
         """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it.
 
-        None if there was no memory for it.
+        Args:
+            wire: `TEXT` for those that the reader itself has of their text.
+
+        Returns:
+            None if there was no memory for it.
         """
+        if wire == TEXT:
+            return self._teaching.memory(self.text)
         return self._teaching.delivered(wire, self.reader, self.contexts, self.encoded.modules.config.carry)
 
     @property

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
-from latentwire.lm.prefix import Forced
+from latentwire.lm.prefix import Forced, Prefix
 from latentwire.lm.reading import Memory
 from latentwire.lm.shared import Questions, Shared
 from latentwire.lm.tapping import States, tapping
@@ -20,6 +20,8 @@ from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.wire import Latent
 
 Part = TypeVar("Part")
+TEXT = "text"
+"""Stands for a finished wire where what is followed are the reader's own keys and values of the text."""
 
 
 def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = ()) -> tuple[Forced, States]:
@@ -123,6 +125,18 @@ class Teaching:
         if parts is None or len(parts) == 1:
             return None if parts is None else parts[0]
         return Memory.join(parts)
+
+    @torch.no_grad()
+    def memory(self, text: Shared) -> Memory | None:
+        """The reader's own keys and values of a text. None if there is no memory for a single one, as above."""
+
+        def some(rows: slice) -> Memory:
+            part = text.select(rows)
+            assert part.columns is not None
+            return self.lm.memorize(Prefix(ids=part.content, columns=part.columns))[1]
+
+        parts, self.rows = self._fitting(some, len(text.end), self.rows, "read", "texts")
+        return None if parts is None else Memory.join(parts)
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """As `LatentModules.ahead`, of the wires that are followed."""

@@ -13,7 +13,7 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.lm.reading import Memory
 from latentwire.training.fit.objectives.base import Term
-from latentwire.training.fit.teacher import Teaching
+from latentwire.training.fit.teacher import TEXT, Teaching
 from latentwire.wires.latent.layout import SAMPLE, OwnText
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ LONG = " ".join([SAMPLE] * 16)
 RIDGE = 0.05
 """Of a head's mean variance, added in every direction: below it there is little but noise."""
 
+STAGE = "stage:"
+"""Before the name of a study's stage that trains the wire."""
 AT_ONCE = 2**28
 """Bytes in float32 of the keys or values that are compared at a time."""
 
@@ -37,7 +39,11 @@ class Imitate(Term):
     Distances count in units of the aims' own spread in each direction of a head (Mahalanobis, 1936): what tells
     two people apart is a small part of a key.
 
-    wire: the finished one: `embedded:NAME`, a folder, or a run's. reader: who reads both, where several do.
+    Such a distance is a mean over all numbers, and its gradient at the message some thirty times smaller than
+    that of an answer's cross-entropy: beside one, a weight of 30 makes it count as much.
+
+    wire: the finished one: `embedded:NAME`, a folder, or a run's; or `text`, the reader's own keys and values of
+        the text, for a wire with a latent for each of its tokens. reader: who reads both, where several do.
     """
 
     needs_message: ClassVar[bool] = True
@@ -49,7 +55,7 @@ class Imitate(Term):
     @torch.no_grad()
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
         """On one text. A study's stage has no wire before it runs; training looks at it when it begins."""
-        if self.wire.startswith("stage:"):
+        if self.wire.startswith(STAGE):
             return
         if self.reader is not None and self.reader not in readers:
             known = ", ".join(readers)
@@ -60,9 +66,17 @@ class Imitate(Term):
             text = OwnText.of([lm.format.before(LONG, lm)], lm)
             made = modules.deliver(modules([LONG]), name, text).memory
             teaching = Teaching(lm, lambda told: None)
-            aims = teaching.delivered(self.wire, name, [LONG], modules.config.carry)
+            if self.wire == TEXT:
+                aims = teaching.memory(text.tokens)
+            else:
+                aims = teaching.delivered(self.wire, name, [LONG], modules.config.carry)
             assert aims is not None, "one sentence fits into memory"
             self._side_by_side(made, aims, name)
+
+    @property
+    def finished(self) -> str | None:
+        """The finished wire that it follows; None where that is the text, or a study's stage trains it."""
+        return None if self.wire == TEXT or self.wire.startswith(STAGE) else self.wire
 
     def loss(self, evidence: Evidence) -> Tensor | None:
         if self.reader not in (None, evidence.reader):
@@ -70,21 +84,25 @@ class Imitate(Term):
         aims = evidence.imitated(self.wire)
         if aims is None:
             return None
-        return _apart(self._side_by_side(evidence.delivered.memory, aims, evidence.reader), aims) * evidence.labels
+        return _apart(*self._side_by_side(evidence.delivered.memory, aims, evidence.reader)) * evidence.labels
 
-    def _side_by_side(self, made: Memory | None, aims: Memory, reader: str) -> Memory:
-        """What was made, without columns of padding that the aims do not have."""
-        width, valid = aims.columns.width, aims.columns.valid
-        more = -1 if made is None else made.columns.width - width
-        if made is None or more < 0 or not torch.equal(made.columns.valid, F.pad(valid, (0, more))):
-            found = 0 if made is None else int(made.columns.valid.sum())
+    def _side_by_side(self, made: Memory | None, aims: Memory, reader: str) -> tuple[Memory, Memory]:
+        """Both with the same columns: padding that one of them lacks is left out."""
+        width = max(0 if made is None else made.columns.width, aims.columns.width)
+        wanted = F.pad(aims.columns.valid, (0, width - aims.columns.width))
+        real = wanted.new_zeros(wanted.shape) if made is None else made.columns.valid
+        if made is None or not torch.equal(F.pad(real, (0, width - real.shape[1])), wanted):
             raise UserError(
-                f"objectives: imitate found {found} latents of keys and values, expected the "
-                f"{int(valid.sum())} of {self.wire} (`align` the source to {reader} and take as many "
-                "anchors)."
+                f"objectives: imitate found {int(real.sum())} latents of keys and values, expected the "
+                f"{int(wanted.sum())} of {self.wire} (`align` the source to {reader} and take as many anchors)."
             )
-        keys, values = (tuple(part[:, :, :width] for part in each) for each in (made.keys, made.values))
-        return Memory(keys, values, aims.columns)
+        both = min(made.columns.width, aims.columns.width)
+        return _first(made, both), _first(aims, both)
+
+
+def _first(memory: Memory, width: int) -> Memory:
+    keys, values = (tuple(part[:, :, :width] for part in each) for each in (memory.keys, memory.values))
+    return Memory(keys, values, memory.columns.slice(0, width))
 
 
 def _apart(made: Memory, aims: Memory) -> Tensor:
