@@ -225,7 +225,7 @@ def test_a_latent_for_every_token_may_imitate_the_text_itself():
     """The reader's own, untrained, has come to its end; fewer latents than tokens are refused."""
 
     def apart(ratio, mask="causal"):
-        plain = SelfEncoder(select=Anchors(ratio=ratio), mask=mask, rank=0, marks=False)
+        plain = SelfEncoder(select=Anchors(ratio=ratio), mask=mask, rank=1, marks=False)
         modules, step, part = small.one_step(
             objectives=(AnswerCrossEntropy(), Imitate(wire="text")), encoder=plain
         )
