@@ -18,6 +18,7 @@ from latentwire.wires.latent.select import Anchors
 from tests.training.fit import small
 from tests.wires.bridge.build import TRANSLATORS, bridge, reader_lm, saved, source_lm
 from tests.wires.bridge.training import one_step, settings, train
+from tests.wires.latent.build import shaken
 
 DIT = TRANSLATORS["dit-attention-guided"].model_copy(update={"drop": 0.5})
 WIDE = {"translator": DIT, "width": 24}
@@ -236,6 +237,20 @@ def test_a_latent_for_every_token_may_imitate_the_text_itself():
     assert float(apart(1, "prefix")) > 0.1
     with pytest.raises(UserError, match=r"imitate found \d+ latents of keys and values, expected the \d+ of text"):
         apart(2)
+
+
+def test_an_imitated_wire_is_itself_from_the_first_step_on(tmp_path):
+    """Autocast keeps what weights were when they were first read, and a wire is tried before it has its own."""
+    torch.manual_seed(1)
+    lm = small.start()
+    shaken(LatentModules(small.config(lm), {lm.name: lm}, lm)).save(tmp_path)
+    _, step, part = small.one_step(objectives=(Imitate(wire=str(tmp_path)),), lm=lm)
+    found = []
+    for _ in range(2):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            found.append(step.evidence(part)[0].imitated(str(tmp_path)))
+    for first, second in zip(found[0].keys, found[1].keys, strict=True):
+        assert torch.equal(first, second)
 
 
 def memory(seed, shapes, valid):

@@ -109,7 +109,9 @@ class Teaching:
             UserError: as `Latent.bind`, or the wire carries something else or gives no keys and values.
         """
         if wire not in self._wires:
-            self._wires[wire] = Latent(path=wire).bind(self.lm).modules
+            # A wire is tried before it has its weights: autocast would keep what it had then, all the step.
+            with torch.autocast(self.lm.device.type, enabled=False):
+                self._wires[wire] = Latent(path=wire).bind(self.lm).modules
             self._wires[wire].pad_to(self.multiple)
         modules = self._wires[wire]
         if modules.config.carry != carry:
