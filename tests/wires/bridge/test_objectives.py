@@ -1,5 +1,7 @@
 """A flow follows its aims without letting the reader see them, and imitation ends at the wire that it imitates."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -13,7 +15,7 @@ from latentwire.training.fit.objectives import AnswerCrossEntropy, FlowMatching,
 from latentwire.wires.latent.adapters import Embeddings
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
-from latentwire.wires.latent.modules import LatentModules
+from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.select import Anchors
 from tests.training.fit import small
 from tests.wires.bridge.build import TRANSLATORS, bridge, reader_lm, saved, source_lm
@@ -180,6 +182,17 @@ def test_a_wire_that_imitates_itself_has_come_to_its_end(imitated, reader):
     far.backward()
     assert float(far.detach()) > 1
     assert all(each.grad.any() for name, each in modules.pieces().items() if "adapters" in name)
+
+
+def test_latents_that_are_dropped_are_imitated_too(imitated, reader):
+    source, folder, made = imitated
+    losses = []
+    for keep in (1.0, 0.5):
+        modules, step, part = one_step(source, reader, (Imitate(wire=folder),), "deep_prefix", **made)
+        modules.adapters[key_of(reader.name)].shift.data += 1
+        losses.append(step(replace(part, keep=keep)).terms["imitate"])
+    assert float(losses[0].detach()) > 1
+    torch.testing.assert_close(losses[1], losses[0])
 
 
 def test_imitation_wants_as_many_latents(imitated, reader):

@@ -84,14 +84,22 @@ class Imitate(Term):
         aims = evidence.imitated(self.wire)
         if aims is None:
             return None
-        return _apart(*self._side_by_side(evidence.delivered.memory, aims, evidence.reader)) * evidence.labels
+        made, thinned = evidence.delivered.memory, evidence.encoded.part.keep < 1
+        return _apart(*self._side_by_side(made, aims, evidence.reader, thinned)) * evidence.labels
 
-    def _side_by_side(self, made: Memory | None, aims: Memory, reader: str) -> tuple[Memory, Memory]:
-        """Both with the same columns: padding that one of them lacks is left out."""
+    def _side_by_side(
+        self, made: Memory | None, aims: Memory, reader: str, thinned: bool = False
+    ) -> tuple[Memory, Memory]:
+        """Both with the same columns: padding that one of them lacks is left out.
+
+        Args:
+            thinned: some of what was made is not delivered; it has its aim all the same.
+        """
         width = max(0 if made is None else made.columns.width, aims.columns.width)
         wanted = F.pad(aims.columns.valid, (0, width - aims.columns.width))
         real = wanted.new_zeros(wanted.shape) if made is None else made.columns.valid
-        if made is None or not torch.equal(F.pad(real, (0, width - real.shape[1])), wanted):
+        found = F.pad(real, (0, width - real.shape[1]))
+        if made is None or not torch.equal(found, found & wanted if thinned else wanted):
             raise UserError(
                 f"objectives: imitate found {int(real.sum())} latents of keys and values, expected the "
                 f"{int(wanted.sum())} of {self.wire} (`align` the source to {reader} and take as many anchors)."
