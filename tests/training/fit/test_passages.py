@@ -151,6 +151,23 @@ def test_a_prompt_that_is_all_context_leaves_latents_nothing_to_answer_behind(mo
         [drawn(data, split) for split in ("train", "validation")]  # by its hash the only group is in one of them
 
 
+def test_passages_are_made_once_for_all_stages_that_train_on_the_same(monkeypatch):
+    made = []
+    honest = fit_passages.training_passage
+    monkeypatch.setattr(fit_passages, "training_passage", lambda *a: (made.append(a), honest(*a))[1])
+    lm, twin, data = tiny_lm(), tiny_lm(), WorldPassages(tiers=("reverse",))
+    first = passages(data, {"a": lm}, "train", 7)
+    assert len(made) == 7
+    again = passages(data, {"a": twin}, "train", 7)
+    assert len(made) == 7
+    assert again == first
+    assert again is not first
+    lm.format = PromptFormat(anchor="Well:")
+    other = passages(data, {"a": lm}, "train", 7)
+    assert len(made) == 14
+    assert other[0].pairs != first[0].pairs
+
+
 def test_sums_are_passages_of_the_train_split_and_take_their_turn_among_the_tiers():
     alone = drawn(WorldPassages(tiers=("sums",)), "train")
     assert [each.group for each in alone] == [f"world/sums/train/{n:06d}" for n in range(40)]

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby, islice
 
 from latentwire.errors import UserError
@@ -37,6 +38,13 @@ class Asking(Tokenizing):
     """A reader's tokens of what is asked. wire: what is trained; it says what is encoded and what else is seen."""
 
     wire: LatentConfig = field(default_factory=LatentConfig)
+
+    @property
+    def words(self) -> str:
+        """Tells it from all that give other tokens for the same examples."""
+        tokenizer = self.tokenizer.backend_tokenizer.to_str() if self.tokenizer.is_fast else repr(self.tokenizer)
+        known = [self.name, self.format.model_dump(), sorted(self.eos_ids), self.wire.carry, self.wire.shown]
+        return digest(json.dumps([tokenizer, *known]))
 
     @classmethod
     def of(cls, lm: LM, wire: LatentConfig | None = None) -> Asking:
@@ -139,8 +147,26 @@ def passages(
             _tokenize(_worded_as(words, tokenizing), examples) for words, examples in _of_task(data, split, whole)
         )
         return list(islice((one for each in told for one in each.singly or (each,)), count))
-    make = partial(_of_world, data.tiers, tokenizing)
-    if not whole:
+    words = json.dumps([[each.words for each in tokenizing.values()], data.tiers, count, whole])
+    return list(_of_training(_World(words, data.tiers, tokenizing, count, whole)))
+
+
+@dataclass(frozen=True)
+class _World:
+    """Passages of the world's training split. words: tells them from others; what follows need not be compared."""
+
+    words: str
+    tiers: Sequence[WorldTier] = field(compare=False)
+    tokenizing: Mapping[str, Asking] = field(compare=False)
+    count: int = field(compare=False)
+    whole: bool = field(compare=False)
+
+
+@lru_cache(maxsize=1)
+def _of_training(wanted: _World) -> Sequence[Passage]:
+    """Kept: stages of a study mostly train on the same ones, and to make them takes long."""
+    make, count = partial(_of_world, wanted.tiers, wanted.tokenizing), wanted.count
+    if not wanted.whole:
         return _at_once(make, range(count))
     found: list[Passage] = []
     made, asked = 0, max(1, len(make(range(1))[0].singly))
