@@ -210,6 +210,33 @@ def test_a_device_map_says_where_modules_go(tmp_path: Path) -> None:
         LM.load(tmp_path, device="cpu", device_map={"": "cpu"})
 
 
+def test_plain_weights_go_straight_to_a_gpu_and_others_by_way_of_the_host(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A host copy of a large model takes longer than its files; what is merged or undone first needs one."""
+    asked = []
+
+    def loads(*_: object, **options: object) -> object:
+        asked.append(options.get("device_map"))
+        raise OSError("enough")
+
+    write_plain(tiny_model(), tmp_path / "plain")
+    write_fp8(tiny_model("ministral3"), tmp_path / "fp8")
+    write_lora(tiny_model(), tmp_path / "lora")
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", loads)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 3)
+    for how in (
+        {"spec": tmp_path / "plain", "device": "cuda"},
+        {"spec": tmp_path / "plain", "device": "cuda:1"},
+        {"spec": tmp_path / "plain", "device": "cpu"},
+        {"spec": tmp_path / "plain", "device": "cuda", "adapter": tmp_path / "lora"},
+        {"spec": tmp_path / "fp8", "device": "cuda"},
+    ):
+        with pytest.raises(UserError, match="enough"):
+            LM.load(**how)
+    assert asked == [{"": "cuda:3"}, {"": "cuda:1"}, None, None, None]
+
+
 def test_a_save_whose_fresh_model_answers_otherwise_does_not_count(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -35,7 +35,6 @@ CHILD = "latentwire.bench.load_child"
 WAYS = {
     "transformers": "AutoModelForCausalLM.from_pretrained",
     "latentwire": "latentwire, LM.load",
-    "latentwire-direct": "latentwire, LM.load with device_map, straight to the device",
 }
 
 
@@ -65,8 +64,7 @@ def measure(setup: Setup) -> Iterator[Row]:
             floor = min(_read(files, part) for _ in range(REPEATS))
             yield Row(f"reading the {len(files)} files", _figures(floor, floor, size), at)
             for way, who in WAYS.items():
-                if way != "latentwire-direct" or setup.device.type == "cuda":
-                    yield _loaded(way, who, files, setup.device, part, floor, size, at)
+                yield _loaded(way, who, files, setup.device, part, floor, size, at)
 
 
 def _loaded(

@@ -18,8 +18,6 @@ def load(way: str, folder: str, device: str) -> object:
     if way == "transformers":
         placed = {} if device == "cpu" else {"device_map": {"": device}}
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **placed)
-    if way == "latentwire-direct":
-        return LM.load(folder, dtype=torch.bfloat16, device_map={"": device})
     return LM.load(folder, dtype=torch.bfloat16, device=device)
 
 

@@ -118,12 +118,14 @@ def load(
     dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
     found = described(spec)
     source, options, config, tokenizer = found.source, dict(found.options), found.config, found.tokenizer
-    quantization = "gguf" if options else _quantization(config, spec)
+    quantization, auto = "gguf" if options else _quantization(config, spec), text_side.auto_class(config)
     if quantization == "fp8":
         config.quantization_config["dequantize"] = True
         options["config"] = config
     elif quantization not in (None, "gguf") and device_map is None:
         device_map = {"": device}  # packed weights cannot be moved once they are loaded
+    elif quantization is None and device_map is None and adapter is None and auto is AutoModelForCausalLM:
+        device_map = _straight(torch.device(device))
     if bits is not None:
         _refuse_rounding(spec, quantization, device, adapter)
         options["quantization_config"] = BitsAndBytesConfig(
@@ -132,7 +134,7 @@ def load(
         device_map = device_map or {"": device}
     if device_map is not None:
         options["device_map"] = device_map
-    model = _read(text_side.auto_class(config), source, spec, dtype, options, quantization)
+    model = _read(auto, source, spec, dtype, options, quantization)
     if adapter is not None and merged:
         model = merging.merge(model, adapter)
     if device_map is None:
@@ -142,6 +144,15 @@ def load(
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
         prompt_format = _stored_format(str(adapter))  # how it was trained
     return Loaded(model.eval(), tokenizer, prompt_format)
+
+
+def _straight(device: torch.device) -> DeviceMap | None:
+    """Weights from their files to an accelerator, without a copy on the host between; None for a CPU."""
+    if device.type == "cpu":
+        return None
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    return {"": str(device)}
 
 
 def _quantization(config: PreTrainedConfig, spec: str) -> str | None:
