@@ -11,9 +11,10 @@ from latentwire.evaluation.report import of_questions
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import Run
-from latentwire.studies import carry_out, loading, report
+from latentwire.studies import carry_out, loading, plan, report
 from latentwire.studies.runner import Carried
 from latentwire.studies.spec import Study
+from latentwire.studies.summary import build
 from latentwire.training.trainee import Trained
 from tests.studies.study import model_folder, small_study
 
@@ -102,6 +103,30 @@ def test_what_a_training_had_no_memory_for_is_told(finished: Carried, capsys: py
     assert capsys.readouterr().out.endswith(f"at step {results['best_step']}\n")
     assert carry_out._told(Trained(**results), Log())["skipped"] == skipped
     assert capsys.readouterr().out.endswith(f"at step {results['best_step']}; {told}\n")
+
+
+def test_stages_that_come_to_the_same_are_told_as_repeats(finished: Carried) -> None:
+    """What an ablation of settings that nothing reads would be: three runs of one thing."""
+    raw = small_study()
+    raw["stages"]["again"] = raw["stages"]["prefix_ft"] | {"accumulation": 1}
+    raw["stages"]["other"] = raw["stages"]["prefix_ft"] | {"seed": 5}
+    made = plan.make(Study.model_validate(loading._with_shared(raw)))
+    found = build(made, finished.runs)
+    assert found["derived"]["repeats"] == [["prefix_ft", "again"]]
+    told = "prefix_ft, again resolve to the same configuration"
+    assert told in report.markdown(made.study, finished.runs, found)
+    assert told in "".join(report._sections(made.study, found, brief=True).__next__().notes)
+    assert finished.summary["derived"]["repeats"] == []
+
+
+def test_a_training_tells_its_peak_and_what_was_left_of_it(finished: Carried) -> None:
+    summary, runs = copy.deepcopy(finished.summary), copy.deepcopy(finished.runs)
+    results = runs["prefix_ft"].record.results
+    assert results is not None
+    assert 0 <= results["final_accuracy"] <= results["peak_accuracy"] <= 1
+    results |= {"peak_accuracy": 0.75, "peak_step": 4, "final_accuracy": 0.5}
+    told = "first tokens right 0.750 at their peak, step 4, 0.500 at the end, 0.250 less"
+    assert told in report.markdown(finished.plan.study, runs, summary)
 
 
 def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried) -> None:

@@ -111,6 +111,7 @@ def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, ste
             run(tmp_path / "parts")
     parts, _ = run(tmp_path / "parts")
     assert (parts.best_step, parts.best_loss) == (whole.best_step, whole.best_loss)
+    assert (parts.peak_step, parts.peak_accuracy) == (whole.peak_step, whole.peak_accuracy)
     one, two = weights_of(tmp_path / "whole", "best"), weights_of(tmp_path / "parts", "best")
     assert all(torch.equal(one[key], two[key]) for key in one)
     steps = [json.loads(line) for line in (tmp_path / "parts" / "diagnostics.jsonl").read_text().splitlines()]

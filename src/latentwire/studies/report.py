@@ -78,10 +78,25 @@ def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
         told = (record.error if record else None) or results.get("stopped", "")
         if "steps" in results:
             best = f"{results['best_loss']:.4f} at step {results['best_step']}"
-            told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {best}"
+            told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {best}{_peak(results)}"
         rows.append([name, study.stages[name].kind, stage["status"], stage["run"] or "", told])
-    notes = [*_same_rows(study, found), *_untrained(study, found), *_without(found)]
+    notes = [*_repeats(found), *_same_rows(study, found), *_untrained(study, found), *_without(found)]
     return Section("Stages", ["stage", "kind", "status", "run", ""], rows, notes)
+
+
+def _peak(results: Mapping[str, Any]) -> str:
+    """How well first tokens were told at best and in the end; nothing of a run from before that was kept."""
+    if "peak_accuracy" not in results:
+        return ""
+    peak, final = results["peak_accuracy"], results["final_accuracy"]
+    told = f"; first tokens right {peak:.3f} at their peak, step {results['peak_step']}, {final:.3f} at the end"
+    return f"{told}, {peak - final:.3f} less" if final < peak else told
+
+
+def _repeats(found: Summary) -> Iterator[str]:
+    """Stages that were asked to differ and do not: what tells them apart is the noise of a run."""
+    for names in found["derived"]["repeats"]:
+        yield f"{', '.join(names)} resolve to the same configuration: repeats of one stage, and no ablation."
 
 
 def _untrained(study: Study, found: Summary) -> Iterator[str]:
@@ -171,6 +186,7 @@ def _mean(values: Sequence[float | None]) -> float | None:
 def _cautions(found: Summary) -> Iterator[str]:
     """What a reader of the scores must know: arms that leak, what messages know of the question, prompts whose
     end the answer would change, examples that an arm was not asked."""
+    yield from _repeats(found)
     told = found["derived"]["evaluations"]
     if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
         yield (

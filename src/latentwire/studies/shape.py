@@ -33,7 +33,7 @@ class Compared(TypedDict):
 class Summary(TypedDict):
     """`summary.json`. derived: `comparisons` (what else is known of them, by name), `effects`, `oracles` (by name
     the readings that they are of, and by task their metrics), `invalid` (by reading and task answered in words
-    the share of answers that could not be read), `gates`,
+    the share of answers that could not be read), `gates`, `repeats` (stages that resolve to the same),
     `finetunings`, `evaluations` (by stage the arms that leak, unstable prompts and floors by task, and by
     arm and task sizes and how many examples its variant skipped), and `made_of`, a hash of the runs and the
     study."""

@@ -28,7 +28,7 @@ from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages import TRAINED, Evaluate
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 7
+_FORM = 8
 """Counted up when a summary of the same runs comes to hold something else."""
 ENDED = ("done", "rejected")
 """Of a run that has results."""
@@ -62,6 +62,7 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
                 if f"{ORACLES}/{name}" in readings
             },
             "gates": [_judge(gate, effects) for gate in plan.study.gates],
+            "repeats": _repeats(plan),
             "finetunings": {
                 name: run.record.results
                 for name, run in runs.items()
@@ -74,6 +75,14 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
             },
         },
     }
+
+
+def _repeats(plan: Plan) -> list[list[str]]:
+    """Stages that resolve to the same configuration, inputs and starts, whatever they are called."""
+    alike: dict[str, list[str]] = {}
+    for name in plan.study.stages:
+        alike.setdefault(plan.stages[name].identity, []).append(name)
+    return [names for names in alike.values() if len(names) > 1]
 
 
 def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:

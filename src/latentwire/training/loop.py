@@ -130,10 +130,10 @@ class Training:
     def _evaluate(self) -> None:
         self.trainee.mode(False)
         found = self.trainee.evaluate()
-        stop = self.judge.evaluated(self.done, found.loss)
+        accuracy = found.right / max(1, found.firsts)
+        stop = self.judge.evaluated(self.done, found.loss, accuracy)
         if stop and self.done:
             self.stopped = self.stopped or stop
-        accuracy = found.right / max(1, found.firsts)
         self.diagnostics.write(
             {
                 "step": self.done,
@@ -205,6 +205,9 @@ class Training:
             stopped=self.stopped,
             best_step=self.judge.best_step,
             best_loss=self.judge.best_loss,
+            peak_accuracy=self.judge.peak_accuracy,
+            peak_step=self.judge.peak_step,
+            final_accuracy=self.judge.last_accuracy,
             train_rows_sha256=self.trainee.sha256(),
             tokens=self.tokens,
             seconds=self.seconds,

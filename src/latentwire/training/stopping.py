@@ -19,7 +19,8 @@ class Judge:
     """Keeps what the criteria need; its fields are saved with every checkpoint, so a resumed run judges alike.
 
     best_loss, best_step: of the evaluation loss. stale: evaluations since it improved by `min_delta`.
-    rising: evaluations running at which it rose. first_loss: the train loss at step 0; recent: of the last
+    rising: evaluations running at which it rose. peak_accuracy, peak_step, last_accuracy: of first answer tokens
+    predicted right. first_loss: the train loss at step 0; recent: of the last
     `SMOOTHED` steps.
     """
 
@@ -30,6 +31,9 @@ class Judge:
     stale: int = 0
     rising: int = 0
     last_loss: float = float("inf")
+    peak_accuracy: float = -1.0
+    peak_step: int = -1
+    last_accuracy: float = -1.0
     first_loss: float | None = None
     recent: list[float] = field(default_factory=list)
 
@@ -58,8 +62,11 @@ class Judge:
             return f"no learning signal after {step + 1} steps"
         return None
 
-    def evaluated(self, step: int, loss: float) -> str | None:
-        """Tell an evaluation loss after `step` steps; returns why to stop, or None."""
+    def evaluated(self, step: int, loss: float, accuracy: float = 0.0) -> str | None:
+        """Tell an evaluation's loss and accuracy after `step` steps; returns why to stop, or None."""
+        self.last_accuracy = accuracy
+        if accuracy > self.peak_accuracy:
+            self.peak_accuracy, self.peak_step = accuracy, step
         self.rising = self.rising + 1 if loss > self.last_loss else 0
         self.last_loss = loss
         if loss < self.best_loss:
