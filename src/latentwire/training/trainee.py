@@ -25,9 +25,9 @@ class Trained:
     """What a training came to. stopped: why it ended.
 
     peak_accuracy: the highest share of first answer tokens predicted right in an evaluation, that after peak_step
-    steps; final_accuracy: in the last one. train_rows_sha256: of tokens, labels and order; equal for two stages that
-    saw the same data. tokens: read in training, padding not counted. skipped: by objective, how often there was
-    no memory for it.
+    steps; final_accuracy: in the last one. train_rows_sha256: of tokens, labels and order, equal for two stages
+    that saw the same data. tokens: read in training, padding not counted. skipped: by objective, how often there
+    was no memory for it.
     """
 
     steps: int

@@ -16,8 +16,8 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.tapping import chosen_layers, depth, tapping
 from latentwire.lm.tokenizing import Tokenizing
 from latentwire.wires.bridge.align import Spans, marked, overlaps, remembered
+from latentwire.wires.bridge.draft import Drafting
 from latentwire.wires.bridge.translators import Cross, States, Translator
-from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from latentwire.wires.latent.modules import LatentModules
 
 
-class SourceEncoder(EncoderConfig):
+class SourceEncoder(Drafting):
     """Configuration of `Source`.
 
     layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or
@@ -37,6 +37,7 @@ class SourceEncoder(EncoderConfig):
         characters that they stand for; None leaves them at the source's own.
     select: which columns become latents. width: of a latent.
     translator: what makes vectors of the states; None sends them as they are, keys and values layer by layer.
+    draft, draft_tokens: see `Drafting`.
     """
 
     kind: Literal["source"] = "source"
@@ -89,6 +90,7 @@ class Source(nn.Module):
         other = None if settings.align is None else Tokenizing.load(settings.align)
         self._wanted = None if other is None else marked(other.format, other)
         self._marked, self._before = marked(lm.format, lm), remembered(lm.format, lm)
+        self.drafts = settings.drafts(lm)
         read, made = self.read(["A few words."]), settings.translator
         width, slots = read.states.content.shape[-1], settings.select.slots
         self.translator = None if made is None else made.build(width, settings.width, slots).to(lm.device)
@@ -113,8 +115,8 @@ class Source(nn.Module):
         return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
 
     def ahead(self, contexts: Sequence[str]) -> None:
-        """Tokenize contexts that will be read soon; another thread may do so."""
-        for each in contexts:
+        """Tokenize contexts that will be read soon; another thread may do so. Drafts are not written ahead."""
+        for each in () if self.drafts else contexts:
             if self._wanted is None:
                 self._before(each)
             else:
@@ -123,11 +125,12 @@ class Source(nn.Module):
 
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
-        return (self._wanted or self._marked)(context)[0]
+        return (self._wanted or self._marked)(self.drafts([context])[0])[0]
 
     @torch.no_grad()
     def read(self, contexts: Sequence[str]) -> Read:
         """What the translator gets; nothing of it is ever trained."""
+        contexts = self.drafts(contexts)
         content, valid = self._columns(contexts)
         length, slots = valid.sum(1), self.settings.select.slots
         if slots:
@@ -140,7 +143,10 @@ class Source(nn.Module):
 
     def spans(self, contexts: Sequence[str]) -> list[Spans]:
         """Where the columns of each context begin and end, in characters."""
-        return [(self._wanted or self._marked)(each)[1] for each in contexts]
+        return self._spans(self.drafts(contexts))
+
+    def _spans(self, read: Sequence[str]) -> list[Spans]:
+        return [(self._wanted or self._marked)(each)[1] for each in read]
 
     def _columns(self, contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
         """`(B, T, S)`, and which columns are no padding, `(B, T)`."""
@@ -149,7 +155,7 @@ class Source(nn.Module):
             return self._states([self._before(each) for each in contexts])
         found = [self._marked(each) for each in contexts]
         content, _ = self._states([ids for ids, _ in found])
-        mixed = overlaps(self.spans(contexts), [spans for _, spans in found], lm.device, self.multiple)
+        mixed = overlaps(self._spans(contexts), [spans for _, spans in found], lm.device, self.multiple)
         return mixed @ content, mixed.any(-1)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:

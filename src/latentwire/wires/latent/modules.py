@@ -163,6 +163,8 @@ class LatentModules(nn.Module):
         A rounded wire is not saved again: its folder holds what training left.
         """
         self._rounded = isinstance(self.encoder, Own) and self.encoder.round()
+        if isinstance(self.encoder, Own | Source):
+            self.encoder.drafts.keeps = False  # what a draft costs is part of what encoding costs
         return self.eval()
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -22,12 +22,12 @@ from latentwire.lm.reading import Columns, Memory
 from latentwire.lm.tapping import chosen_layers, depth
 from latentwire.lm.tokenizing import Tokenizing
 from latentwire.wires.bridge.align import marked, overlaps, remembered
-from latentwire.wires.latent.encoders.base import EncoderConfig
+from latentwire.wires.bridge.draft import Drafting
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
 
 
-class SelfEncoder(EncoderConfig):
+class SelfEncoder(Drafting):
     """Configuration of `Own`.
 
     mask: how the encoder reads its context. copied: a full copy of the weights, all of it trained and saved,
@@ -39,7 +39,7 @@ class SelfEncoder(EncoderConfig):
         two models have as many latents that stand for the same words. None counts the encoder's own.
     scaffold: what stands before the context: as in the model's prompts (`prompt`), or the opening of a user turn
         in the model's chat template (`chat`). bos: whether a BOS token begins it; None leaves that to the
-        tokenizer.
+        tokenizer. draft, draft_tokens: see `Drafting`.
     """
 
     kind: Literal["self"] = "self"
@@ -101,6 +101,7 @@ class Own(nn.Module):
         # Slots begin as tokens do: drawn with the embeddings' own mean and spread.
         drawn = table.std(0) * torch.randn(slots, width, device=lm.device) + table.mean(0)
         self.slots = nn.Parameter(drawn) if slots else None
+        self.drafts = settings.drafts(lm)
         self._leave_what_nothing_reaches()
 
     def _leave_what_nothing_reaches(self) -> None:
@@ -119,6 +120,7 @@ class Own(nn.Module):
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         """Latents of B contexts; the M of one never depend on another's."""
+        contexts = self.drafts(contexts)
         lm, rows = self._lm, [self._ids(context) for context in contexts]
         ids = pad_rows(rows, 0, self.multiple).to(lm.device)
         length = torch.tensor([len(row) for row in rows], device=lm.device)
@@ -152,15 +154,16 @@ class Own(nn.Module):
         return True
 
     def ahead(self, contexts: Sequence[str]) -> None:
-        """Tokenize contexts that will be read soon; another thread may do so."""
-        for each in contexts:
+        """Tokenize contexts that will be read soon; another thread may do so. Drafts are not written ahead."""
+        for each in () if self.drafts else contexts:
             self._ids(each)
             if self._other is not None:
                 self._other(each)
 
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the encoder's, or those that it is aligned to."""
-        return self._ids(context) if self._other is None else self._other(context)[0]
+        [read] = self.drafts([context])
+        return self._ids(read) if self._other is None else self._other(read)[0]
 
     def _aligned(self, contexts: Sequence[str]) -> Tensor:
         """`select.weights` of the other model's tokens, each latent at the last column that one shares."""
