@@ -255,7 +255,7 @@ def test_a_folder_that_cannot_be_written_is_told(latentwire: Run, tmp_path: Path
         (("run", "quickstart", "--set", "stages.causal_ft.steps=[1"), r"--set stages\.causal_ft\.steps"),
         (("run", "quickstart", "--set", "stages.causal.steps=1"), r"causal\.steps: found 'causal', .*causal_ft"),
         (("run", "bridge", "--set", "finetuning.steps=1"), r"finetuning\.steps: found a study that finetunes"),
-        (("run", "bridge", "--set", "stages.self.start_wire=none"), r"stages\.self: wire: found no wire\.json"),
+        (("run", "bridge", "--set", "stages.every.start_wire=none"), r"stages\.every: wire: found no wire\.json"),
         (
             ("run", "bridge", "--set", "stages.tuned.objectives.2.wire=none"),
             r"stages\.tuned: wire: found no wire\.json in none",

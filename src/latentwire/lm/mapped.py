@@ -9,8 +9,10 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-MAPS = Path("/proc/self/maps")
+MAPS = Path("/proc/self/smaps")
 """Linux alone tells; elsewhere no memory is known to be a file's."""
+_WRITTEN = ("Anonymous:", "Swap:")
+"""What it calls pages of a mapping that this process has written to: they are its own, and the file's no longer."""
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,25 @@ def files() -> Iterator[Files]:
 
 
 def _mapped() -> Iterator[_Stretch]:
-    if not MAPS.exists():
-        return
-    for line in MAPS.read_text().splitlines():
-        span, _, offset, _, inode, *path = line.split(maxsplit=5)
-        if int(inode) and path:
-            start, stop = (int(each, 16) for each in span.split("-"))
-            yield _Stretch(start, stop, int(offset, 16), int(inode), path[0])
+    """Stretches of files, in none of which anything was written to memory since they were mapped."""
+    found: _Stretch | None = None
+    clean: set[str] = set()
+    for line in MAPS.read_text().splitlines() if MAPS.exists() else []:
+        first, *rest = line.split(maxsplit=5)
+        if first.endswith(":"):
+            if first in _WRITTEN and rest[0] == "0":
+                clean.add(first)
+            if found is not None and clean.issuperset(_WRITTEN):
+                yield found
+                found = None
+        else:
+            clean.clear()
+            found = _stretch(first, rest)
+
+
+def _stretch(span: str, rest: list[str]) -> _Stretch | None:
+    _, offset, _, inode, *path = rest
+    if not int(inode) or not path:
+        return None
+    start, stop = (int(each, 16) for each in span.split("-"))
+    return _Stretch(start, stop, int(offset, 16), int(inode), path[0])
