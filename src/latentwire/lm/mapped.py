@@ -12,7 +12,7 @@ from pathlib import Path
 MAPS = Path("/proc/self/smaps")
 """Linux alone tells; elsewhere no memory is known to be a file's."""
 _WRITTEN = ("Anonymous:", "Swap:")
-"""What it calls pages of a mapping that this process has written to: they are its own, and the file's no longer."""
+"""What it calls pages of a mapping that this process has written to: no longer the file's."""
 
 
 @dataclass(frozen=True)
