@@ -127,6 +127,8 @@ def test_a_training_tells_its_peak_and_what_was_left_of_it(finished: Carried) ->
     results |= {"peak_accuracy": 0.75, "peak_step": 4, "final_accuracy": 0.5}
     told = "first tokens right 0.750 at their peak, step 4, 0.500 at the end, 0.250 less"
     assert told in report.markdown(finished.plan.study, runs, summary)
+    results |= {"peak_accuracy": -1.0, "peak_step": -1, "final_accuracy": -1.0}  # resumed from before it was kept
+    assert "first tokens right" not in report.markdown(finished.plan.study, runs, summary)
 
 
 def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried) -> None:

@@ -81,6 +81,14 @@ def test_kept_diagnostics_are_drawn_by_label(tmp_path: Path) -> None:
     assert training_curves._lines(other) == found
 
 
+def test_a_training_that_diverged_is_drawn(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    ends = [*LINES, {"step": 4, "eval_loss": float("inf"), "eval_first_token_accuracy": 0.0}]
+    away = kept(tmp_path / "away.jsonl", [json.dumps(line) for line in ends])
+    training_curves.draw({"away": away}, tmp_path / "away.svg")
+    assert "away" in texts(tmp_path / "away.svg")
+
+
 def test_what_is_no_diagnostics_is_told_in_one_sentence(tmp_path: Path) -> None:
     broken = kept(tmp_path / "broken.jsonl", ["[]", json.dumps(LINES[0])])
     for path, expected in (

@@ -86,7 +86,7 @@ def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
 
 def _peak(results: Mapping[str, Any]) -> str:
     """How well first tokens were told at best and in the end; nothing of a run from before that was kept."""
-    if "peak_accuracy" not in results:
+    if results.get("peak_step", -1) < 0:
         return ""
     peak, final = results["peak_accuracy"], results["final_accuracy"]
     told = f"; first tokens right {peak:.3f} at their peak, step {results['peak_step']}, {final:.3f} at the end"

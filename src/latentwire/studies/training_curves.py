@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -45,8 +46,9 @@ def draw(files: Mapping[str, Path], out: Path, title: str = "trainings") -> None
         rights.plot(*right, color=colour, linewidth=1.2, marker=".", markersize=3)
     # An imitation of great weight would leave the evaluations a line at the bottom.
     evaluated = [value for every in lines.values() for value in _curve(every, "eval_loss")[1]]
-    if evaluated and max(evaluated) > 0:
-        losses.set_ylim(0, 1.1 * max(evaluated))
+    highest = max(filter(math.isfinite, evaluated), default=0.0)
+    if highest > 0:
+        losses.set_ylim(0, 1.1 * highest)
     losses.set_title("evaluation loss; thin: training loss", fontsize=10)
     losses.set_ylabel("nats a token; in training all objectives", fontsize=9)
     rights.set(ylim=(-0.02, 1.02))

@@ -301,6 +301,12 @@ def test_another_adapter_of_a_reader_begins_anew_behind_the_same_encoder(tmp_pat
     assert any(name.startswith(f"adapters.{key_of(lm.name)}") for name in after)
     _, _, told = run(tmp_path / "c", generator, tmp_path / "b" / "checkpoints" / "final", steps=2)
     assert not any("begins anew" in line for line in told)
+    # Dropout has no weights: what the generator has learned stays.
+    drops, slow = DeepPrefix(hidden=8, dropout=0.1), {"steps": 2, "learning_rate": 1e-9}
+    _, _, told = run(tmp_path / "d", drops, tmp_path / "b" / "checkpoints" / "final", **slow)
+    assert not any("begins anew" in line for line in told)
+    kept = weights_of(tmp_path / "d")
+    assert all(torch.allclose(kept[name], each, atol=1e-6) for name, each in after.items())
 
 
 def test_what_a_reader_has_learned_goes_with_its_adapter(tmp_path):

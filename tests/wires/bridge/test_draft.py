@@ -8,7 +8,9 @@ import torch
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.training.fit.config import WorldPassages
+from latentwire.training.fit.objectives import Align, AnswerCrossEntropy
 from latentwire.wires.bridge.draft import Drafts
+from latentwire.wires.bridge.ridge import Ridge
 from latentwire.wires.latent.adapters import DeepPrefix, Fuse
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
@@ -90,6 +92,14 @@ def test_a_bridge_that_drafts_is_trained_and_read(tmp_path) -> None:
     found, _ = train(tmp_path, wire=DRAFT, data=WorldPassages(tiers=("one_hop",)))
     assert found.steps == 3
     assert Latent(path=str(tmp_path / "checkpoints" / "best")).config.encoder.draft
+
+
+def test_what_lays_latents_over_the_text_is_refused_with_a_draft(tmp_path) -> None:
+    """A draft's latents stand for no token of the reader's text: their aims would be other tokens'."""
+    with pytest.raises(UserError, match="align found draft: true, expected false"):
+        train(tmp_path / "align", "embeddings", wire=DRAFT, objectives=(AnswerCrossEntropy(), Align()))
+    with pytest.raises(UserError, match="ridge: found draft: true, expected false"):
+        train(tmp_path / "ridge", "projected", wire=DRAFT, ridge=Ridge())
 
 
 def test_a_draft_before_an_adapter_that_counts_the_readers_tokens_is_refused(source: LM) -> None:

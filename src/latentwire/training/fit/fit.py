@@ -126,7 +126,7 @@ class _Fitting:
         self.modules = LatentModules(wire, readers, source)
         torch.manual_seed(seed_of(settings.seed, "readers"))
         self.readers, self._learns = begin(self.modules, readers, settings, start)
-        for name in [] if start is None or settings.new_reader else anew(wire, start):
+        for name in [] if start is None or settings.new_reader else anew(self.modules, start):
             log(f"the adapter of {name} begins anew")
         self._devices = {name: lm.device for name, lm in readers.items()}
         self.adapting = Adapting(settings.objectives)

@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 
+from torch import Size, Tensor
+
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.training.fit.config import Fit
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.modules import LatentModules, read_config
+from latentwire.wires.latent import checkpoint
+from latentwire.wires.latent.modules import LatentModules, key_of, read_config
 from latentwire.wires.latent.readers import ReaderConfig, attach, restore, saved
 
 
@@ -36,20 +38,33 @@ def begin(
             f"start: found a wire whose readers have learned {before.model_dump(exclude_none=True)}, expected "
             "reader_lora and reader_prefix to be the same."
         )
-    new = anew(modules.config, start)
+    new = anew(modules, start)
     if not before.nothing:
         return restore(modules, readers, start, new=new), before
     modules.restore(start, new=new)
     return attach(modules, readers, config), config
 
 
-def anew(config: LatentConfig, start: Path) -> list[str]:
-    """The readers whose adapters a wire does not bring: it does not have them, or with another adapter.
+def anew(modules: LatentModules, start: Path) -> list[str]:
+    """The readers whose adapters a wire does not bring: it does not have them, or of another kind or size.
 
     Of a wire whose readers have learned, what they have learned belongs to their adapters: none is another's.
     """
     known, learned = read_config(start).adapters, not saved(start).nothing
-    return [n for n, each in config.adapters.items() if n not in known or not (learned or known[n] == each)]
+    found, wanted = _shapes(checkpoint.read(start)), _shapes(modules.pieces())
+
+    def fits(name: str) -> bool:
+        if learned or key_of(name) not in modules.adapters:
+            return True
+        mine = f"adapters.{key_of(name)}."
+        pieces = [{each: shape for each, shape in of.items() if each.startswith(mine)} for of in (found, wanted)]
+        return known[name].kind == modules.config.adapters[name].kind and pieces[0] == pieces[1]
+
+    return [name for name in modules.config.adapters if name not in known or not fits(name)]
+
+
+def _shapes(pieces: Mapping[str, Tensor]) -> dict[str, Size]:
+    return {name: each.shape for name, each in pieces.items()}
 
 
 def _add(

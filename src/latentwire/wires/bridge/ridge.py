@@ -75,6 +75,8 @@ def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
     source = modules.encoder
     if not isinstance(source, Source) or not isinstance(source.translator, ColumnMap):
         raise UserError(f"ridge: found {described(modules)}, expected the encoder source with the translator mlp.")
+    if source.drafts:
+        raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
     if modules.config.width is not None:
         raise UserError(f"ridge: found width: {modules.config.width} of the wire, expected none but the source's.")
     adapters = {}

@@ -14,6 +14,7 @@ from latentwire.errors import UserError
 from latentwire.training import losses
 from latentwire.training.config import Settings
 from latentwire.training.schedules import annealed
+from latentwire.wires.bridge.draft import Drafting
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -78,6 +79,15 @@ def summed_nats(lm: LM, forced: Forced, chosen: Tensor | None = None) -> Tensor:
 def token_nats(lm: LM, forced: Forced) -> Tensor:
     """Cross-entropy of each label, `(N,)`."""
     return F.cross_entropy(lm.head(forced.hidden).float(), forced.labels, reduction="none")
+
+
+def refuse_draft(kind: str, modules: LatentModules) -> None:
+    """Raise a `UserError` where the source writes a draft: its latents stand for no token of the text."""
+    encoder = modules.config.encoder
+    if isinstance(encoder, Drafting) and encoder.draft:
+        raise UserError(
+            f"objectives: {kind} found draft: true, expected false: a draft stands for none of the text."
+        )
 
 
 def first_of(evidence: Evidence, tokens: int | None) -> tuple[Tensor | None, float]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.lm.shared import IGNORE
-from latentwire.training.fit.objectives.base import Term
+from latentwire.training.fit.objectives.base import Term, refuse_draft
 from latentwire.wires.bridge.source import Source, described
 from latentwire.wires.bridge.translators import Flow
 
@@ -58,6 +58,8 @@ class FlowMatching(Term):
                 f"objectives: flow found {described(modules)}, expected the encoder source with the translator "
                 "dit."
             )
+        if self.teacher == "prompt":
+            refuse_draft(self.kind, modules)
         if self.reader is not None and self.reader not in readers:
             known = ", ".join(readers)
             raise UserError(f"objectives: flow found the reader {self.reader!r}, expected one of {known}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
@@ -9,10 +10,12 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from latentwire.training.fit.objectives.base import Term, soft_tokens
+from latentwire.training.fit.objectives.base import Term, refuse_draft, soft_tokens
 
 if TYPE_CHECKING:
+    from latentwire.lm.model import LM
     from latentwire.training.fit.evidence import Evidence
+    from latentwire.wires.latent.modules import LatentModules
 
 
 class Scale(Term):
@@ -40,6 +43,9 @@ class Align(Term):
 
     kind: Literal["align"] = "align"
     measure: Literal["cosine", "mse"] = "cosine"
+
+    def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
+        refuse_draft(self.kind, modules)
 
     def loss(self, evidence: Evidence) -> Tensor:
         soft = soft_tokens(evidence)
