@@ -1,9 +1,13 @@
 """A wire small enough to be trained in a second, and everything a single step of it computes."""
 
-import torch
+import json
 
+import torch
+from safetensors.torch import load_file
+
+from latentwire.lm.lora import Lora
 from latentwire.training.fit.adapting import Adapting
-from latentwire.training.fit.config import Fit, WorldPassages
+from latentwire.training.fit.config import Fit, TextSteps, WorldPassages
 from latentwire.training.fit.fit import fit
 from latentwire.training.fit.passages import passages
 from latentwire.training.fit.step import FitStep, collate
@@ -18,6 +22,11 @@ SOFT = Embeddings(hidden=8)
 KEYS = Native()
 ENCODER = SelfEncoder(select=Anchors(ratio=4), rank=2)
 DATA = WorldPassages()
+STAGE_B = {
+    "reader_lora": Lora(rank=2, dropout=0.1),
+    "reader_prefix": 3,
+    "text_steps": TextSteps(probability=0.8, tail=0.3, steps=4),
+}
 
 
 def start(family="llama", **changes):
@@ -69,3 +78,12 @@ def one_step(adapter=KEYS, objectives=(), seed=0, lm=None, keep=1.0, textual=Fal
     used = settings(lm, adapter, **({"objectives": objectives} if objectives else {})).objectives
     step = FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, used, Adapting(used))
     return modules, step, part
+
+
+def weights_of(folder, name="final"):
+    return load_file(folder / "checkpoints" / name / "wire.safetensors")
+
+
+def lines_of(folder):
+    lines = [json.loads(line) for line in (folder / "diagnostics.jsonl").read_text().splitlines()]
+    return [{k: v for k, v in line.items() if k not in ("seconds", "memory_gib")} for line in lines]

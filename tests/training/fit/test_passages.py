@@ -168,6 +168,12 @@ def test_passages_are_made_once_for_all_stages_that_train_on_the_same(monkeypatc
     assert other[0].pairs != first[0].pairs
 
 
+def test_a_reader_under_another_name_has_passages_of_its_own():
+    lm, data = tiny_lm(), WorldPassages()
+    for name in ("one", "other"):
+        assert all(each.pairs.keys() == {name} for each in passages(data, {name: lm}, "train", 3))
+
+
 def test_sums_are_passages_of_the_train_split_and_take_their_turn_among_the_tiers():
     alone = drawn(WorldPassages(tiers=("sums",)), "train")
     assert [each.group for each in alone] == [f"world/sums/train/{n:06d}" for n in range(40)]

@@ -8,7 +8,8 @@ import torch
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.training.fit.config import WorldPassages
-from latentwire.training.fit.objectives import Align, AnswerCrossEntropy
+from latentwire.training.fit.objectives import Align, AnswerCrossEntropy, FlowMatching
+from latentwire.wires.bridge import draft
 from latentwire.wires.bridge.draft import Drafts
 from latentwire.wires.bridge.ridge import Ridge
 from latentwire.wires.latent.adapters import DeepPrefix, Fuse
@@ -18,7 +19,7 @@ from latentwire.wires.latent.encoders.base import EncoderConfig
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.wire import Latent
-from tests.wires.bridge.build import CONTEXTS, encoder
+from tests.wires.bridge.build import CONTEXTS, SMALL, encoder
 from tests.wires.bridge.training import train
 from tests.wires.latent.build import shaken
 
@@ -88,6 +89,18 @@ def test_drafts_are_kept_while_training_and_written_anew_for_whoever_reads(
     assert times == [1, 1]
 
 
+def test_a_long_context_costs_no_other_its_draft(source: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest drafts go, and those only where there are too many."""
+    monkeypatch.setattr(draft, "REMEMBERED", 3)
+    kept = Drafts(source, 2)
+    monkeypatch.setattr(kept, "_written", lambda left: [f" {len(each)}" for each in left])
+    long = "a" * 5_000
+    assert kept(["b", "bb", long]) == ["b 1", "bb 2", f"{long} 5000"]
+    assert list(kept._kept) == ["b", "bb", long]
+    kept(["bbb", "bb"])
+    assert list(kept._kept) == ["bb", long, "bbb"]
+
+
 def test_a_bridge_that_drafts_is_trained_and_read(tmp_path) -> None:
     found, _ = train(tmp_path, wire=DRAFT, data=WorldPassages(tiers=("one_hop",)))
     assert found.steps == 3
@@ -98,6 +111,9 @@ def test_what_lays_latents_over_the_text_is_refused_with_a_draft(tmp_path) -> No
     """A draft's latents stand for no token of the reader's text: their aims would be other tokens'."""
     with pytest.raises(UserError, match="align found draft: true, expected false"):
         train(tmp_path / "align", "embeddings", wire=DRAFT, objectives=(AnswerCrossEntropy(), Align()))
+    flow = {"wire": DRAFT | {"width": 24, "translator": SMALL}, "objectives": (FlowMatching(teacher="prompt"),)}
+    with pytest.raises(UserError, match="flow found draft: true, expected false"):
+        train(tmp_path / "flow", "embeddings", **flow)
     with pytest.raises(UserError, match="ridge: found draft: true, expected false"):
         train(tmp_path / "ridge", "projected", wire=DRAFT, ridge=Ridge())
 

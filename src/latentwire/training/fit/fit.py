@@ -22,7 +22,7 @@ from latentwire.training.fit.feed import Feed
 from latentwire.training.fit.layout import settled
 from latentwire.training.fit.objectives import AnswerCrossEntropy
 from latentwire.training.fit.passages import passages
-from latentwire.training.fit.start import anew, begin
+from latentwire.training.fit.start import begin
 from latentwire.training.fit.step import FitStep, Part, collate, first_right
 from latentwire.training.fit.teacher import Teaching
 from latentwire.training.loop import Training, seed_of
@@ -80,7 +80,7 @@ def check(readers: Mapping[str, LM], source: LM, settings: Fit, start: Path | No
     """
     settings = settled(settings, lambda told: None)
     modules = LatentModules(settings.wire, readers, source)
-    begin(modules, readers, settings, start)
+    begin(modules, readers, settings, start, log=lambda _: None)
     _check_pieces(modules, readers, settings)
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
@@ -125,9 +125,7 @@ class _Fitting:
         wire = settings.wire.model_copy(update={"fingerprints": prints})
         self.modules = LatentModules(wire, readers, source)
         torch.manual_seed(seed_of(settings.seed, "readers"))
-        self.readers, self._learns = begin(self.modules, readers, settings, start)
-        for name in [] if start is None or settings.new_reader else anew(self.modules, start):
-            log(f"the adapter of {name} begins anew")
+        self.readers, self._learns = begin(self.modules, readers, settings, start, log)
         self._devices = {name: lm.device for name, lm in readers.items()}
         self.adapting = Adapting(settings.objectives)
         teachings = {name: Teaching(lm, log, STEADY) for name, lm in readers.items()}

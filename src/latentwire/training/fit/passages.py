@@ -147,7 +147,7 @@ def passages(
             _tokenize(_worded_as(words, tokenizing), examples) for words, examples in _of_task(data, split, whole)
         )
         return list(islice((one for each in told for one in each.singly or (each,)), count))
-    words = json.dumps([[each.words for each in tokenizing.values()], data.tiers, count, whole])
+    words = json.dumps([{name: each.words for name, each in tokenizing.items()}, data.tiers, count, whole])
     return list(_of_training(_World(words, data.tiers, tokenizing, count, whole)))
 
 

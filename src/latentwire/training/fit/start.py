@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Size, Tensor
@@ -16,12 +16,17 @@ from latentwire.wires.latent.readers import ReaderConfig, attach, restore, saved
 
 
 def begin(
-    modules: LatentModules, readers: Mapping[str, LM], settings: Fit, start: Path | None
+    modules: LatentModules,
+    readers: Mapping[str, LM],
+    settings: Fit,
+    start: Path | None,
+    log: Callable[[str], None],
 ) -> tuple[dict[str, LM], ReaderConfig]:
     """Make the modules what training begins with; returns the readers as they learn, and what they learn.
 
     Readers of a wire in which they have learned nothing begin to learn. Readers that the wire to start from does
-    not have begin `anew` beside the others. A `new_reader` learns its adapter alone, and nothing else learns.
+    not have begin anew beside the others, which is logged. A `new_reader` learns its adapter alone, and nothing
+    else learns.
 
     Raises:
         UserError: the readers of the wire to start from have learned other pieces than these, or it is another
@@ -38,14 +43,16 @@ def begin(
             f"start: found a wire whose readers have learned {before.model_dump(exclude_none=True)}, expected "
             "reader_lora and reader_prefix to be the same."
         )
-    new = anew(modules, start)
+    new = _anew(modules, start)
+    for name in new:
+        log(f"the adapter of {name} begins anew")
     if not before.nothing:
         return restore(modules, readers, start, new=new), before
     modules.restore(start, new=new)
     return attach(modules, readers, config), config
 
 
-def anew(modules: LatentModules, start: Path) -> list[str]:
+def _anew(modules: LatentModules, start: Path) -> list[str]:
     """The readers whose adapters a wire does not bring: it does not have them, or of another kind or size.
 
     Of a wire whose readers have learned, what they have learned belongs to their adapters: none is another's.

@@ -113,6 +113,7 @@ class Teaching:
             with torch.autocast(self.lm.device.type, enabled=False):
                 self._wires[wire] = Latent(path=wire).bind(self.lm).modules
             self._wires[wire].pad_to(self.multiple)
+            self._wires[wire].keep_drafts(True)
         modules = self._wires[wire]
         if modules.config.carry != carry:
             raise UserError(f"objectives: found {wire} with carry: {modules.config.carry}, expected {carry}.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import islice
 
 import torch
 from pydantic import Field
@@ -10,7 +11,7 @@ from pydantic import Field
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.bridge.align import FEW, LONG, REMEMBERED
+from latentwire.wires.bridge.align import REMEMBERED
 from latentwire.wires.latent.encoders.base import EncoderConfig
 
 STOP = "\nQuestion:"
@@ -52,14 +53,17 @@ class Drafts:
         if not self:
             return contexts
         left = [each for each in dict.fromkeys(contexts) if each not in self._kept]
-        found = self._kept | dict(zip(left, self._written(left) if left else [], strict=True))
-        room = REMEMBERED if max(map(len, contexts), default=0) <= LONG else FEW
+        new = dict(zip(left, self._written(left) if left else [], strict=True))
+        drafted = [each + (new[each] if each in new else self._kept[each]) for each in contexts]
         if self.keeps:
-            self._kept = found if len(found) <= room else {each: found[each] for each in contexts}
-        return [found[each] for each in contexts]
+            self._kept |= new
+            for each in list(islice(self._kept, max(0, len(self._kept) - REMEMBERED))):
+                del self._kept[each]
+        return drafted
 
     @torch.no_grad()
     def _written(self, contexts: Sequence[str]) -> list[str]:
+        """What stands behind each context: the anchor and the draft."""
         lm, how = self._lm, Decoding(max_new_tokens=self._tokens, stop=(STOP,))
         ending = lm.format.ending(lm)
         rows = [[*lm.format.before(each, lm), *ending] for each in contexts]
@@ -67,4 +71,4 @@ class Drafts:
         with torch.autocast(lm.device.type, enabled=False):
             said = lm.generate(lm.prefill(Prefix.of_tokens(rows, device=lm.device)), how)
         anchor = str(lm.tokenizer.decode(ending))
-        return [f"{each}{anchor}{text.text}" for each, text in zip(contexts, said, strict=True)]
+        return [f"{anchor}{text.text}" for text in said]

@@ -163,9 +163,13 @@ class LatentModules(nn.Module):
         A rounded wire is not saved again: its folder holds what training left.
         """
         self._rounded = isinstance(self.encoder, Own) and self.encoder.round()
-        if isinstance(self.encoder, Own | Source):
-            self.encoder.drafts.keeps = False  # what a draft costs is part of what encoding costs
+        self.keep_drafts(False)  # what a draft costs is part of what encoding costs
         return self.eval()
+
+    def keep_drafts(self, keeps: bool) -> None:
+        """Whether drafts of contexts that are met again are kept, or written each time."""
+        if isinstance(self.encoder, Own | Source):
+            self.encoder.drafts.keeps = keeps
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write all pieces and the configuration, with fingerprints of the frozen models.
