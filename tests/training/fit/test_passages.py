@@ -57,7 +57,7 @@ def test_answers_are_trained_as_the_tokens_that_they_are_scored_by(reader, alone
     ends = sorted(reader.eos_ids)
     for example, (behind, answer) in zip(EXAMPLES, pairs, strict=True):
         assert answer == [*reader.format.encode(example, reader)[1][0], *ends]
-        assert behind == reader.format.behind(example.question, reader)
+        assert [behind] == reader.format.behind([example.question], reader)
     bare = [
         reader.tokenizer(f" {example.answers[0]}", add_special_tokens=False)["input_ids"] for example in EXAMPLES
     ]
@@ -69,8 +69,9 @@ class Strides:
 
     eos_token_id = -1
 
-    def __call__(self, text, add_special_tokens=True):
-        return {"input_ids": [int.from_bytes(text[at : at + 3].encode()) for at in range(0, len(text), 3)]}
+    def __call__(self, texts, add_special_tokens=True):
+        cut = [[text[at : at + 3] for at in range(0, len(text), 3)] for text in texts]
+        return {"input_ids": [[int.from_bytes(each.encode()) for each in pieces] for pieces in cut]}
 
 
 def test_a_context_that_changes_the_answers_tokens_is_refused():

@@ -86,8 +86,9 @@ class Asking(Tokenizing):
                 which costs a third of reading the context again for each.
         """
         # Without a question the context is the whole prompt.
-        answers = [self._answer(replace(each, context="") if each.question else each) for each in examples]
-        if self._answer(examples[0]) != answers[0]:
+        bare = [replace(each, context="") if each.question else each for each in examples]
+        behind_context, *answers = self._answers([examples[0], *bare])
+        if behind_context != answers[0]:
             raise UserError(
                 f"data: the tokenizer of {self.name} cuts the answer to {examples[0].id} in another way behind "
                 "its context than behind the question alone, expected the same tokens."
@@ -95,8 +96,9 @@ class Asking(Tokenizing):
         ends = sorted(self.eos_ids)[:1]
         return [[*answer, *ends] for answer in answers]
 
-    def _answer(self, example: Example) -> list[int]:
-        return self.format.encode(replace(example, choices=()), self)[1][0]
+    def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
+        encoded = self.format.encode_all([replace(each, choices=()) for each in examples], self)
+        return [answers[0] for _, answers in encoded]
 
 
 @dataclass(frozen=True)
