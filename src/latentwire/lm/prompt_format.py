@@ -46,7 +46,7 @@ class PromptFormat(BaseModel):
         return self.encode_all([example], lm)[0]
 
     def encode_all(self, examples: Sequence[Example], lm: Tokenizes) -> list[tuple[Prompt, tuple[list[int], ...]]]:
-        """`encode` of each, at a fraction of its time: the tokenizer is called once."""
+        """`encode` of each, faster: the tokenizer is called once."""
         texts = [self._asked(example, lm) for example in examples]
         ids = iter(self._all_ids([text for each in texts for text in each], lm))
         return [_split(example, *(next(ids) for _ in each)) for example, each in zip(examples, texts, strict=True)]
