@@ -110,11 +110,15 @@ class PromptFormat(BaseModel):
         spans = [(int(a) - start, int(b) - start) for a, b in found["offset_mapping"][: len(ids)]]
         return ids, spans
 
-    def behind(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
-        """Of each question, tokens of what stands behind a context: the question with its words and the anchor.
+    def behind(self, question: str, lm: Tokenizes) -> list[int]:
+        """Tokens of what stands behind a context: the question with its words and the anchor.
 
         They are tokenized alone, since what stands before them may be no text.
         """
+        return self.behind_all([question], lm)[0]
+
+    def behind_all(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
+        """`behind` of each, faster: the tokenizer is called once."""
         rendered = [self.render(PLACE, question, lm) for question in questions]
         return _called([self._kept(text)[boundary:] for text, boundary in rendered], lm, special=False)
 

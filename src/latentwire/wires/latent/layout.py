@@ -62,7 +62,7 @@ def asking(
         return [text for text, _ in pairs], [behind for _, behind in pairs]
     if config.shown == "only":
         return None, [lm.format.ending(lm) for _ in prompts]
-    return None, lm.format.behind([question for _, question in prompts], lm)
+    return None, lm.format.behind_all([question for _, question in prompts], lm)
 
 
 def fused(adapter: Fused, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]) -> Shared:
