@@ -155,4 +155,6 @@ class _Modulo:
 
     def __call__(self, text, **options):
         found = self._tokenizer(text, **options)
-        return {**found, "input_ids": [token % VOCABULARY for token in found["input_ids"]]}
+        rows = found["input_ids"] if isinstance(text, list) else [found["input_ids"]]
+        ids = [[token % VOCABULARY for token in row] for row in rows]
+        return {**found, "input_ids": ids if isinstance(text, list) else ids[0]}
