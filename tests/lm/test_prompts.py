@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -33,6 +34,32 @@ TOKENIZERS = {
 @pytest.fixture(scope="module", params=TOKENIZERS)
 def lm(request: pytest.FixtureRequest) -> LM:
     return reader(TOKENIZERS[request.param])
+
+
+@pytest.mark.parametrize("template", ["question", "raw", "chat"])
+def test_many_texts_at_once_are_the_tokens_of_each_alone(lm: LM, template: Any) -> None:
+    padding = copy.deepcopy(lm.tokenizer)  # as a tokenizer file may say, for batches that a model reads at once
+    padding.backend_tokenizer.enable_padding(direction="left", pad_id=3, pad_token="?")
+    many, form = LM(lm.model, padding, name="tiny"), PromptFormat(template=template, delimiter=" ")
+    examples = [
+        Example(id="1", group="g", context="Ana has a cat.", question="What has Ana?", answers=("a cat",)),
+        Example(id="2", group="g", context="", question="Who?", answers=("Bea, of whom nothing else is known",)),
+        Example(
+            id="3",
+            group="g",
+            context="Cid saw a dog and a long train.",
+            question="What?",
+            choices=("a dog", "rain"),
+        ),
+    ]
+    for example, (prompt, answers) in zip(examples, form.encode_all(examples, many), strict=True):
+        assert prompt.tokens == len(form.tokens(example.context, example.question, lm).ids)
+        alone = [
+            form.whole(example.context, example.question, each, lm) for each in example.choices or example.answers
+        ]
+        assert list(answers) == [each[prompt.tokens :] for each in alone]
+    asked = [example.question for example in examples]
+    assert form.behind_all(asked, many) == [form.behind(each, lm) for each in asked]
 
 
 @pytest.fixture(scope="module")

@@ -47,23 +47,26 @@ class PromptFormat(BaseModel):
 
     def encode_all(self, examples: Sequence[Example], lm: Tokenizes) -> list[tuple[Prompt, tuple[list[int], ...]]]:
         """`encode` of each, faster: the tokenizer is called once."""
-        texts = [self._asked(example, lm) for example in examples]
+        texts = [self._with_answers(example, lm) for example in examples]
         ids = iter(self._all_ids([text for each in texts for text in each], lm))
-        return [_split(example, *(next(ids) for _ in each)) for example, each in zip(examples, texts, strict=True)]
+        return [
+            _prompt_and_answers(example, *(next(ids) for _ in each))
+            for example, each in zip(examples, texts, strict=True)
+        ]
 
-    def _asked(self, example: Example, lm: Tokenizes) -> list[str]:
+    def _with_answers(self, example: Example, lm: Tokenizes) -> list[str]:
         """The prompt's text alone, and with each answer behind it."""
         if example.choices and example.answers:
             raise ValueError(f"{example.id} has a prompt for each choice, expected one of its requests()")
         text = self.render(example.context, example.question, lm)[0]
-        return [self._kept(text), *(self._followed(text, each) for each in example.choices or example.answers[:1])]
+        return [self._kept(text), *(self._answered(text, each) for each in example.choices or example.answers[:1])]
 
-    def _followed(self, text: str, answer: str) -> str:
+    def _answered(self, text: str, answer: str) -> str:
         return f"{text}{self.delimiter}{answer}" if self.template == "raw" else f"{text} {answer}"
 
     def whole(self, context: str, question: str, answer: str, lm: Tokenizes) -> list[int]:
         """Tokens of a prompt with an answer behind it, tokenized as one text."""
-        return self._ids(self._followed(self.render(context, question, lm)[0], answer), lm)
+        return self._ids(self._answered(self.render(context, question, lm)[0], answer), lm)
 
     def tokens(self, context: str, question: str, lm: Tokenizes) -> Tokens:
         """Tokens of a prompt; the context may be empty.
@@ -120,7 +123,7 @@ class PromptFormat(BaseModel):
     def behind_all(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
         """`behind` of each, faster: the tokenizer is called once."""
         rendered = [self.render(PLACE, question, lm) for question in questions]
-        return _called([self._kept(text)[boundary:] for text, boundary in rendered], lm, special=False)
+        return _token_ids([self._kept(text)[boundary:] for text, boundary in rendered], lm, special=False)
 
     def split(
         self, context: str, question: str, lm: Tokenizes, *, whole: bool = False
@@ -221,15 +224,17 @@ class PromptFormat(BaseModel):
 
     def _all_ids(self, texts: Sequence[str], lm: Tokenizes) -> list[list[int]]:
         # A chat template writes its own special tokens.
-        called = _called(texts, lm, special=self.template != "chat")
+        called = _token_ids(texts, lm, special=self.template != "chat")
         return [_unended(ids, text, lm) for ids, text in zip(called, texts, strict=True)]
 
 
-def _called(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[list[int]]:
+def _token_ids(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[list[int]]:
     return list(lm.tokenizer(list(texts), add_special_tokens=special)["input_ids"]) if texts else []
 
 
-def _split(example: Example, alone: list[int], *wholes: list[int]) -> tuple[Prompt, tuple[list[int], ...]]:
+def _prompt_and_answers(
+    example: Example, alone: list[int], *wholes: list[int]
+) -> tuple[Prompt, tuple[list[int], ...]]:
     """From the tokens of a prompt, and of it with each answer behind it."""
     shared = len(alone)
     given = example.choices or example.answers[:1]
