@@ -7,6 +7,7 @@ import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 from safetensors.torch import load_file
@@ -14,7 +15,7 @@ from safetensors.torch import load_file
 from latentwire.errors import UserError
 from latentwire.evaluation.report import of_questions
 from latentwire.runs.log import Log
-from latentwire.studies import curves, figures, loading, plan, runner
+from latentwire.studies import curves, drawing, figures, loading, plan, runner
 from latentwire.studies.summary import JSON, MARKDOWN
 from latentwire.tasks import resolve
 from latentwire.tasks.world.reading import stated
@@ -109,6 +110,15 @@ def test_the_same_study_draws_the_same_small_file(done: runner.Carried, tmp_path
         assert all(name in drawn for name in (b"one_hop", b"type_floor", b"self, anchors", b"nth"))
     assert b"self, anchors, 4bit" in first[0]
     assert [path.read_bytes() for path in curves.draw(done.summary, tmp_path / "curves.svg")] == first
+
+
+def test_a_legend_wider_than_its_panel_is_not_cut_off(tmp_path: Path) -> None:
+    made = drawing.figure(1, 1)
+    made.subplots().plot([1], label="a name much wider than the panel is")
+    made.legend(loc="outside upper center")
+    drawing.write(made, tmp_path / "wide.svg")
+    inches = float(ElementTree.parse(tmp_path / "wide.svg").getroot().attrib["width"].removesuffix("pt")) / 72
+    assert inches > made.legends[0].get_window_extent().width / made.dpi > 1
 
 
 def test_seeds_of_one_size_are_joined_by_their_mean() -> None:

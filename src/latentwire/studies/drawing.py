@@ -33,7 +33,8 @@ def write(made: Any, place: Path) -> None:
     fixed = {"Date": None} if place.suffix == ".svg" else None
     with rc_context({"svg.fonttype": "none", "svg.hashsalt": "latentwire"}):
         try:
-            made.savefig(place, dpi=80, metadata=fixed)
+            # Tight: a legend may be wider than one panel.
+            made.savefig(place, dpi=80, metadata=fixed, bbox_inches="tight")
         except (OSError, ValueError) as error:
             raise UserError(
                 f"report: {place} cannot be written ({error}), expected a path ending in .svg or .png."
