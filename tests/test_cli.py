@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentwire.lm import weights
+from latentwire.lm.loading import weights
 from latentwire.lm.prompt_format import PromptFormat
 from tests.lm.checkpoints import write_lora, write_prefix
 from tests.models import tiny_model, tiny_tokenizer

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from latentwire.errors import UserError as UserError
-    from latentwire.lm.blocks import blocks as blocks
     from latentwire.lm.decoding import Decoding as Decoding
+    from latentwire.lm.masks.blocks import blocks as blocks
     from latentwire.lm.model import LM as LM
     from latentwire.lm.prefix import Prefix as Prefix
     from latentwire.lm.prompt_format import PromptFormat as PromptFormat
@@ -27,7 +27,7 @@ _HOME = {
     "Prefix": "lm.prefix",
     "PromptFormat": "lm.prompt_format",
     "UserError": "errors",
-    "blocks": "lm.blocks",
+    "blocks": "lm.masks.blocks",
 }
 __all__ = sorted([*_HOME, "__version__"])
 

@@ -90,8 +90,8 @@ def eval_(
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
     from latentwire.evaluation import arms as parsing
-    from latentwire.evaluation.readers import evaluate_readers
     from latentwire.evaluation.report import Report
+    from latentwire.evaluation.several_readers import evaluate_readers
     from latentwire.files import write_atomically
     from latentwire.runs.log import counted
     from latentwire.tasks import resolve
@@ -159,7 +159,7 @@ def grow(
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: ./NAME]")] = None,
 ) -> None:
     """Regrow an embedded model from nothing, and measure it."""
-    from latentwire.training.regrow import regrow
+    from latentwire.training.growing.regrow import regrow
 
     folder = out or Path(name)
     regrow(name, seed or [0], folder, _report_growth, print)

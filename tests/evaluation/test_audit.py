@@ -7,10 +7,10 @@ import torch
 
 from latentwire import wires
 from latentwire.evaluation.audit import audit, sample_losses
-from latentwire.lm import attention
+from latentwire.lm.masks import attention
+from latentwire.lm.masks.reading import Reading
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import Example
-from latentwire.lm.reading import Reading
 from tests.models import FAMILIES, tiny_lm, tiny_tokenizer
 
 KERNELS = ("sdpa", "eager")

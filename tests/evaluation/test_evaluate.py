@@ -14,7 +14,7 @@ from latentwire.evaluation.items import batches
 from latentwire.evaluation.summary import rows, summarize
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.prompts import Example
-from latentwire.lm.sharing import Request
+from latentwire.lm.scoring.prefix_tree import Request
 from latentwire.tasks.base import Task
 from tests.models import tiny_lm
 

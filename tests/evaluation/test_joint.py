@@ -9,7 +9,7 @@ from latentwire.evaluation import arms
 from latentwire.evaluation.costs import measure
 from latentwire.evaluation.joint import joint, union
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.readers import evaluate_readers
+from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.tasks.base import Task
 from tests.evaluation.test_evaluate import CHOICE, SPAN
 from tests.models import tiny_lm

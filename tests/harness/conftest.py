@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 pytest.importorskip("lm_eval")
-from latentwire.lm import weights
+from latentwire.lm.loading import weights
 from latentwire.lm.prompt_format import PromptFormat
 from tests.models import tiny_model, tiny_tokenizer
 

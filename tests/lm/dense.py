@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel
 
-from latentwire.lm.reading import Columns
+from latentwire.lm.masks.reading import Columns
 
 
 @dataclass

@@ -14,9 +14,9 @@ from transformers import PreTrainedModel
 import latentwire
 from latentwire import UserError
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.masks.reading import LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import LayerRange, Reading
 from tests.lm.dense import columns_of, dense, numbers, stock
 from tests.lm.test_masks import batch, close, packed, run
 from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer

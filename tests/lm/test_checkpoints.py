@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoModelForImageTextToText, FineGrainedFP8Config
 
 from latentwire import LM, UserError
-from latentwire.lm import saving
+from latentwire.lm.loading import saving
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
 from tests.lm.checkpoints import dequantized, image_text_model, write_fp8, write_gguf, write_lora, write_plain

@@ -13,9 +13,9 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from latentwire import LM, UserError
-from latentwire.lm import attention
+from latentwire.lm.masks import attention
+from latentwire.lm.masks.reading import CAUSAL, Columns, Reading
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import CAUSAL, Columns, Reading
 from tests.lm.dense import numbers
 from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
 

@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from latentwire.errors import UserError
-from latentwire.lm import attention
-from latentwire.lm.choice import FASTEST, choose
+from latentwire.lm.masks import attention
+from latentwire.lm.masks.kernel_choice import FASTEST, choose
 from tests.models import tiny_lm, tiny_model
 
 

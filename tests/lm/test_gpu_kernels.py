@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentwire.lm import flex, split
-from latentwire.lm.choice import FASTEST
+from latentwire.lm.masks import flex
+from latentwire.lm.masks import varlen_runs as split
+from latentwire.lm.masks.kernel_choice import FASTEST
 from latentwire.lm.model import LM
 from tests.lm.test_kernels import FAMILIES, SHAPES, read, rows
 from tests.models import tiny_model, tiny_tokenizer

@@ -9,14 +9,15 @@ import torch
 from torch import Tensor
 from torch.nn.attention import varlen as torch_varlen
 
-from latentwire.lm import attention, flex, split, varlen
-from latentwire.lm.intervals import find, intervals
+from latentwire.lm.masks import attention, flex, varlen
+from latentwire.lm.masks import varlen_runs as split
+from latentwire.lm.masks.intervals import find, intervals
+from latentwire.lm.masks.reading import SHARED, Columns, LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import SHARED, Columns, LayerRange, Reading
-from latentwire.training.documents import IGNORE, Document
-from latentwire.training.packing import Rows, collate
+from latentwire.training.finetuning.documents import IGNORE, Document
+from latentwire.training.finetuning.packing import Rows, collate
 from tests.models import tiny_lm
 
 FAMILIES = ("llama", "qwen3", "mistral", "ministral3", "gemma3", "gpt_neox")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentwire.lm import mapped, settling
+from latentwire.lm.loading import mapped, settling
 
 pytestmark = pytest.mark.skipif(not mapped.MAPS.exists(), reason="only Linux tells what is mapped")
 

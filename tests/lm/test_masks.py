@@ -6,9 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
+from latentwire.lm.masks.reading import Columns, LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import Columns, LayerRange, Reading
 from tests.lm.dense import Layout, columns_of, dense, layouts, numbers, stock
 from tests.models import FAMILIES, tiny_lm
 

@@ -9,9 +9,9 @@ from transformers import DynamicCache
 
 from latentwire import UserError
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
-from latentwire.lm.reading import Columns, LayerRange, Memory
 from tests.lm.dense import Layout, dense, layouts, numbers, rotated, stock
 from tests.lm.test_masks import block_ids, close
 from tests.models import FAMILIES, tiny_lm, tiny_model

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from latentwire.lm.masks.reading import Columns
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix, pad_rows
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns
 from tests.lm.dense import numbers
 from tests.models import FAMILIES, WINDOW, tiny_lm, tiny_model, tiny_tokenizer
 

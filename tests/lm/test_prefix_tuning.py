@@ -14,10 +14,10 @@ from safetensors.torch import load_file, save_file
 
 from latentwire import LM, UserError
 from latentwire.evaluation.perturbation import look
+from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns, Memory
-from latentwire.training.adapters import Trainable
+from latentwire.training.finetuning.adapters import Trainable
 from tests.lm.checkpoints import write_plain, write_prefix
 from tests.lm.dense import Layout, dense, numbers, stock
 from tests.models import SLIDING, tiny_model

@@ -9,7 +9,7 @@ import pytest
 from transformers import PreTrainedTokenizerFast
 
 from latentwire import LM, Example, PromptFormat, UserError
-from latentwire.lm.reading import CAUSAL
+from latentwire.lm.masks.reading import CAUSAL
 from tests.models import tiny_model, tiny_tokenizer
 
 CHAT = (

@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from latentwire import LM, UserError
-from latentwire.lm import settling
+from latentwire.lm.loading import settling
 from tests.lm.checkpoints import write_plain
 from tests.models import tiny_model
 

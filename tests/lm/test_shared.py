@@ -8,7 +8,7 @@ from dataclasses import fields
 import pytest
 import torch
 
-from latentwire.lm.shared import IGNORE, Questions, Shared
+from latentwire.lm.scoring.questions import IGNORE, Questions, Shared
 from tests.models import tiny_lm
 
 

@@ -16,9 +16,9 @@ from latentwire.lm.decoding.engine import Engine, fingerprint, unfit
 from latentwire.lm.decoding.slots import Slots
 from latentwire.lm.decoding.step import advance, bucket
 from latentwire.lm.decoding.text import Text
+from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix
-from latentwire.lm.reading import Columns, LayerRange, Memory
 from tests.lm.dense import numbers
 from tests.models import FAMILIES, tiny_lm
 

@@ -8,13 +8,13 @@ import pytest
 import torch
 
 from latentwire import UserError
-from latentwire.lm import forest, together
+from latentwire.lm.masks.reading import LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import LayerRange, Memory
-from latentwire.lm.scoring import Score
-from latentwire.lm.sharing import Request, minimum, tree
-from latentwire.lm.together import Together
+from latentwire.lm.scoring import forest, together
+from latentwire.lm.scoring.continuations import Score
+from latentwire.lm.scoring.prefix_tree import Request, minimum, tree
+from latentwire.lm.scoring.together import Together
 from tests.models import FAMILIES, tiny_lm
 
 MASKS = ("causal", "prefix", "segments")

@@ -11,9 +11,9 @@ from torch import Tensor
 
 import latentwire
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.masks.reading import Columns, LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
-from latentwire.lm.reading import Columns, LayerRange, Reading
 from tests.lm.dense import dense, numbers, stock
 from tests.lm.test_masks import batch, block_ids, close
 from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer

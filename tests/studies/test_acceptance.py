@@ -13,8 +13,8 @@ from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.runs.store import Record, Run
 from latentwire.studies import commands, loading
 from latentwire.studies.stages import FitWire
-from latentwire.training.fit.config import PRESETS, WorldPassages
-from latentwire.training.fit.passages import passages
+from latentwire.training.wire.config import PRESETS, WorldPassages
+from latentwire.training.wire.passages import passages
 from tests.studies.fits import HERON, A
 from tests.studies.study import written
 

@@ -16,9 +16,9 @@ from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
 from latentwire.studies.stages import Evaluate, FitWire
-from latentwire.wires.bridge.source import SourceEncoder
-from latentwire.wires.bridge.translators import Dit
+from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.select import Anchors
+from latentwire.wires.latent.translators import Dit
 from tests.models import tiny_lm
 
 SMALL = {

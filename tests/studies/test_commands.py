@@ -13,7 +13,7 @@ from latentwire import cli
 from latentwire.runs import log as log_module
 from latentwire.runs.log import Log, Pace, duration
 from latentwire.runs.store import runs
-from latentwire.training import finetune as finetuning
+from latentwire.training.finetuning import finetune as finetuning
 from tests.studies.study import small_study, written
 
 Command = Callable[..., tuple[int, str, str]]

@@ -19,7 +19,7 @@ from latentwire.runs.log import Log
 from latentwire.runs.store import runs
 from latentwire.studies import carry_out, loading, runner
 from latentwire.studies.runner import Carried, StageFailed
-from latentwire.training import finetune as finetuning
+from latentwire.training.finetuning import finetune as finetuning
 from tests.studies.study import Carry, folders, small_study, written
 
 

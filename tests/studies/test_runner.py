@@ -14,7 +14,7 @@ from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import runs
 from latentwire.studies import loading, plan, report, runner
-from latentwire.studies.readers import Readers
+from latentwire.studies.models import Readers
 from latentwire.studies.spec import Study
 from tests.studies.study import Carry, folders, model_folder, small_study, written
 

@@ -22,7 +22,7 @@ from latentwire.studies.spec import Study
 from latentwire.tasks import resolve
 from latentwire.wires import parse
 from latentwire.wires.latent.modules import WEIGHTS
-from latentwire.wires.latent.readers import FILE
+from latentwire.wires.latent.trained_readers import FILE
 from latentwire.wires.latent.wire import Latent
 from tests.studies.fits import HERON, SOFT, WREN, A
 from tests.studies.study import written

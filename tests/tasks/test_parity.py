@@ -15,7 +15,7 @@ from lm_eval.tasks import TaskManager
 
 from latentwire.evaluation.evaluate import evaluate, prepare
 from latentwire.evaluation.items import reading
-from latentwire.lm import weights
+from latentwire.lm.loading import weights
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.tasks import resolve

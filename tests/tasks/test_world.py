@@ -23,7 +23,7 @@ from latentwire.tasks.world.passages import (
 )
 from latentwire.tasks.world.reading import TIERS, ask, ask_tags, draw_passage
 from latentwire.tasks.world.sums import draw_problem
-from latentwire.training.growth_data import encode_turns, grow_tokenizer, recipe_of, row_turns
+from latentwire.training.growing.growth_data import encode_turns, grow_tokenizer, recipe_of, row_turns
 
 TASKS = world_tasks()
 CHOICES = [name for name in TASKS if name.startswith("choices/")]

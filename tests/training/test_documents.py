@@ -8,7 +8,7 @@ from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.lm.prompts import CAUSAL, Example
 from latentwire.training.config import FileData, WorldData
-from latentwire.training.documents import IGNORE, document, sources
+from latentwire.training.finetuning.documents import IGNORE, document, sources
 from tests.models import tiny_lm, tiny_tokenizer
 
 CHAT = (

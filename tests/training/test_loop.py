@@ -9,13 +9,13 @@ from safetensors.torch import load_file
 
 from latentwire import LM
 from latentwire.errors import UserError
-from latentwire.lm import attention
-from latentwire.lm.lora import Lora
+from latentwire.lm.loading.lora import Lora
+from latentwire.lm.masks import attention
 from latentwire.training import loop
-from latentwire.training.checks import check
 from latentwire.training.config import Finetuning, Stopping, WorldData
-from latentwire.training.finetune import finetune
-from latentwire.training.row_audit import audit_rows
+from latentwire.training.finetuning.checks import check
+from latentwire.training.finetuning.finetune import finetune
+from latentwire.training.finetuning.row_audit import audit_rows
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.stopping import Judge, Leak
 from tests.models import tiny_lm
@@ -213,7 +213,7 @@ def test_training_over_a_leaking_wire_is_refused_unless_forced(tmp_path):
 
 
 def test_a_model_that_leaks_stops_the_stage_before_the_first_step(tmp_path, monkeypatch):
-    from latentwire.lm.reading import Reading
+    from latentwire.lm.masks.reading import Reading
 
     lm = start()
     monkeypatch.setattr(Reading, "visible", lambda self, q, k, *_: torch.ones(1, 1, q, k, dtype=torch.bool))
@@ -226,14 +226,14 @@ def test_rows_whose_documents_see_each_other_are_caught(monkeypatch):
     lm = start()
     rows = collate([documents(3)])
     assert audit_rows(lm, rows) == []
-    monkeypatch.setattr("latentwire.training.row_audit.Reading", _forget_documents)
+    monkeypatch.setattr("latentwire.training.finetuning.row_audit.Reading", _forget_documents)
     assert any("see each other" in problem for problem in audit_rows(lm, rows))
 
 
 def _forget_documents(columns, layers=None):
     from dataclasses import replace
 
-    from latentwire.lm.reading import Reading
+    from latentwire.lm.masks.reading import Reading
 
     positions = torch.arange(columns.width).expand_as(columns.positions)
     return Reading(replace(columns, documents=torch.full_like(columns.documents, -1), positions=positions), layers)

@@ -11,8 +11,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm.prefix import Forced
 from latentwire.training import losses
+from latentwire.training.finetuning.objectives import AnswerCrossEntropy
 from latentwire.training.losses import Head, cross_entropy, kl, top_kl
-from latentwire.training.objectives import AnswerCrossEntropy
 from tests.models import tiny_lm
 
 N, D, V, K = 37, 16, 96, 5
@@ -200,7 +200,7 @@ def test_the_objective_trains_a_model_as_the_plain_head_does(family: str, autoca
         lm = tiny_lm(family, kernel="eager")
         ids = torch.tensor([[5, 9, 30, 4, 8, 17]])
         with torch.autocast("cpu", torch.bfloat16, enabled=autocast):
-            from latentwire.lm.reading import Columns, Reading
+            from latentwire.lm.masks.reading import Columns, Reading
 
             columns = Columns.of(torch.ones_like(ids).bool(), torch.arange(6)[None])
             hidden = lm.run(ids, columns, Reading(columns))[0]

@@ -5,11 +5,11 @@ import random
 import pytest
 import torch
 
+from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import LayerRange
-from latentwire.training.documents import IGNORE, Document
-from latentwire.training.objectives import AnswerCrossEntropy
-from latentwire.training.packing import Plan, collate, pack
+from latentwire.training.finetuning.documents import IGNORE, Document
+from latentwire.training.finetuning.objectives import AnswerCrossEntropy
+from latentwire.training.finetuning.packing import Plan, collate, pack
 from latentwire.training.step import Step, read
 from tests.models import FAMILIES, tiny_lm
 
@@ -81,7 +81,7 @@ def test_the_loss_is_the_plain_cross_entropy_of_the_answers():
 
 def read_all(lm, each):
     rows = collate([[each]])
-    from latentwire.lm.reading import Reading
+    from latentwire.lm.masks.reading import Reading
 
     with torch.no_grad():
         return lm.run(rows.ids, rows.columns, Reading(rows.columns))[0]

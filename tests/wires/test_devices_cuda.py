@@ -22,9 +22,9 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
-from latentwire.training.fit.config import Fit, WorldPassages
-from latentwire.training.fit.fit import fit
-from latentwire.training.fit.objectives import (
+from latentwire.training.wire.config import Fit, WorldPassages
+from latentwire.training.wire.fit import fit
+from latentwire.training.wire.objectives import (
     AnswerCrossEntropy,
     Contrast,
     Distill,
@@ -32,18 +32,18 @@ from latentwire.training.fit.objectives import (
     Imitate,
     Objective,
 )
-from latentwire.wires.bridge.source import SourceEncoder
-from latentwire.wires.bridge.translators import Cross
 from latentwire.wires.latent.adapters import Adapter, DeepPrefix, Embeddings, Native
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import Encoder, SelfEncoder
+from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
+from latentwire.wires.latent.translators import Cross
 from latentwire.wires.latent.wire import Control, Latent, share
 from tests.models import tiny_model, tiny_tokenizer
 from tests.studies.study import small_study, written
-from tests.wires.bridge.build import LONG, SMALL, reader_lm, saved, source_lm
+from tests.wires.latent.bridge.build import LONG, SMALL, reader_lm, saved, source_lm
 
 FIRST, SECOND = "cuda:0", "cuda:1"
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

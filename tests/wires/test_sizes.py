@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from latentwire import wires
-from latentwire.lm.attended import attended
-from latentwire.lm.attention import kernel
+from latentwire.lm.masks.attended import attended
+from latentwire.lm.masks.attention import kernel
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder

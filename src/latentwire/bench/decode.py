@@ -17,9 +17,9 @@ from transformers import PreTrainedModel
 
 from latentwire.bench.decode_step import COMPILED, OURS, floor, ours, peer, place, prompt_ids, tokenizer
 from latentwire.bench.setup import Row, Setup
-from latentwire.lm import attention
 from latentwire.lm.decoding.engine import COMPILER, Engine
 from latentwire.lm.decoding.merged import Merging
+from latentwire.lm.masks import attention
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 

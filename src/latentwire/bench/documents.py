@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.shared import IGNORE
-from latentwire.training.documents import Document
-from latentwire.training.packing import Plan
+from latentwire.lm.scoring.questions import IGNORE
+from latentwire.training.finetuning.documents import Document
+from latentwire.training.finetuning.packing import Plan
 
 FIRST_ID = 5
 """Token ids below are left to special tokens."""

@@ -22,10 +22,10 @@ from transformers import PreTrainedTokenizerFast
 from latentwire.bench.score_peer import Peer
 from latentwire.bench.score_reference import Reference
 from latentwire.bench.setup import Row, Setup
-from latentwire.lm import attention
+from latentwire.lm.masks import attention
 from latentwire.lm.model import LM
-from latentwire.lm.sharing import Request, minimum
-from latentwire.lm.together import Together
+from latentwire.lm.scoring.prefix_tree import Request, minimum
+from latentwire.lm.scoring.together import Together
 
 TASKS = PARTS = ("unique", "letters", "passage")
 CHOICES, CONTEXT, QUESTION, QUESTIONS = 4, 300, 20, 4

@@ -23,14 +23,14 @@ from transformers import PreTrainedModel, PreTrainedTokenizerFast
 from latentwire.bench.documents import Regime, padded
 from latentwire.bench.setup import SHAPES, Row, Setup, Timing
 from latentwire.errors import UserError
-from latentwire.lm import attention
-from latentwire.lm.choice import choose
+from latentwire.lm.masks import attention
+from latentwire.lm.masks.kernel_choice import choose
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.shared import IGNORE
-from latentwire.training.documents import Document
-from latentwire.training.objectives import AnswerCrossEntropy
-from latentwire.training.packing import Rows, collate, pack
+from latentwire.lm.scoring.questions import IGNORE
+from latentwire.training.finetuning.documents import Document
+from latentwire.training.finetuning.objectives import AnswerCrossEntropy
+from latentwire.training.finetuning.packing import Rows, collate, pack
 from latentwire.training.step import Step
 
 REGIMES = {

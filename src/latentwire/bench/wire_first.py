@@ -15,7 +15,7 @@ from latentwire.bench.train import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.shared import Shared
+from latentwire.lm.scoring.questions import Shared
 from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder

@@ -14,11 +14,11 @@ from latentwire.bench.train import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
 from latentwire.lm.model import LM
-from latentwire.training.fit.adapting import Adapting
-from latentwire.training.fit.objectives import AnswerCrossEntropy, Distill
-from latentwire.training.fit.passages import Passage
-from latentwire.training.fit.step import FitStep, Part, collate
-from latentwire.training.fit.teacher import Teaching
+from latentwire.training.wire.adapting import Adapting
+from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill
+from latentwire.training.wire.passages import Passage
+from latentwire.training.wire.step import FitStep, Part, collate
+from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent.modules import LatentModules
 
 RATIO = 4

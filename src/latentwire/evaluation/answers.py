@@ -15,12 +15,12 @@ from latentwire.evaluation.items import Item, batches
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.variants import golds
 from latentwire.lm.decoding import Decoding, suppressed, without
+from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.reading import LayerRange
-from latentwire.lm.scoring import Score, score_whole
-from latentwire.lm.sharing import Request
-from latentwire.lm.together import Together, Work
+from latentwire.lm.scoring.continuations import Score, score_whole
+from latentwire.lm.scoring.prefix_tree import Request
+from latentwire.lm.scoring.together import Together, Work
 from latentwire.tasks.base import Task
 
 T = TypeVar("T")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.evaluation.perturbation import Padding, Sight, look
-from latentwire.lm import attention
+from latentwire.lm.masks import attention
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import Example

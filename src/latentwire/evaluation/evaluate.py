@@ -14,8 +14,8 @@ from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.decoding import suppressed
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
-from latentwire.lm.together import BATCH_TOKENS as BATCH_TOKENS
-from latentwire.lm.together import Work
+from latentwire.lm.scoring.together import BATCH_TOKENS as BATCH_TOKENS
+from latentwire.lm.scoring.together import Work
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.floors import type_floor
 from latentwire.wires import Wire

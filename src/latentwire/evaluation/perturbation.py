@@ -13,10 +13,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from latentwire.lm.masks.reading import Columns, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns, Reading
 
 Padding = Literal["none", "right", "left"]
 PADS = 3

@@ -25,8 +25,8 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL, Example, Prompt
-from latentwire.lm.scoring import Score
-from latentwire.lm.together import BATCH_TOKENS, Together, Work
+from latentwire.lm.scoring.continuations import Score
+from latentwire.lm.scoring.together import BATCH_TOKENS, Together, Work
 from latentwire.wires.text import TextWire
 
 log = logging.getLogger(__name__)

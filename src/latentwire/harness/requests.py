@@ -13,9 +13,9 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Prompt
-from latentwire.lm.scoring import Score, score_whole
-from latentwire.lm.sharing import Request
-from latentwire.lm.together import Together
+from latentwire.lm.scoring.continuations import Score, score_whole
+from latentwire.lm.scoring.prefix_tree import Request
+from latentwire.lm.scoring.together import Together
 
 T = TypeVar("T")
 PROMPTS = 256

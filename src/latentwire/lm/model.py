@@ -15,21 +15,24 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm import adapter_files, attention, checks, decoding, prefix_adapters, scoring, weights
+from latentwire.lm import decoding
 from latentwire.lm.decoding import Decoding, Generated
 from latentwire.lm.decoding.engine import Engine
 from latentwire.lm.decoding.step import Step
+from latentwire.lm.loading import adapter_files, checks, prefix_adapters, weights
+from latentwire.lm.loading.prefix_tuning import PrefixTuning
+from latentwire.lm.masks import attention
+from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
-from latentwire.lm.prefix_tuning import PrefixTuning
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.lm.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.rotary import Rotary
-from latentwire.lm.scoring import Continuations, Score
+from latentwire.lm.scoring import continuations as scoring
+from latentwire.lm.scoring.continuations import Continuations, Score
 
 if TYPE_CHECKING:
     from os import PathLike
 
-    from latentwire.lm.weights import DeviceMap
+    from latentwire.lm.loading.weights import DeviceMap
 
 
 class LM:

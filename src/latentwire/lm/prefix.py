@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from latentwire.lm.masks.reading import Columns, LayerRange, Memory, Reading, stacked
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns, LayerRange, Memory, Reading, stacked
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
+from latentwire.lm.loading.prefix_tuning import PrefixTuning
+from latentwire.lm.masks.reading import Columns, Reading
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
-from latentwire.lm.prefix_tuning import PrefixTuning
-from latentwire.lm.reading import Columns, Reading
 
 
 class Tokenizes(Protocol):

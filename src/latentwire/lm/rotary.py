@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latentwire.errors import UserError
-from latentwire.lm.checks import evaluating
-from latentwire.lm.reading import Memory
+from latentwire.lm.loading.checks import evaluating
+from latentwire.lm.masks.reading import Memory
 
 
 class Rotary:

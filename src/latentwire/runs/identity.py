@@ -39,7 +39,7 @@ def model_folder(spec: str) -> Path:
     # Here and not above: reading a run's record needs neither.
     from huggingface_hub import snapshot_download
 
-    from latentwire.lm.weights import locate
+    from latentwire.lm.loading.weights import locate
 
     found = Path(locate(spec))
     if found.exists():

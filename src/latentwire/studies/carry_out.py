@@ -17,12 +17,12 @@ from latentwire.evaluation.summary import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log, duration
+from latentwire.studies.models import Readers
 from latentwire.studies.plan import Plan
-from latentwire.studies.readers import Readers
 from latentwire.studies.report import left_out
 from latentwire.studies.stages import Evaluate, Finetune, FitWire
-from latentwire.training.fit.objectives import Imitate
 from latentwire.training.trainee import Trained
+from latentwire.training.wire.objectives import Imitate
 from latentwire.wires.latent.wire import BEST, locate
 
 OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
@@ -111,7 +111,7 @@ def _finished(folder: Path, tasks: Collection[str]) -> list[Outcome]:
 
 def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:
     """Train `lm` in place; see `training.finetune.finetune` for what is written and raised."""
-    from latentwire.training import finetune as finetuning
+    from latentwire.training.finetuning import finetune as finetuning
 
     with log.progress(folder.parent.name, "steps") as report:
         found = finetuning.finetune(lm, stage.settings(), folder, log=log, progress=report)
@@ -120,8 +120,8 @@ def finetune(lm: LM, stage: Finetune, folder: Path, log: Log) -> dict[str, Any]:
 
 def fit_wire(stage: FitWire, readers: Readers, folder: Path, log: Log) -> dict[str, Any]:
     """Train a wire before its readers and hold it against its gates; see `training.fit.fit.fit` and `.accept`."""
-    from latentwire.training.fit import accept
-    from latentwire.training.fit.fit import fit
+    from latentwire.training.wire import accept
+    from latentwire.training.wire.fit import fit
 
     models, settings = readers.models(stage.models()), stage.settings(readers.wire)
     followed = (each.finished for each in settings.objectives if isinstance(each, Imitate))

@@ -16,7 +16,7 @@ from latentwire.studies.naming import in_full
 from latentwire.studies.paths import put
 from latentwire.studies.spec import Study
 from latentwire.studies.sweeps import expanded, swept
-from latentwire.training.fit.config import PRESETS
+from latentwire.training.wire.config import PRESETS
 
 
 class _Loader(yaml.SafeLoader):

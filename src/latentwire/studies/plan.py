@@ -24,7 +24,7 @@ from latentwire.tasks.base import Task
 from latentwire.tasks.files import read_bytes
 from latentwire.tasks.world.sums import training_passage
 from latentwire.training.config import FileData, WorldData
-from latentwire.training.fit.config import TaskPassages, TextPassages, WorldPassages
+from latentwire.training.wire.config import TaskPassages, TextPassages, WorldPassages
 from latentwire.wires.latent.config import read_config
 from latentwire.wires.latent.wire import locate
 

@@ -15,8 +15,8 @@ from latentwire.runs import provenance
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, Parent, Record, Run, runs
 from latentwire.studies import plan, summary
+from latentwire.studies.models import Readers
 from latentwire.studies.plan import Plan, Planned
-from latentwire.studies.readers import Readers
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import Evaluate, Finetune, FitWire
@@ -152,7 +152,7 @@ def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
 
 
 def _check_finetuning(planned: Planned, lm: LM) -> None:
-    from latentwire.training import checks
+    from latentwire.training.finetuning import checks
 
     assert isinstance(planned.stage, Finetune)
     try:
@@ -162,7 +162,7 @@ def _check_finetuning(planned: Planned, lm: LM) -> None:
 
 
 def _check_wire(planned: Planned, stage: FitWire, readers: Readers) -> None:
-    from latentwire.training.fit import accept, fit
+    from latentwire.training.wire import accept, fit
     from latentwire.wires.latent.wire import locate
 
     try:

@@ -8,7 +8,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 from latentwire import wires
-from latentwire.lm.lora import Lora
+from latentwire.lm.loading.lora import Lora
 
 
 class Settings(BaseModel):

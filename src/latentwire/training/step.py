@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
+from latentwire.lm.masks.reading import Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
-from latentwire.lm.reading import Reading
-from latentwire.lm.shared import IGNORE
-from latentwire.training.objectives import Objective
-from latentwire.training.packing import Rows
+from latentwire.lm.scoring.questions import IGNORE
+from latentwire.training.finetuning.objectives import Objective
+from latentwire.training.finetuning.packing import Rows
 
 
 @dataclass(frozen=True, eq=False)

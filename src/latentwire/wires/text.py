@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 from pydantic import BeforeValidator, PlainSerializer, model_validator
 
 from latentwire.errors import UserError
+from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
-from latentwire.lm.reading import LayerRange
 from latentwire.wires.base import Message, Texts, Wire
 
 if TYPE_CHECKING:

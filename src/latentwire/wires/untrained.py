@@ -10,9 +10,9 @@ import torch
 from pydantic import PrivateAttr
 from torch import Tensor
 
-from latentwire.lm.attended import attended
+from latentwire.lm.masks.attended import attended
+from latentwire.lm.masks.reading import Memory
 from latentwire.lm.prefix import Prefix, pad_rows
-from latentwire.lm.reading import Memory
 from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.message import Latents

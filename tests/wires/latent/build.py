@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModel, BertConfig, T5Config
 
 from latentwire.lm.model import LM
-from latentwire.lm.shared import Questions
+from latentwire.lm.scoring.questions import Questions
 from latentwire.wires.latent.adapters import Adapter, Both, DeepPrefix, Embeddings, Native
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import BytesEncoder, Encoder, SelfEncoder, SentenceEncoder, TokensEncoder

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from latentwire.lm.prefix import pad_rows
-from latentwire.lm.shared import Questions, Shared
+from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentConfig, LatentModules

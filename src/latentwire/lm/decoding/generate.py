@@ -10,11 +10,11 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm import checks
 from latentwire.lm.decoding.choose import Decoding, Generated, choose, suppressed
 from latentwire.lm.decoding.engine import Engine, Model
 from latentwire.lm.decoding.slots import HISTORY, seen_later
 from latentwire.lm.decoding.text import Speaker, Text
+from latentwire.lm.loading import checks
 from latentwire.lm.prefix import Prefilled, Prefix
 
 Refill = Callable[[int], tuple[Prefilled, list[Text]] | None]

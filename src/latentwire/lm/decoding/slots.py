@@ -16,8 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentwire.lm.masks.reading import SHARED
 from latentwire.lm.prefix import Prefilled
-from latentwire.lm.reading import SHARED
 
 HISTORY = 16
 """Steps between two looks of the host at what a captured graph has chosen."""

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.files import write_atomically
-from latentwire.lm.saving import appearing
+from latentwire.lm.loading.saving import appearing
 
 CONFIG, WEIGHTS = "wire.json", "wire.safetensors"
 

@@ -12,12 +12,12 @@ from typing import Protocol
 import torch
 
 from latentwire.errors import UserError
-from latentwire.lm import checks
+from latentwire.lm.loading import checks
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reader import Tokenizes
-from latentwire.lm.shared import Shared
+from latentwire.lm.scoring.questions import Shared
 from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.message import Latents

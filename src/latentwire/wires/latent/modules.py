@@ -11,16 +11,16 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
+from latentwire.lm.masks.reading import SHARED, Columns, Memory
 from latentwire.lm.model import LM
-from latentwire.lm.reading import SHARED, Columns, Memory
-from latentwire.lm.shared import Shared
-from latentwire.wires.bridge.source import Source
+from latentwire.lm.scoring.questions import Shared
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.adapters import Delivered
 from latentwire.wires.latent.adapters.fuse import Fused
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
 from latentwire.wires.latent.config import LatentConfig, read_config
 from latentwire.wires.latent.encoders.own import Own
+from latentwire.wires.latent.encoders.source import Source
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
 from latentwire.wires.latent.layout import SAMPLE, OwnText, fused
 from latentwire.wires.latent.message import Latents

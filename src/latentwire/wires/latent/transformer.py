@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
+from latentwire.lm.masks.safe_gradients import safe_gradients
+
 
 class Bidirectional(nn.Module):
     """Layers of PyTorch's own kind, normalised before each part, four times as wide inside.
@@ -25,8 +27,9 @@ class Bidirectional(nn.Module):
         """`(B, T, width)` of as much; columns that are not `valid` `(B, T)` are seen by none."""
         hidden = ~valid
         hidden[:, 0] = False  # a softmax over nothing is not a number
-        for layer in self.layers:
-            content = layer(content, src_key_padding_mask=hidden)
+        with safe_gradients():
+            for layer in self.layers:
+                content = layer(content, src_key_padding_mask=hidden)
         return content
 
     def begin_as_identity(self) -> None:

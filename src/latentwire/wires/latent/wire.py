@@ -22,7 +22,7 @@ from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.layout import OwnText, asking
 from latentwire.wires.latent.message import Latents, quantize, zero
 from latentwire.wires.latent.modules import CONFIG, LatentModules, read_config
-from latentwire.wires.latent.readers import restore
+from latentwire.wires.latent.trained_readers import restore
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentwire.lm import checks
+from latentwire.lm.loading import checks
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered, Film

@@ -10,8 +10,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
+from latentwire.lm.masks.reading import Memory
 from latentwire.lm.model import LM
-from latentwire.lm.reading import Memory
 from latentwire.wires.latent.adapters.base import AdapterConfig, kv_shape
 from latentwire.wires.latent.adapters.deep_prefix import statistics
 from latentwire.wires.latent.message import Latents

@@ -4,11 +4,11 @@ from typing import Annotated
 
 from pydantic import Field
 
-from latentwire.wires.bridge.source import SourceEncoder
 from latentwire.wires.latent.encoders.bytes import BytesEncoder
 from latentwire.wires.latent.encoders.constant import ConstantEncoder
 from latentwire.wires.latent.encoders.own import SelfEncoder
 from latentwire.wires.latent.encoders.sentence import SentenceEncoder
+from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.encoders.tokens import TokensEncoder
 
 __all__ = [

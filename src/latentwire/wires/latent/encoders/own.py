@@ -12,17 +12,17 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
-from latentwire.lm import checks
-from latentwire.lm.lora import Lora, inject
+from latentwire.lm.loading import checks
+from latentwire.lm.loading.lora import Lora, inject
+from latentwire.lm.loading.tokenizing import Tokenizing
+from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reading import Columns, Memory
 from latentwire.lm.tapping import chosen_layers, depth
-from latentwire.lm.tokenizing import Tokenizing
-from latentwire.wires.bridge.align import marked, overlaps, remembered
-from latentwire.wires.bridge.draft import Drafting
+from latentwire.wires.latent.align import marked, overlaps, remembered
+from latentwire.wires.latent.drafts import Drafting
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
 

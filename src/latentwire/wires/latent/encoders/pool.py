@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
+
+from latentwire.lm.masks.safe_gradients import scaled_dot_product_attention
 
 
 class Pool(nn.Module):
@@ -58,7 +59,7 @@ class _Layer(nn.Module):
             each.unflatten(-1, (self._heads, -1)).transpose(1, 2)
             for each in (self.ask(self.norm(latents)), self.key(states), self.value(states))
         )
-        read = F.scaled_dot_product_attention(query, key, value, attn_mask=near)
+        read = scaled_dot_product_attention(query, key, value, attn_mask=near)
         latents = latents + gate * self.out(read.transpose(1, 2).flatten(2))
         added: Tensor = self.mlp(latents)
         return latents + added

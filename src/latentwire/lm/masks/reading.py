@@ -1,0 +1,301 @@
+"""Who sees whom: a mask as data, carried through one forward pass.
+
+A `Reading` describes the columns of the attention matrix (position, validity, block, document of
+each) and travels as the forward keyword `reading=` down to the attention functions of
+`latentwire.lm.masks.attention`. A keyword is recomputed together with its layer, so activation
+checkpointing sees the same mask in the backward pass; state kept outside the call would not be.
+
+Shapes: B rows, Q query columns, K key columns, M memory columns, H key/value heads, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.lm.prompts import CAUSAL
+
+Made = TypeVar("Made")
+
+SHARED = -1
+"""Document id of a column that every document of its row sees."""
+
+
+@dataclass(frozen=True, eq=False)
+class Columns:
+    """What is known of each column of a row; every tensor is `(B, T)`.
+
+    valid: real column, not padding. positions: what masks, windows and rotations follow.
+    blocks: columns with equal ids >= 0 see each other; `CAUSAL` sees only what stands before.
+    documents: a column sees its own document and `SHARED` columns, nothing else.
+    """
+
+    valid: Tensor
+    positions: Tensor
+    blocks: Tensor
+    documents: Tensor
+
+    @classmethod
+    def of(
+        cls, valid: Tensor, positions: Tensor, blocks: Tensor | None = None, documents: Tensor | None = None
+    ) -> Columns:
+        """Columns that are causal and of one shared document unless said otherwise."""
+        shared = torch.full_like(positions, SHARED)
+        return cls(
+            valid=valid,
+            positions=positions,
+            blocks=torch.full_like(positions, CAUSAL) if blocks is None else blocks,
+            documents=shared if documents is None else documents,
+        )
+
+    @property
+    def width(self) -> int:
+        return self.positions.shape[1]
+
+    @property
+    def end(self) -> Tensor:
+        """`(B,)`: the position behind the highest valid one, 0 where there is none."""
+        # A column more, for rows of no width have no maximum.
+        ends = torch.where(self.valid, self.positions + 1, 0)
+        return torch.nn.functional.pad(ends, (0, 1)).amax(1)
+
+    @property
+    def last(self) -> Tensor:
+        """`(B,)`: the column that predicts what follows: the valid one of highest position, of equals the last."""
+        order = self.positions * self.width + torch.arange(self.width, device=self.positions.device)
+        return torch.where(self.valid, order, -1).argmax(1)
+
+    def append(self, other: Columns) -> Columns:
+        """These columns with `other`'s behind them."""
+        return Columns(
+            **{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)}
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Columns]) -> Columns:
+        """The rows of all parts, padding behind the shorter ones."""
+        width = max(part.width for part in parts)
+        padded = [_pad(part, width) for part in parts]
+        return cls(**{f.name: torch.cat([getattr(part, f.name) for part in padded]) for f in fields(cls)})
+
+    def slice(self, start: int, stop: int) -> Columns:
+        return Columns(**{f.name: getattr(self, f.name)[:, start:stop] for f in fields(self)})
+
+    def select(self, rows: Tensor) -> Columns:
+        """The rows with these indices, in this order, repeated where an index is."""
+        return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
+
+
+@dataclass(frozen=True, eq=False)
+class Memory:
+    """Keys and values that stand before every token: one pair `(B, H, M, D)` a layer.
+
+    In a `Prefix` the keys are not rotated; `LM` rotates them once, by `columns.positions`, before
+    they enter a `Reading`. `columns` are `(B, M)`.
+    """
+
+    keys: tuple[Tensor, ...]
+    values: tuple[Tensor, ...]
+    columns: Columns
+
+    def select(self, rows: Tensor) -> Memory:
+        return Memory(
+            tuple(key[rows] for key in self.keys),
+            tuple(value[rows] for value in self.values),
+            self.columns.select(rows),
+        )
+
+    @classmethod
+    def join(cls, parts: Sequence[Memory]) -> Memory:
+        """The rows of all parts, padding behind the shorter ones."""
+        pairs = (
+            zip(*[part.keys for part in parts], strict=True),
+            zip(*[part.values for part in parts], strict=True),
+        )
+        keys, values = (tuple(stacked(each, 2) for each in layers) for layers in pairs)
+        return cls(keys, values, Columns.join([part.columns for part in parts]))
+
+    def append(self, other: Memory) -> Memory:
+        """This memory with `other` behind it."""
+        pairs = [zip(self.keys, other.keys, strict=True), zip(self.values, other.values, strict=True)]
+        keys, values = (tuple(torch.cat([mine, its.to(mine)], 2) for mine, its in each) for each in pairs)
+        return Memory(keys, values, self.columns.append(other.columns))
+
+
+def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
+    """Rows of several tensors below each other, zeros behind the shorter ones along `dim`."""
+    shape = list(parts[0].shape)
+    shape[0], shape[dim] = sum(len(part) for part in parts), max(part.shape[dim] for part in parts)
+    made, start = parts[0].new_zeros(shape), 0
+    for part in parts:
+        made[start : start + len(part)].narrow(dim, 0, part.shape[dim]).copy_(part)
+        start += len(part)
+    return made
+
+
+@dataclass(frozen=True)
+class LayerRange:
+    """The layers `start..stop-1` in which blocks count; elsewhere reading stays causal."""
+
+    start: int
+    stop: int
+
+    def __contains__(self, layer: int) -> bool:
+        return self.start <= layer < self.stop
+
+    @classmethod
+    def parse(cls, text: str) -> LayerRange:
+        """`"4-11"` (both included) or `"4"`.
+
+        Raises:
+            UserError: anything else.
+        """
+        first, _, last = text.partition("-")
+        if not first.isdigit() or not (last or first).isdigit() or int(last or first) < int(first):
+            raise UserError(f"layers: found {text!r}, expected a layer or a range such as 0-5.")
+        return cls(int(first), int(last or first) + 1)
+
+    def __str__(self) -> str:
+        return f"{self.start}-{self.stop - 1}"
+
+
+@dataclass(eq=False)
+class Tap:
+    """Collects every layer's keys (rotated) and values `(B, H, K, D)` as a pass computes them.
+
+    A pass without a cache keeps neither, and a cache does not train. Recomputing a layer, as activation
+    checkpointing does, leaves what the first pass gave: that is what the graph holds.
+    """
+
+    keys: dict[int, Tensor] = field(default_factory=dict)
+    values: dict[int, Tensor] = field(default_factory=dict)
+
+    def take(self, layer: int, key: Tensor, value: Tensor) -> None:
+        self.keys.setdefault(layer, key)
+        self.values.setdefault(layer, value)
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """The mask of one forward pass.
+
+    columns: `(B, T)`, all columns of the rows, those in the cache first; the last Q of them are
+        the queries. layers: where blocks count (None: everywhere). memory: keys and values
+        before the columns, keys rotated. spans: per layer, the `(offset, length)` of the columns
+        that a cache returns, where it does not return all of them. tap: where to leave the columns'
+        own keys and values. plain: the columns are those of a `Prefix` that is `plain`, and what padding computes
+        is read by nobody.
+    """
+
+    columns: Columns
+    layers: LayerRange | None = None
+    memory: Memory | None = None
+    spans: tuple[tuple[int, int], ...] | None = None
+    tap: Tap | None = None
+    plain: bool = False
+    _masks: dict[tuple[object, ...], Any] = field(default_factory=dict, repr=False)
+
+    @property
+    def asked(self) -> bool:
+        """Whether any layer has asked who sees whom."""
+        return bool(self._masks)
+
+    def leave(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Leave a layer's own keys and values where the pass was asked to."""
+        if self.tap is not None:
+            self.tap.take(layer, key, value)
+
+    def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values `(B, H, M + K, D)` of a layer with the memory before them."""
+        if self.memory is None:
+            return key, value
+        memory_key, memory_value = self.memory.keys[layer], self.memory.values[layer]
+        return (
+            torch.cat([memory_key.to(key), key], 2),
+            torch.cat([memory_value.to(value), value], 2),
+        )
+
+    def visible(self, queries: int, keys: int, layer: int, window: int | None) -> Tensor:
+        """`(B, 1, Q, M + keys)`, true where a query sees a key.
+
+        A query sees what stands at a smaller position (at an equal one: in an earlier column) and
+        its own block, inside its document and the sliding window. It sees itself even where it is
+        padding, because a softmax over nothing is not a number.
+
+        Args:
+            queries: Q. keys: key columns that the layer holds, the memory not counted.
+            window: sliding window in positions, own position included; None for full attention.
+        """
+        both_ways = self.both_ways(layer)
+        offset = self.spans[layer][0] if self.spans else 0
+        name = (queries, keys, both_ways, offset, window)
+        return self.once(name, lambda: self._build(queries, keys, both_ways, offset, window))
+
+    def once(self, name: tuple[object, ...], make: Callable[[], Made]) -> Made:
+        """What `make` returns, made at the first call of this name: a mask is the same in many layers."""
+        if name not in self._masks:
+            self._masks[name] = make()
+        made: Made = self._masks[name]
+        return made
+
+    def whole(self, queries: int, keys: int) -> bool:
+        """Whether a layer's queries and keys are all columns, with nothing before them, and columns say it all.
+
+        Only then may a kernel read the columns itself; otherwise `visible` is the mask.
+        """
+        return self.memory is None and queries == keys == self.columns.width
+
+    def causal(self, queries: int, keys: int, window: int | None) -> bool:
+        """Whether a kernel's own causal mask, for which none of ours is made, is right at every real column.
+
+        Args: as of `visible`; a window that no row is longer than hides nothing.
+        """
+        return self.plain and self.whole(queries, keys) and (window is None or queries <= window)
+
+    def both_ways(self, layer: int) -> bool:
+        """Whether blocks count in a layer."""
+        return self.layers is None or layer in self.layers
+
+    def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
+        total = self.columns.width
+        query = self.columns.slice(total - queries, total)
+        # A static cache hands out more columns than are written: they are invalid.
+        key = _pad(self.columns.slice(offset, min(offset + keys, total)), keys)
+        index = torch.arange(offset, offset + keys, device=key.valid.device)
+        if self.memory is not None:
+            memory = self.memory.columns
+            key = memory.append(key)
+            index = torch.cat([torch.arange(-memory.width, 0, device=index.device), index])
+        own = torch.arange(total - queries, total, device=index.device)
+        at, of = query.positions[:, :, None], key.positions[:, None, :]
+        see = (of < at) | ((of == at) & (index[None, None, :] <= own[None, :, None]))
+        if both_ways:
+            block = query.blocks[:, :, None]
+            see = see | ((block == key.blocks[:, None, :]) & (block != CAUSAL))
+        document = key.documents[:, None, :]
+        see = see & ((document == query.documents[:, :, None]) | (document == SHARED))
+        if window is not None:
+            see = see & ((at - of).abs() < window)
+        see = see & key.valid[:, None, :]
+        return (see | (index[None, None, :] == own[None, :, None]))[:, None]
+
+    def extend(self, columns: Columns) -> Reading:
+        """The reading of a pass whose queries are `columns`, after everything read so far."""
+        return replace(self, columns=self.columns.append(columns), plain=False, _masks={})
+
+    def behind(self, memory: Memory) -> Reading:
+        """The same reading with `memory` (keys rotated) before everything that it remembers itself."""
+        return replace(self, memory=memory if self.memory is None else memory.append(self.memory), _masks={})
+
+
+def _pad(columns: Columns, width: int) -> Columns:
+    missing = width - columns.width
+    if missing <= 0:
+        return columns
+    nothing = torch.zeros_like(columns.positions[:, :1]).expand(-1, missing)
+    return columns.append(Columns.of(nothing.bool(), nothing))

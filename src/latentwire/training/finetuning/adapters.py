@@ -1,0 +1,49 @@
+"""Full weights or LoRA: what trains, and how it becomes a plain model again."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+from typing import Any
+
+from latentwire.errors import UserError
+from latentwire.lm.loading import weights
+from latentwire.lm.loading.lora import Lora
+from latentwire.lm.model import LM
+
+
+class Trainable:
+    """A model made trainable: all of it, or low-rank adapters on every linear layer but the head.
+
+    Raises:
+        UserError: it stands behind a learned prefix, or adapters are asked for on layers that it has not.
+    """
+
+    def __init__(self, lm: LM, lora: Lora | None) -> None:
+        if lm.prefix_tuning is not None:
+            # What is exported is the model alone, which answers otherwise without it.
+            raise UserError(f"model: found {lm.name} with a prefix, expected a model without a learned prefix.")
+        self._lm = lm
+        self._adapted: Any = None
+        if lora is None:
+            lm.model.requires_grad_(True)
+            return
+        from peft import get_peft_model
+
+        # The adapters go into the layers of `lm.model` itself, which reads on as before.
+        self._adapted = get_peft_model(lm.model, lora.for_peft(lm))
+
+    def export(self, folder: Path) -> None:
+        """Write the model as it is now as a plain model folder, adapters merged; training can go on."""
+        # Merging in place and undoing it would change the weights by a rounding.
+        model: Any = self._lm.model
+        if self._adapted is not None:
+            model = copy.deepcopy(self._adapted).merge_and_unload()
+        weights.save(model, self._lm.tokenizer, self._lm.format, folder)
+
+    def settle(self, folder: Path) -> None:
+        """End training: no adapters, no gradients, and the weights of an exported folder."""
+        if self._adapted is not None:
+            self._lm.model = self._adapted.unload()
+        self._lm.model.requires_grad_(False)
+        weights.restore(self._lm.model, folder)

@@ -1,0 +1,40 @@
+"""What can be known to be wrong with a finetuning before anything is trained, or even written."""
+
+from __future__ import annotations
+
+import torch
+
+from latentwire import wires
+from latentwire.lm.loading.lora import check_layers
+from latentwire.lm.masks.kernel_choice import Choice, choose
+from latentwire.lm.model import LM
+from latentwire.training.config import Finetuning
+from latentwire.training.finetuning.documents import sources
+
+
+def check(settings: Finetuning, lm: LM) -> None:
+    """Refuse what must fail later: a leaking wire, data that cannot be read, adapters on layers not there, an
+    attention kernel that cannot train the model here.
+
+    A study calls this for all of its finetunings before its first stage, so that hours of work are not
+    lost to a file that was missing from the start. A hub dataset is fetched here, and found in the cache
+    later.
+
+    Raises:
+        UserError: one of those, naming the field.
+    """
+    wires.parse(settings.wire).refuse_training(force=settings.force_leaky)
+    next(sources(settings.data, "train", 1, settings.eval_samples))
+    if settings.lora is not None:
+        check_layers(lm, settings.lora)
+    kernel(settings, lm)
+
+
+def kernel(settings: Finetuning, lm: LM) -> Choice:
+    """The attention kernel that the finetuning trains with.
+
+    Raises:
+        UserError: the one asked for would not run, or would compute something else.
+    """
+    dtype = torch.bfloat16 if settings.precision == "bf16" else lm.model.dtype
+    return choose(lm.model, settings.attention, dtype=dtype)

@@ -1,0 +1,211 @@
+"""Finetuning of a model over one wire, on packed documents."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from latentwire import wires
+from latentwire.errors import UserError
+from latentwire.evaluation.audit import audit
+from latentwire.lm.decoding import Decoding
+from latentwire.lm.masks import attention, flex
+from latentwire.lm.model import LM
+from latentwire.lm.prompts import Example
+from latentwire.training.config import Finetuning
+from latentwire.training.finetuning.adapters import Trainable
+from latentwire.training.finetuning.checks import check, kernel
+from latentwire.training.finetuning.documents import Document, Source, document, sources
+from latentwire.training.finetuning.objectives import AnswerCrossEntropy
+from latentwire.training.finetuning.packing import Plan, Rows, collate, pack
+from latentwire.training.finetuning.row_audit import audit_rows, without_leaks
+from latentwire.training.loop import Training, seed_of
+from latentwire.training.step import Step, labels_of, read
+from latentwire.training.stopping import Leak
+from latentwire.training.trainee import Measured, Trained
+from latentwire.wires import Wire
+
+SAMPLE_TOKENS = 48
+
+
+def finetune(
+    lm: LM,
+    settings: Finetuning,
+    folder: Path,
+    *,
+    log: Callable[[str], None] = print,
+    progress: Callable[[int, int], None] | None = None,
+) -> Trained:
+    """Train `lm` in place and leave it at its best checkpoint.
+
+    Args:
+        folder: gets `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`; a snapshot in
+            `last` is continued from, exactly.
+        progress: called with the steps done and all steps.
+
+    Raises:
+        UserError: the data cannot be used. Leak: the audit of model, wire or rows found one.
+    """
+    check(settings, lm)
+    wire = wires.parse(settings.wire).bind(lm)
+    choice = kernel(settings, lm)
+    log(str(choice))
+    before = attention.install(lm.model, choice.kernel)
+    try:
+        trainee = _Finetuning(lm, wire, settings, log)
+        training = Training(trainee, settings, folder, log)
+        trainee.audit(training.accelerator.autocast())
+        training.train(progress)
+        return training.finish()
+    finally:
+        attention.uninstall(lm.model, before)
+
+
+class _Finetuning:
+    """What the loop asks of a finetuning."""
+
+    def __init__(self, lm: LM, wire: Wire, settings: Finetuning, log: Callable[[str], None]) -> None:
+        self.lm, self.wire, self.settings, self.log = lm, wire, settings, log
+        held_out = list(sources(settings.data, "validation", settings.eval_samples, settings.eval_samples))
+        self.held_out = held_out
+        self.eval_rows = self._eval_batches(self._documents(held_out))
+        self.plan = self._plan()
+        torch.manual_seed(seed_of(settings.seed, "adapters"))
+        self.trainable = Trainable(lm, settings.lora)
+        self._objective = AnswerCrossEntropy()
+        self.step: nn.Module = Step(lm, [self._objective])
+        self._stream: Iterator[list[list[Document]]] = iter(())
+        self._step = -1
+        self._current: list[list[Document]] = []
+
+    @property
+    def module(self) -> nn.Module:
+        return self.lm.model
+
+    @property
+    def device(self) -> torch.device:
+        return self.lm.device
+
+    @property
+    def adapting(self) -> None:
+        return None
+
+    def mode(self, training: bool) -> None:
+        self.lm.model.train(training)
+        if training == self.lm.model.is_gradient_checkpointing or not self.settings.activation_checkpointing:
+            return
+        if training:
+            self.lm.model.gradient_checkpointing_enable({"use_reentrant": False})
+        else:
+            self.lm.model.gradient_checkpointing_disable()
+
+    def parts(self, step: int, process: int, processes: int) -> list[Rows]:
+        mine = self._rows(step)[process::processes]
+        size = -(-len(mine) // self.settings.accumulation)
+        return [self._collate(mine[at : at + size], size) for at in range(0, len(mine), size)]
+
+    def labels(self, part: Rows) -> int:
+        return labels_of(part)
+
+    def tokens(self, step: int) -> int:
+        return sum(len(each.ids) for row in self._rows(step) for each in row)
+
+    def sha256(self) -> str:
+        return self.plan.sha256()
+
+    def _documents(self, found: Sequence[Source]) -> list[Document]:
+        made = [document(source, self.wire, self.lm) for source in found]
+        longest = min(self.settings.row_tokens, self.lm.max_positions)
+        kept = [each for each in made if len(each.ids) <= longest]
+        if len(kept) < len(made):
+            self.log(f"{len(made) - len(kept)} of {len(made)} documents exceed {longest} tokens: left out")
+        if not kept:
+            raise UserError(
+                f"row_tokens: found {self.settings.row_tokens}, expected at least the "
+                f"{min((len(each.ids) for each in made), default=0)} tokens of the shortest document."
+            )
+        return kept
+
+    def _plan(self) -> Plan:
+        settings = self.settings
+        stream = sources(settings.data, "train", settings.train_samples, settings.eval_samples)
+        needed = settings.steps * settings.rows * settings.row_tokens
+        found: list[Source] = []
+        budget = 0
+        # The world's train split has no end: one epoch's worth is enough.
+        for source in stream:
+            found.append(source)
+            if settings.train_samples is None:
+                budget += len(document(source, self.wire, self.lm).ids)
+                if budget >= needed:
+                    break
+        return Plan(self._documents(found), settings.row_tokens, settings.rows, settings.seed)
+
+    def _eval_batches(self, documents: Sequence[Document]) -> list[Rows]:
+        packed = pack([len(each.ids) for each in documents], self.settings.row_tokens)
+        rows = [[documents[i] for i in row] for row in packed]
+        count = self.settings.rows
+        return [self._collate(rows[at : at + count], count) for at in range(0, len(rows), count)]
+
+    def _collate(self, rows: Sequence[Sequence[Document]], count: int) -> Rows:
+        shape = (0, 0)
+        if attention.kernel(self.lm.model) == "flex":  # compiled for one shape
+            shape = (count, -(-self.settings.row_tokens // flex.MULTIPLE) * flex.MULTIPLE)
+        return collate(rows, getattr(self.wire, "layers", None), shape).to(self.lm.device)
+
+    def audit(self, precision: AbstractContextManager[None]) -> None:
+        """Look at model, wire and, in the precision of training and so with its kernel, rows."""
+        # Dropout would look like a leak: it changes states that nobody exchanged a token for.
+        self.lm.model.eval()
+        problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)]).problems
+        with precision:
+            problems += audit_rows(self.lm, self.eval_rows[0])
+        if self.settings.force_leaky:
+            self.log(f"training on a leak, as forced: {'; '.join(problems)}")
+            problems = without_leaks(problems)
+        if problems:
+            raise Leak(f"the audit of {self.wire.label} failed: {'; '.join(problems)}")
+        if not self.settings.force_leaky:
+            self.log(f"audit of {self.wire.label} and its rows: nothing leaks")
+
+    @torch.no_grad()
+    def evaluate(self) -> Measured:
+        loss, labels, right, firsts = 0.0, 0, 0, 0
+        for rows in self.eval_rows:
+            forced, first = read(self.lm, rows)
+            loss += float(self._objective.loss(self.lm, forced))
+            labels += len(forced.labels)
+            right += int((self.lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]).sum())
+            firsts += int(first.sum())
+        return Measured(loss / labels, right, firsts)
+
+    def samples(self) -> list[dict[str, Any]]:
+        examples = [each for each in self.held_out if isinstance(each, Example)][: self.settings.samples]
+        if not examples:
+            return []
+        encoded = [self.lm.format.encode(each, self.lm) for each in examples]
+        prefilled = self.lm.prefill(self.wire([prompt for prompt, _ in encoded], self.lm))
+        texts = self.lm.generate(prefilled, Decoding(max_new_tokens=SAMPLE_TOKENS))
+        return [
+            {"id": each.id, "answer": (each.answers or (each.choices[each.gold],))[0], "prediction": text.text}
+            for each, text in zip(examples, texts, strict=True)
+        ]
+
+    def export(self, folder: Path) -> None:
+        self.trainable.export(folder)
+
+    def settle(self, folder: Path) -> None:
+        self.trainable.settle(folder)
+
+    def _rows(self, step: int) -> list[list[Document]]:
+        """A step's rows. Steps are asked for in order but for the first one, where an earlier run had stopped."""
+        if step not in (self._step, self._step + 1) or self._step < 0:
+            self._stream, self._step = self.plan.steps(step, self.settings.steps), step - 1
+        if step == self._step + 1:
+            self._step, self._current = step, next(self._stream)
+        return self._current

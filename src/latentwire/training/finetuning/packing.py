@@ -1,0 +1,136 @@
+"""Documents packed into rows without padding between them; they do not see each other."""
+
+from __future__ import annotations
+
+import hashlib
+import random
+from bisect import bisect_left, insort
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor
+
+from latentwire.lm.masks.reading import Columns, LayerRange
+from latentwire.lm.prefix import pad_rows
+from latentwire.lm.prompts import CAUSAL
+from latentwire.lm.scoring.questions import IGNORE
+from latentwire.training.finetuning.documents import Document
+
+
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """A batch of packed rows.
+
+    ids, labels: `(B, T)`. columns: documents numbered within a row, positions starting anew in each.
+    layers: the layers in which blocks count; None for all.
+    """
+
+    ids: Tensor
+    labels: Tensor
+    columns: Columns
+    layers: LayerRange | None = None
+
+    def to(self, device: torch.device) -> Rows:
+        columns = Columns(
+            self.columns.valid.to(device),
+            self.columns.positions.to(device),
+            self.columns.blocks.to(device),
+            self.columns.documents.to(device),
+        )
+        return Rows(self.ids.to(device), self.labels.to(device), columns, self.layers)
+
+
+def collate(
+    rows: Sequence[Sequence[Document]], layers: LayerRange | None = None, shape: tuple[int, int] = (0, 0)
+) -> Rows:
+    """Rows of documents as one batch, padded on the right to the longest row.
+
+    Args:
+        shape: at least so many rows and columns, for kernels that are compiled for one shape.
+    """
+    rows = [*rows, *[[]] * (shape[0] - len(rows))]
+
+    def pad(values: list[list[int]], fill: int) -> Tensor:
+        made = pad_rows(values, fill)
+        return torch.nn.functional.pad(made, (0, max(0, shape[1] - made.shape[1])), value=fill)
+
+    blocks = pad([[b for d in row for b in d.blocks] for row in rows], CAUSAL)
+    numbers = pad([[n for n, d in enumerate(row) for _ in d.ids] for row in rows], 0)
+    positions = pad([[p for d in row for p in range(len(d.ids))] for row in rows], 0)
+    valid = pad([[1 for d in row for _ in d.ids] for row in rows], 0).bool()
+    return Rows(
+        ids=pad([[t for d in row for t in d.ids] for row in rows], 0),
+        labels=pad([[t for d in row for t in d.labels] for row in rows], IGNORE),
+        columns=Columns(valid, positions, blocks, numbers),
+        layers=layers,
+    )
+
+
+def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
+    """Indices of documents by row: best fit, longest first; equal lengths keep their order.
+
+    Args:
+        lengths: of the documents, none above `width`.
+    """
+    rows: list[list[int]] = []
+    # (space left, row), sorted: the first entry with enough space is the tightest fit.
+    space: list[tuple[int, int]] = []
+    for index in sorted(range(len(lengths)), key=lambda i: -lengths[i]):
+        at = bisect_left(space, (lengths[index], -1))
+        if at == len(space):
+            rows.append([])
+            left, row = width, len(rows) - 1
+        else:
+            left, row = space.pop(at)
+        rows[row].append(index)
+        insort(space, (left - lengths[index], row))
+    return rows
+
+
+class Plan:
+    """Which documents stand in which row of which step: a function of lengths, seed and step alone.
+
+    Every epoch shuffles the documents, packs them and shuffles the rows. Under two masks, the rows, labels and
+    their order are the same, since tokens and lengths are.
+    """
+
+    def __init__(self, documents: Sequence[Document], width: int, rows_per_step: int, seed: int) -> None:
+        self._documents, self._width = documents, width
+        self._rows_per_step, self._seed = rows_per_step, seed
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        draw = random.Random(f"{self._seed}/order/{epoch}")
+        order = draw.sample(range(len(self._documents)), len(self._documents))
+        packed = pack([len(self._documents[i].ids) for i in order], self._width)
+        rows = [[order[i] for i in row] for row in packed]
+        draw.shuffle(rows)
+        return rows
+
+    def steps(self, start: int, stop: int) -> Iterator[list[list[Document]]]:
+        """The rows of steps `start` to `stop - 1`; an epoch's last rows and the next one's first share a step."""
+        wanted = start * self._rows_per_step
+        epoch, rows = 0, self._epoch(0)
+        while wanted >= len(rows):
+            wanted -= len(rows)
+            epoch, rows = epoch + 1, self._epoch(epoch + 1)
+        for _ in range(start, stop):
+            batch = []
+            for _ in range(self._rows_per_step):
+                if wanted == len(rows):
+                    epoch, rows, wanted = epoch + 1, self._epoch(epoch + 1), 0
+                batch.append([self._documents[i] for i in rows[wanted]])
+                wanted += 1
+            yield batch
+
+    @cache  # noqa: B019 - one plan a finetuning, asked at every checkpoint
+    def sha256(self) -> str:
+        """Of every token, label, row, step and the order of the first epoch; the mask is not in it."""
+        digest = hashlib.sha256(repr((self._width, self._rows_per_step)).encode())
+        for row in self._epoch(0):
+            for index in row:
+                document = self._documents[index]
+                digest.update(repr((document.ids, document.labels)).encode())
+            digest.update(b"row")
+        return digest.hexdigest()

@@ -1,0 +1,45 @@
+"""Embedded models grown into a folder of the user's own, with the card that tells what they can do."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+
+from latentwire.errors import UserError
+from latentwire.training.growing import card
+from latentwire.training.growing.grow import Report, grow
+from latentwire.training.growing.growth_data import recipe_of
+
+
+def regrow(name: str, seeds: Sequence[int], folder: Path, report: Report, log: Callable[[str], None]) -> None:
+    """Grow and measure an embedded model in `folder`, which is there only once all is done.
+
+    Args:
+        seeds: the first is the model's; further ones are grown for its card.
+
+    Raises:
+        UserError: no such model, or a folder that is there already or cannot be made.
+    """
+    recipe = asdict(recipe_of(name))
+    if folder.exists():
+        raise UserError(f"out: {folder} exists already, expected a folder to be made.")
+    partial = [folder.with_name(f".{folder.name}.partial-{each}") for each in seeds]
+    for place in partial:
+        shutil.rmtree(place, ignore_errors=True)
+        try:
+            place.mkdir()
+        except OSError as error:
+            raise UserError(f"out: {folder.parent} cannot be written into: {error.strerror}.") from error
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    for each, place in zip(seeds, partial, strict=True):
+        grown = grow(name, each, place, device, report)
+        card.write(place, name, each, recipe, grown, device)
+        log(f"seed {each}: grown in {grown['seconds']:.0f} s")
+    card.add_seeds(partial[0], partial[1:])
+    partial[0].rename(folder)
+    for place in partial[1:]:
+        shutil.rmtree(place)

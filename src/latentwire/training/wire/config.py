@@ -1,0 +1,183 @@
+"""The typed settings of a wire's training, as a study's YAML writes them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from latentwire.lm.loading.lora import Lora
+from latentwire.tasks.world.reading import TIERS
+from latentwire.tasks.world.sums import WorldTier
+from latentwire.training.config import Loop, Settings
+from latentwire.training.schedules import annealed
+from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill, Objective
+from latentwire.wires.latent.modules import LatentConfig
+from latentwire.wires.latent.ridge import Ridge
+
+
+class WorldPassages(Settings):
+    """Passages of the made-up world with all questions of some tiers; evaluation takes the validation split.
+
+    tiers: `sums` may be among them: then one passage in as many as there are tiers is a word problem.
+    """
+
+    kind: Literal["world"] = "world"
+    tiers: tuple[WorldTier, ...] = Field(default=TIERS, min_length=1)
+
+
+class TaskPassages(Settings):
+    """Any task with contexts and answers in words; examples that share a context are asked together.
+
+    A task of the made-up world is trained on its own train split. Of a file, one group in twenty, by its hash, is
+    kept for evaluation.
+
+    data: the task's file, where it is read from one; it must be another than the one evaluated in the end.
+    """
+
+    kind: Literal["task"]
+    task: str
+    data: Path | None = None
+
+
+class TextPassages(Settings):
+    """Unlabelled text: the reader goes on behind the latents of what comes before (self-study).
+
+    path: JSONL lines with a `text` each, or a file of any other ending with a text a line. Texts are cut into
+    pieces of `context` words to be encoded and up to `continuation` words to be answered with. One text in twenty,
+    by its hash and at least one, is kept for evaluation.
+    """
+
+    kind: Literal["text"]
+    path: Path
+    context: int = Field(default=128, ge=1)
+    continuation: int = Field(default=64, ge=1)
+
+
+PassageData = Annotated[WorldPassages | TaskPassages | TextPassages, Field(discriminator="kind")]
+
+
+class KeepProb(Settings):
+    """Latent dropout: each latent is delivered with this probability, drawn anew for every context and step.
+
+    start: at the first step. final: at the last one, on a cosine between; None keeps it frozen at the start's.
+    """
+
+    start: float = Field(default=1.0, gt=0, le=1)
+    final: float | None = Field(default=None, gt=0, le=1)
+
+    def at(self, share: float) -> float:
+        return annealed(self.start, self.final, share)
+
+
+class TextSteps(Settings):
+    """Steps in which the trained readers read the text instead of the latents, so that they stay at home in it.
+
+    probability: of such a step at first. tail: from `steps` steps on, with a cosine between.
+    """
+
+    probability: float = Field(default=1.0, ge=0, le=1)
+    tail: float = Field(default=0.05, ge=0, le=1)
+    steps: int = Field(ge=1)
+
+    def at(self, step: int) -> float:
+        return annealed(self.probability, self.tail, step / self.steps)
+
+
+class Fit(Loop):
+    """One training of a latent wire; its readers' own weights stay frozen.
+
+    passages: contexts a step. questions: at most so many a context and step. contexts: how many different contexts
+        there are; None makes as many as the steps need. A wire that carries whole prompts has as many of
+        those, each with its one question.
+    reader_lora, reader_prefix: low-rank adapters, or so many virtual tokens of prefix tuning, that the readers
+        learn along with the wire (stage B); they are saved with it.
+    new_reader: train the adapter of this reader alone, one more for a finished wire: all else stays as it is.
+    ridge: begin a bridge as the linear map that regression finds, on contexts of the training.
+    """
+
+    wire: LatentConfig = LatentConfig()
+    data: PassageData = WorldPassages()
+    objectives: tuple[Objective, ...] = Field(default=(AnswerCrossEntropy(weight=0.5), Distill()), min_length=1)
+    contexts: int | None = Field(default=None, ge=1)
+    passages: int = Field(default=128, ge=1)
+    questions: int = Field(default=8, ge=1)
+    keep_prob: KeepProb = KeepProb()
+    text_steps: TextSteps | None = None
+    reader_lora: Lora | None = None
+    reader_prefix: int | None = Field(default=None, ge=1)
+    new_reader: str | None = None
+    ridge: Ridge | None = None
+    learning_rate: float = Field(default=1.5e-3, gt=0)
+    schedule: Literal["cosine", "linear", "constant"] = "linear"
+    warmup_steps: int = Field(default=200, ge=0)
+
+    @field_validator("objectives")
+    @classmethod
+    def _each_kind_once(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+        kinds = [each.kind for each in value]
+        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+        if twice is not None:
+            raise ValueError(f"found {twice!r} twice, expected every objective once")
+        if value[0].auto:
+            raise ValueError(f"found auto on the first, {kinds[0]!r}, expected it on others only")
+        return value
+
+    @property
+    def readers(self) -> list[str]:
+        """The readers that learn: all of the wire's, or the new one."""
+        return list(self.wire.adapters) if self.new_reader is None else [self.new_reader]
+
+    @model_validator(mode="after")
+    def _new_reader_learns_alone(self) -> Self:
+        if self.new_reader is None:
+            return self
+        if self.new_reader not in self.wire.adapters:
+            raise ValueError(
+                f"new_reader: found {self.new_reader!r}, expected a reader with an adapter in "
+                f"wire.adapters: {', '.join(self.wire.adapters)}"
+            )
+        if self.reader_lora is not None or self.reader_prefix is not None:
+            raise ValueError(
+                "new_reader: found reader_lora or reader_prefix beside it, expected neither: a new reader learns "
+                "its adapter alone"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _text_steps_teach(self) -> Self:
+        if self.text_steps is None:
+            return self
+        if self.reader_lora is None and self.reader_prefix is None:
+            raise ValueError(
+                "text_steps: found readers that stay as they are, expected reader_lora or reader_prefix, "
+                "since nothing else learns from a step that reads the text"
+            )
+        if all(each.needs_message for each in self.objectives):
+            raise ValueError("text_steps: found only objectives on latents, expected one on answers")
+        return self
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "smoke": {
+        "steps": 20,
+        "passages": 8,
+        "questions": 4,
+        "contexts": 64,
+        "warmup_steps": 4,
+        "eval_samples": 16,
+        "eval_steps": 10,
+        "log_steps": 1,
+    },
+    "hero": {
+        "steps": 8000,
+        "passages": 128,
+        "questions": 8,
+        "warmup_steps": 400,
+        "eval_samples": 1000,
+        "eval_steps": 500,
+    },
+}
+"""Sizes of a training, and nothing else of it. smoke: does it run, in seconds on two cores. hero: four times the
+steps of the template `latent-wire`, with a finer evaluation."""

@@ -1,0 +1,103 @@
+"""The objective of a bridge whose latents are drawn by a flow: where the flow shall lead."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, ClassVar, Literal, Self
+
+import torch
+import torch.nn.functional as F
+from pydantic import model_validator
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.lm.scoring.questions import IGNORE
+from latentwire.training.wire.objectives.base import Term, refuse_draft
+from latentwire.wires.latent.encoders.source import Source, described
+from latentwire.wires.latent.translators import Flow
+
+if TYPE_CHECKING:
+    from latentwire.lm.model import LM
+    from latentwire.training.wire.evidence import Evidence
+    from latentwire.wires.latent.config import Layout
+    from latentwire.wires.latent.modules import LatentModules
+
+
+class FlowMatching(Term):
+    """Velocities of the translator `dit` lead from noise straight to embeddings of the reader (2210.02747).
+
+    Latents are as wide as these embeddings, so that no map stands between; each aim is brought to size one, the
+    noise's own. Aims are seen here alone: what the reader reads is sampled from noise.
+
+    teacher: the tokens of the answers to what is asked, one behind another, cut off or filled up with
+        end-of-sequence tokens; or of the context, each latent the mean of those that it stands for.
+    reader: whose embeddings, where several read.
+    """
+
+    needs_message: ClassVar[bool] = True
+
+    kind: Literal["flow"] = "flow"
+    teacher: Literal["answer", "prompt"] = "answer"
+    reader: str | None = None
+
+    @model_validator(mode="after")
+    def _is_no_function_of_the_message(self) -> Self:
+        if self.auto:
+            raise ValueError("flow: found auto, expected a weight, since it has no gradient at the message")
+        return self
+
+    @property
+    def layout(self) -> Layout | None:
+        """Latents that shall be the prompt are read without it."""
+        return "only" if self.teacher == "prompt" else None
+
+    def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
+        encoder = modules.encoder
+        if not isinstance(encoder, Source) or not isinstance(encoder.translator, Flow):
+            raise UserError(
+                f"objectives: flow found {described(modules)}, expected the encoder source with the translator "
+                "dit."
+            )
+        if self.teacher == "prompt":
+            refuse_draft(self.kind, modules)
+        if self.reader is not None and self.reader not in readers:
+            known = ", ".join(readers)
+            raise UserError(f"objectives: flow found the reader {self.reader!r}, expected one of {known}.")
+        for name, lm in readers.items():
+            width = lm.embeddings().shape[1]
+            if self.reader in (None, name) and encoder.settings.width != width:
+                raise UserError(
+                    f"objectives: flow found latents of width {encoder.settings.width}, expected the {width} of "
+                    f"{name}'s embeddings."
+                )
+
+    def loss(self, evidence: Evidence) -> Tensor:
+        if self.reader not in (None, evidence.reader):
+            return torch.zeros((), device=evidence.lm.device)
+        encoder, states = evidence.encoded.modules.encoder, evidence.encoded.states
+        assert isinstance(encoder, Source)
+        assert isinstance(encoder.translator, Flow)
+        aims, told = self._answers(evidence) if self.teacher == "answer" else self._prompts(evidence)
+        draws = [evidence.draw("flow", row) for row in range(len(aims))]
+        aims = F.rms_norm(aims.float(), aims.shape[-1:]).to(states.places.device)
+        apart = encoder.translator.matching(states, aims, draws)
+        # Row by row, so that a step divided among passes and processes has the same loss.
+        told = told.to(apart)
+        rows = (apart * told).sum(1) / told.sum(1).clamp_min(1)
+        return (rows * evidence.questions.counts.to(rows)).sum()
+
+    def _answers(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Aims `(B, M, D)` and which of them count."""
+        real = evidence.encoded.states.real
+        fill = min(evidence.lm.eos_ids, default=0)
+        ids = torch.full(real.shape, fill)
+        for row, labels in enumerate(evidence.questions.labels.cpu()):
+            answers = labels[labels != IGNORE][: ids.shape[1]]
+            ids[row, : len(answers)] = answers
+        return evidence.lm.embed(ids.to(evidence.lm.device)).detach(), real
+
+    def _prompts(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
+        """Aims `(B, M, D)` and which of them count: those that some token stands for."""
+        spans = evidence.source_spans
+        share = spans / spans.sum(-1, keepdim=True).clamp_min(1)
+        return share @ evidence.text_embeddings, spans.any(-1)

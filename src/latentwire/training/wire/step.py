@@ -1,0 +1,185 @@
+"""One step of a wire's training: what is read in it, and the module whose forward is all of it."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import STEADY
+from latentwire.lm.scoring.questions import Questions, Shared
+from latentwire.lm.tapping import depth
+from latentwire.training.step import Losses
+from latentwire.training.wire.adapting import Adapting
+from latentwire.training.wire.evidence import Encoded, Evidence
+from latentwire.training.wire.objectives import Term
+from latentwire.training.wire.passages import Pair, Passage
+from latentwire.training.wire.teacher import Teaching
+from latentwire.wires.latent.modules import LatentModules
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """B contexts and what is asked about them.
+
+    groups: of the contexts. other: for each another one of another group. questions, plain, text: by reader; see
+    `Evidence`. names: what each context's random draws follow. keep: the share of latents that is delivered.
+    textual: the readers read the text instead. lengths: by reader, tokens of every answer in the whole step, of
+    which this part may be a share.
+    """
+
+    contexts: list[str]
+    groups: list[str]
+    other: list[int]
+    questions: dict[str, Questions]
+    plain: dict[str, Questions]
+    text: dict[str, Shared]
+    names: list[str]
+    lengths: dict[str, list[int]]
+    keep: float = 1.0
+    textual: bool = False
+
+    @property
+    def labels(self) -> int:
+        """How many answer tokens are learned, those of all readers."""
+        return sum(len(each.place) for each in self.questions.values())
+
+    def draw(self, name: str, row: int) -> random.Random:
+        """A stream of draws for a context: a function of seed, step, context and name, not of the batch."""
+        return random.Random(f"{self.names[row]}/{name}")
+
+
+def collate(
+    passages: Sequence[Passage],
+    chosen: Sequence[Sequence[int]],
+    devices: Mapping[str, torch.device],
+    names: Sequence[str] = (),
+    *,
+    after: Mapping[str, list[int]] | None = None,
+    lengths: dict[str, list[int]] | None = None,
+    keep: float = 1.0,
+    textual: bool = False,
+) -> Part:
+    """A part of passages with the questions of these numbers.
+
+    Args:
+        after: by reader, token ids between the anchor and an answer behind latents; None for none.
+    """
+    groups = [passage.group for passage in passages]
+    count = len(groups)
+    other = [
+        next((n % count for n in range(at + 1, at + count) if groups[n % count] != groups[at]), at)
+        for at in range(count)
+    ]
+    pairs: dict[str, list[list[Pair]]] = {
+        reader: [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
+        for reader in devices
+    }
+    plain = {name: Questions.of(pairs[name], device, STEADY) for name, device in devices.items()}
+    asked = dict(plain)
+    for name, device in devices.items():
+        ids = (after or {}).get(name) or []
+        if ids or any(each.behind for each in passages):
+            behind = [
+                [([*p.asks(name, n), *ids], p.pairs[name][n][1]) for n in numbers]
+                for p, numbers in zip(passages, chosen, strict=True)
+            ]
+            asked[name] = Questions.of(behind, device, STEADY)
+    return Part(
+        contexts=[passage.context for passage in passages],
+        groups=groups,
+        other=other,
+        questions=asked,
+        plain=plain,
+        text={
+            name: Shared.of_tokens([p.text[name] for p in passages], device, STEADY)
+            for name, device in devices.items()
+        },
+        names=list(names),
+        lengths=lengths or {r: [len(answer) for row in rows for _, answer in row] for r, rows in pairs.items()},
+        keep=keep,
+        textual=textual,
+    )
+
+
+class FitStep(nn.Module):
+    """A wire, its readers and the objectives on one part.
+
+    Args:
+        readers: as they are trained. teachings: the same readers as they were, reading the text.
+    """
+
+    def __init__(
+        self,
+        modules: LatentModules,
+        readers: Mapping[str, LM],
+        teachings: Mapping[str, Teaching],
+        objectives: Sequence[Term],
+        adapting: Adapting,
+    ) -> None:
+        super().__init__()
+        self.modules_ = modules
+        self._readers, self._teachings = dict(readers), dict(teachings)
+        self._objectives, self._adapting = objectives, adapting
+        self._taps = {
+            name: sorted({layer for each in objectives for layer in each.taps(depth(lm))})
+            for name, lm in readers.items()
+        }
+
+    def evidence(self, part: Part) -> list[Evidence]:
+        """Each reader's, of one message."""
+        encoded = Encoded(self.modules_, part)
+        best = self._adapting.best
+        return [
+            Evidence(encoded, name, lm, self._teachings[name], self._taps[name], best)
+            for name, lm in self._readers.items()
+        ]
+
+    def ahead(self, contexts: Sequence[str]) -> None:
+        """As `LatentModules.ahead`, of the wire and of those that its readers follow."""
+        self.modules_.ahead(contexts)
+        for each in self._teachings.values():
+            each.ahead(contexts)
+
+    def forward(self, part: Part, share: float = 0.0) -> Losses:
+        found = self.evidence(part)
+        terms: dict[str, Tensor] = {}
+        skipped: dict[str, int] = {}
+        total = torch.zeros((), device=next(iter(self.modules_.parameters())).device)
+        for each in self._objectives:
+            skipped[each.kind] = 0
+            if part.textual and each.needs_message:
+                terms[each.kind] = torch.zeros_like(total)
+                continue
+            losses = [each.loss(one) for one in found]
+            skipped[each.kind] = sum(loss is None for loss in losses)
+            heard = [loss.to(total) for loss in losses if loss is not None]
+            terms[each.kind] = torch.stack(heard).sum() if heard else torch.zeros_like(total)
+            weight = each.weight_at(share) * self._adapting.scale(each.kind)
+            total = total + weight * terms[each.kind]
+        # Before accuracies are taken, which needs no gradients: what is computed there first would have none.
+        message = () if part.textual else found[0].message.tensors
+        # Where nothing of the encoder learns, as for a new reader, gradients end before the message.
+        at = message if any(each.requires_grad for each in message) else (found[0].student.hidden,)
+        # How well a reader reads the text says nothing of the latents.
+        right, firsts = (torch.zeros_like(total), 0) if part.textual else first_right(found)
+        if not total.requires_grad:  # everything was left out: a step that changes nothing
+            total = total + 0 * torch.stack([each.sum().to(total) for each in at]).sum()
+        return Losses(total, terms, part.labels, right, firsts, at, skipped)
+
+
+@torch.no_grad()
+def first_right(found: Sequence[Evidence]) -> tuple[Tensor, int]:
+    """How many first answer tokens the readers predict right, and how many there are."""
+    right = torch.zeros((), device=found[0].student.hidden.device)
+    firsts = 0
+    for each in found:
+        first = each.questions.first
+        guessed: Tensor = each.lm.head(each.student.hidden[first]).argmax(-1)
+        right += (guessed == each.student.labels[first]).sum().to(right)
+        firsts += len(first)
+    return right, firsts

@@ -1,0 +1,185 @@
+"""Ridge regression from a source's states to readers' own keys and values: where a bridge can begin."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor
+
+from latentwire.errors import UserError
+from latentwire.lm.loading import checks
+from latentwire.lm.model import LM
+from latentwire.lm.prefix import Prefix
+from latentwire.wires.latent.adapters.projected import Projection
+from latentwire.wires.latent.align import Marked, marked, overlaps
+from latentwire.wires.latent.encoders.source import Source, described
+from latentwire.wires.latent.modules import LatentModules, key_of
+from latentwire.wires.latent.translators import ColumnMap
+
+_AT_ONCE = 8
+
+
+class Ridge(BaseModel):
+    """contexts: how many it looks at. penalty: added to every direction, as a share of a state's mean variance."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    contexts: int = Field(default=500, ge=1)
+    penalty: float = Field(default=1e-2, gt=0)
+
+
+@dataclass(frozen=True, eq=False)
+class _Pieces:
+    """What holds a linear map: of the wire's translator, and by reader of the adapters."""
+
+    source: Source
+    translator: ColumnMap
+    adapters: dict[str, Projection]
+
+
+@torch.no_grad()
+def begin(
+    modules: LatentModules, readers: Mapping[str, LM], contexts: Sequence[str], settings: Ridge
+) -> dict[str, float]:
+    """Make the wire the linear map that comes nearest to what its readers hold where its latents stand.
+
+    Targets are keys (not rotated) and values at the reader's tokens that share characters with a latent's columns.
+    Where a latent is narrower than a state it keeps the directions that say most about the targets, channels of
+    which count alike (reduced-rank regression). Sums are kept in float64, `(S, K)` for S numbers a state and K of
+    all keys and values.
+
+    Returns:
+        By reader, the share of its keys' and values' variance in `contexts` that the map explains, at the
+        translator's full width.
+
+    Raises:
+        UserError: pieces that cannot hold a linear map.
+    """
+    pieces = _pieces(modules, readers)
+    sums = _Sums()
+    for at in range(0, min(len(contexts), settings.contexts), _AT_ONCE):
+        some = contexts[at : min(at + _AT_ONCE, settings.contexts)]
+        sums.add(*_pairs(pieces, readers, some))
+    return _install(pieces, sums, settings.penalty)
+
+
+def check(modules: LatentModules, readers: Mapping[str, LM]) -> None:
+    """Raise a `UserError` if the wire's pieces cannot hold a linear map."""
+    _pieces(modules, readers)
+
+
+def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
+    source = modules.encoder
+    if not isinstance(source, Source) or not isinstance(source.translator, ColumnMap):
+        raise UserError(f"ridge: found {described(modules)}, expected the encoder source with the translator mlp.")
+    if source.drafts:
+        raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
+    if modules.config.width is not None:
+        raise UserError(f"ridge: found width: {modules.config.width} of the wire, expected none but the source's.")
+    adapters = {}
+    for name in readers:
+        adapter = modules.adapters[key_of(name)]
+        if not isinstance(adapter, Projection):
+            found = modules.config.adapters[name].kind
+            raise UserError(f"ridge: found the adapter {found} of {name}, expected projected.")
+        adapters[name] = adapter
+    return _Pieces(source, source.translator, adapters)
+
+
+class _Sums:
+    """Sums over N latents of states `(N, S)`, targets `(N, K)` and their products, less a guess of the means.
+
+    The guess is the first batch's: without it float64 would lose what is small beside a large mean.
+    """
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def add(self, states: Tensor, targets: Tensor) -> None:
+        states, targets = states.double(), targets.double()
+        if not self.count:
+            self.at, self.aim = states.mean(0), targets.mean(0)
+            self.state, self.target = torch.zeros_like(self.at), torch.zeros_like(self.aim)
+            self.square = torch.zeros_like(self.aim)
+            self.own = states.new_zeros(states.shape[1], states.shape[1])
+            self.both = states.new_zeros(states.shape[1], targets.shape[1])
+        states, targets = states - self.at, targets - self.aim
+        self.count += len(states)
+        self.state += states.sum(0)
+        self.target += targets.sum(0)
+        self.square += targets.square().sum(0)
+        self.own += states.T @ states
+        self.both += states.T @ targets
+
+    def moments(self) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Means `(S,)`, `(K,)`, covariances `(S, S)`, `(S, K)`, and the targets' variances `(K,)`."""
+        state, target = self.state / self.count, self.target / self.count
+        own = self.own / self.count - torch.outer(state, state)
+        both = self.both / self.count - torch.outer(state, target)
+        return self.at + state, self.aim + target, own, both, self.square / self.count - target.square()
+
+
+def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
+    """States `(N, S)` of the contexts' latents, and all readers' keys and values there, `(N, K)`."""
+    states = pieces.source.read(contexts).states
+    assert states.weights is not None
+    real = states.real
+    spans = pieces.source.spans(contexts)
+    found = []
+    for name in pieces.adapters:
+        lm = readers[name]
+        before: Marked = marked(lm.format, lm)
+        rows = [before(each) for each in contexts]
+        with checks.evaluating(lm.model):
+            memory = lm.memorize(Prefix.of_tokens([ids for ids, _ in rows], device=lm.device))[1]
+        # (B, M, T): a latent as a mixture of the reader's tokens
+        mixed = states.weights.to(lm.device) @ overlaps(spans, [its for _, its in rows], lm.device)
+        for pair in zip(memory.keys, memory.values, strict=True):
+            # (B, M, H * D) each, as `Projection.shape` has them
+            found += [(mixed @ each.transpose(1, 2).flatten(2).float())[real.to(lm.device)] for each in pair]
+    return (states.weights @ states.content)[real], torch.cat([each.to(real.device) for each in found], 1)
+
+
+def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:
+    mean, aim, own, both, variance = sums.moments()
+    # States of one layer may be a thousand times another's: the penalty counts in units of each channel.
+    size = _root(own.diagonal())
+    spread = _root(variance)
+    own, both = own / torch.outer(size, size), both / torch.outer(size, spread)
+    lower = torch.linalg.cholesky(own + penalty * torch.eye(len(own), dtype=own.dtype, device=own.device))
+    # With own + penalty = L L', the map is L'^-1 L^-1 both; U U' between the two leaves the directions of U.
+    white = torch.linalg.solve_triangular(lower, both, upper=False)
+    power, axes = torch.linalg.eigh(white @ white.T)
+    skip = pieces.translator.skip
+    count = min(len(own), skip.out_features)
+    axes = axes[:, power.argsort(descending=True)[:count]]
+    down = torch.linalg.solve_triangular(lower.T, axes, upper=True) / size[:, None]
+    up = (axes.T @ white) * spread
+    # What is left of a latent wider than a state stays as it was drawn, and is not heard at first.
+    skip.weight[:count] = down.T.to(skip.weight)
+    skip.bias[:count] = -(mean @ down).to(skip.bias)
+    torch.nn.init.zeros_(pieces.translator.outer.weight)
+    torch.nn.init.zeros_(pieces.translator.outer.bias)
+    # Of the standardised targets: 2 a'c - a'(own)a for the map a, channel by channel.
+    mapped = torch.linalg.solve_triangular(lower.T, axes, upper=True) @ (axes.T @ white)
+    explained = 2 * (mapped * both).sum(0) - (mapped * (own @ mapped)).sum(0)
+    shares, at = {}, 0
+    for name, adapter in pieces.adapters.items():
+        begun = at
+        for layer in adapter.maps:
+            some = slice(at, at + layer.out_features)
+            layer.weight.zero_()
+            layer.weight[:, :count] = up[:, some].T.to(layer.weight)
+            layer.bias.copy_(aim[some])
+            at = some.stop
+        heard = variance[begun:at]
+        shares[name] = float((explained[begun:at] * heard).sum() / heard.sum())
+    return shares
+
+
+def _root(variance: Tensor) -> Tensor:
+    """Deviations, 1 where a channel says the same always."""
+    return torch.where(variance > 1e-12 * variance.max(), variance.clamp_min(0), 1.0).sqrt()

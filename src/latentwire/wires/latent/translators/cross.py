@@ -1,0 +1,99 @@
+"""The `cross` translator: queries that read the source's states through gated cross-attention."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentwire.errors import UserError
+from latentwire.wires.latent.translators.attention import Near, SwiGlu
+from latentwire.wires.latent.translators.base import States, TranslatorConfig
+
+
+class Cross(TranslatorConfig):
+    """Queries see each other, then the states, then a gated MLP, `layers` times.
+
+    A query is learned where the number of latents is fixed, and begins as the mean of its columns where it is not.
+    mixing: layers in which the states themselves see each other first. gate: every part is added through the
+    tanh of a gate that begins here (0: as Flamingo does, 2204.14198).
+    """
+
+    kind: Literal["cross"] = "cross"
+    layers: int = Field(default=2, ge=1)
+    mixing: int = Field(default=0, ge=0)
+    heads: int = Field(default=8, ge=1)
+    gate: float = 0.0
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+
+    def build(self, source: int, width: int, slots: int) -> nn.Module:
+        if width % self.heads:
+            raise UserError(
+                f"cross: found latents of width {width}, expected a multiple of its {self.heads} heads."
+            )
+        return _Cross(self, source, width, slots)
+
+
+class _Cross(nn.Module):
+    def __init__(self, settings: Cross, source: int, width: int, slots: int) -> None:
+        super().__init__()
+        self.inward = nn.Linear(source, width)
+        self.queries = nn.Parameter(nn.init.orthogonal_(torch.empty(slots, width))) if slots else None
+        self.mixing = nn.ModuleList(Block(width, settings, across=False) for _ in range(settings.mixing))
+        self.layers = nn.ModuleList(Block(width, settings, across=True) for _ in range(settings.layers))
+        self.norm = nn.RMSNorm(width)
+
+    def forward(self, states: States) -> Tensor:
+        content, valid = self.inward(states.content), states.valid
+        at = torch.arange(content.shape[1], device=content.device).expand(len(content), -1).float()
+        apart = (at[:, :, None] - at[:, None]).abs()
+        for layer in self.mixing:
+            content = layer(content, apart, valid)
+        if self.queries is None:
+            assert states.weights is not None
+            asking = states.weights.to(content) @ content
+        else:
+            asking = self.queries.expand(len(content), -1, -1)
+        real = states.real
+        places = states.places.float()
+        among, across = (places[:, :, None] - places[:, None]).abs(), (places[:, :, None] - at[:, None]).abs()
+        for layer in self.layers:
+            asking = layer(asking, among, real, content, across, valid)
+        made: Tensor = self.norm(asking)
+        return made
+
+
+class Block(nn.Module):
+    """Self-attention, cross-attention if `across`, and a gated MLP, each behind a norm and a tanh gate."""
+
+    def __init__(self, width: int, settings: Cross, *, across: bool) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3 if across else 2))
+        self.gates = nn.Parameter(torch.full((len(self.norms),), settings.gate))
+        self.among = Near(width, settings.heads, settings.dropout)
+        self.across = Near(width, settings.heads, settings.dropout) if across else None
+        self.states = nn.RMSNorm(width) if across else None
+        self.mlp = SwiGlu(width)
+
+    def forward(
+        self,
+        hidden: Tensor,
+        apart: Tensor,
+        valid: Tensor,
+        asked: Tensor | None = None,
+        across: Tensor | None = None,
+        known: Tensor | None = None,
+    ) -> Tensor:
+        """`(B, M, width)`; `apart`, `across`: distances `(B, M, M)`, `(B, M, T)`; `asked`: `(B, T, width)`."""
+        gates = self.gates.tanh()
+        seen = valid.clone()
+        seen[:, 0] = True  # a softmax over nothing is not a number
+        normed = self.norms[0](hidden)
+        hidden = hidden + gates[0] * self.among(normed, normed, apart, seen)
+        if self.across is not None and self.states is not None:
+            read = self.across(self.norms[1](hidden), self.states(asked), across, known)
+            hidden = hidden + gates[1] * read
+        added: Tensor = self.mlp(self.norms[-1](hidden))
+        return hidden + gates[-1] * added

@@ -1,0 +1,38 @@
+"""The `mlp` translator: column by column, no latent sees more than the columns it is made of."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+from torch import Tensor, nn
+
+from latentwire.errors import UserError
+from latentwire.wires.latent.translators.base import States, TranslatorConfig
+
+
+class Mlp(TranslatorConfig):
+    """The mean of a latent's columns through a residual two-layer MLP. hidden: its inner width."""
+
+    kind: Literal["mlp"] = "mlp"
+    hidden: int = Field(default=512, ge=1)
+
+    def build(self, source: int, width: int, slots: int) -> ColumnMap:
+        if slots:
+            raise UserError("translator: mlp makes latents of columns, found a fixed number, expected anchors.")
+        return ColumnMap(self, source, width)
+
+
+class ColumnMap(nn.Module):
+    """A linear map, `skip`, and what a hidden layer adds to it."""
+
+    def __init__(self, settings: Mlp, source: int, width: int) -> None:
+        super().__init__()
+        self.skip = nn.Linear(source, width)
+        self.inner, self.outer = nn.Linear(source, settings.hidden), nn.Linear(settings.hidden, width)
+
+    def forward(self, states: States) -> Tensor:
+        assert states.weights is not None
+        pooled = states.weights @ states.content
+        made: Tensor = self.skip(pooled) + self.outer(nn.functional.gelu(self.inner(pooled)))
+        return made

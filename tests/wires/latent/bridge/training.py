@@ -1,0 +1,41 @@
+"""Trainings of bridges of a second, and everything a single step of one computes."""
+
+import torch
+
+from latentwire.training.wire.adapting import Adapting
+from latentwire.training.wire.config import Fit, WorldPassages
+from latentwire.training.wire.fit import fit
+from latentwire.training.wire.passages import passages
+from latentwire.training.wire.step import FitStep, collate
+from latentwire.training.wire.teacher import Teaching
+from latentwire.wires.latent.config import LatentConfig
+from tests.wires.latent.bridge.build import ADAPTERS, bridge, encoder, reader_lm, source_lm
+
+
+def settings(source, reader, adapter="deep_prefix", *, wire=None, **changes):
+    config = LatentConfig(
+        source=source.name, encoder=encoder(**(wire or {})), adapters={reader.name: ADAPTERS[adapter]}
+    )
+    few = {"passages": 4, "questions": 2, "contexts": 8, "eval_samples": 2, "eval_steps": 3, "samples": 0}
+    data = WorldPassages(tiers=("one_hop",))
+    rate = {"steps": 3, "log_steps": 1, "warmup_steps": 0, "learning_rate": 1e-2}
+    return Fit(**{"wire": config, "data": data, **few, **rate, **changes})
+
+
+def train(folder, adapter="deep_prefix", *, begin=None, wire=None, **changes):
+    """What a training came to, and what was said."""
+    folder.mkdir(parents=True, exist_ok=True)
+    source, reader, said = source_lm(), reader_lm(), []
+    asked = settings(source, reader, adapter, wire=wire, **changes)
+    return fit({reader.name: reader}, source, asked, folder, start=begin, log=said.append), said
+
+
+def one_step(source, reader, objectives, adapter="both", *, count=3, **wire):
+    """Modules, step and part of a single step that nothing has been trained for."""
+    modules = bridge(source, reader, adapter, **wire).train()
+    readers = {reader.name: reader}
+    found = passages(WorldPassages(), readers, "train", count)
+    names = [f"0/0/{number}" for number in range(count)]
+    part = collate(found, [range(2)] * count, {reader.name: torch.device("cpu")}, names)
+    step = FitStep(modules, readers, {reader.name: Teaching(reader, print)}, objectives, Adapting(objectives))
+    return modules, step, part
