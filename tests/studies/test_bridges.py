@@ -16,7 +16,7 @@ from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import FitWire
-from latentwire.training.wire.objectives import Imitate
+from latentwire.training.objectives import Imitate
 from tests.studies.fits import HERON, WREN, encoder, fit
 
 PREFIX = {"kind": "deep_prefix", "hidden": 8}

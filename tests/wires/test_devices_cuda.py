@@ -22,9 +22,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
-from latentwire.training.wire.config import Fit, WorldPassages
-from latentwire.training.wire.fit import fit
-from latentwire.training.wire.objectives import (
+from latentwire.training.objectives import (
     AnswerCrossEntropy,
     Contrast,
     Distill,
@@ -32,6 +30,8 @@ from latentwire.training.wire.objectives import (
     Imitate,
     Objective,
 )
+from latentwire.training.wire.config import Fit, WorldPassages
+from latentwire.training.wire.fit import fit
 from latentwire.wires.latent.adapters import Adapter, DeepPrefix, Embeddings, Native
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import Encoder, SelfEncoder

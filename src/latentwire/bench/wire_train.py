@@ -14,8 +14,8 @@ from latentwire.bench.train import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
 from latentwire.lm.model import LM
-from latentwire.training.wire.adapting import Adapting
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill
+from latentwire.training.objectives import AnswerCrossEntropy, Distill
+from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.wire.passages import Passage
 from latentwire.training.wire.step import FitStep, Part, collate
 from latentwire.training.wire.teacher import Teaching

@@ -21,8 +21,8 @@ from latentwire.studies.models import Readers
 from latentwire.studies.plan import Plan
 from latentwire.studies.report import left_out
 from latentwire.studies.stages import Evaluate, Finetune, FitWire
+from latentwire.training.objectives import Imitate
 from latentwire.training.trainee import Trained
-from latentwire.training.wire.objectives import Imitate
 from latentwire.wires.latent.wire import BEST, locate
 
 OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"

@@ -10,7 +10,7 @@ from latentwire.evaluation.summary import rows
 from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages import TRAINED, Evaluate, Finetune, FitWire, Stage
 from latentwire.tasks.base import Task
-from latentwire.training.wire.objectives import Imitate
+from latentwire.training.objectives import Imitate
 
 _KINDS: dict[type, str] = {Finetune: "finetune", FitWire: "wire"}
 

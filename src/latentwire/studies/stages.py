@@ -13,9 +13,9 @@ from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.gates import EXAMPLES, Gate
 from latentwire.training.config import Finetuning, Settings
+from latentwire.training.objectives import Imitate
+from latentwire.training.objectives.imitation import STAGE
 from latentwire.training.wire.config import PRESETS, Fit
-from latentwire.training.wire.objectives import Imitate
-from latentwire.training.wire.objectives.imitation import STAGE
 from latentwire.wires import CONTROLS
 from latentwire.wires.latent.wire import Latent
 from latentwire.wires.relay import Relay

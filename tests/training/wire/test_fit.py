@@ -10,10 +10,7 @@ from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
 from latentwire.lm.prefix import STEADY
 from latentwire.training import loop
-from latentwire.training.wire.adapting import SMOOTHING
-from latentwire.training.wire.config import Fit, KeepProb, TextPassages, TextSteps
-from latentwire.training.wire.fit import fit
-from latentwire.training.wire.objectives import (
+from latentwire.training.objectives import (
     Align,
     AnswerCrossEntropy,
     Contrast,
@@ -24,6 +21,9 @@ from latentwire.training.wire.objectives import (
     Reconstruct,
     Scale,
 )
+from latentwire.training.objectives.adapting import SMOOTHING
+from latentwire.training.wire.config import Fit, KeepProb, TextPassages, TextSteps
+from latentwire.training.wire.fit import fit
 from latentwire.wires.latent import trained_readers as pieces
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of

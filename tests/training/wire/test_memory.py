@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentwire.lm.scoring.questions import Questions
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill, DistillHidden
+from latentwire.training.objectives import AnswerCrossEntropy, Distill, DistillHidden
 from tests.training.wire.small import one_step, run
 
 

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from latentwire.training import losses
-from latentwire.training.wire.objectives import (
+from latentwire.training.objectives import (
     Align,
     AnswerCrossEntropy,
     Contrast,
@@ -173,7 +173,7 @@ def test_answer_tokens_grow_with_the_accuracy():
 
 
 def test_gist_masks_tokens_by_context_and_step_and_asks_for_them_only(monkeypatch):
-    from latentwire.training.wire.objectives import contexts
+    from latentwire.training.objectives import contexts
 
     asked = []
     honest = contexts._mean_nats

@@ -9,7 +9,7 @@ import torch.multiprocessing
 from safetensors.torch import load_file
 
 from latentwire.lm.loading.lora import Lora
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill, FirstTokens, GrowingTokens
+from latentwire.training.objectives import AnswerCrossEntropy, Distill, FirstTokens, GrowingTokens
 from tests.training.wire.small import run
 
 CHANGES = {

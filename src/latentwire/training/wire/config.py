@@ -11,8 +11,8 @@ from latentwire.lm.loading.lora import Lora
 from latentwire.tasks.world.reading import TIERS
 from latentwire.tasks.world.sums import WorldTier
 from latentwire.training.config import Loop, Settings
+from latentwire.training.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.training.schedules import annealed
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.wires.latent.modules import LatentConfig
 from latentwire.wires.latent.ridge import Ridge
 

@@ -17,12 +17,12 @@ from latentwire.lm.prefix import STEADY
 from latentwire.tasks.base import Split
 from latentwire.training import checkpoints
 from latentwire.training.loop import Training, seed_of
+from latentwire.training.objectives import AnswerCrossEntropy
+from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.trainee import Measured, Trained
-from latentwire.training.wire.adapting import Adapting
 from latentwire.training.wire.config import Fit
 from latentwire.training.wire.feed import Feed
 from latentwire.training.wire.layout import settled
-from latentwire.training.wire.objectives import AnswerCrossEntropy
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.start import begin
 from latentwire.training.wire.step import FitStep, Part, collate, first_right

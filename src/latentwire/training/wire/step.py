@@ -13,10 +13,10 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY
 from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.lm.tapping import depth
+from latentwire.training.objectives import Term
+from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.step import Losses
-from latentwire.training.wire.adapting import Adapting
 from latentwire.training.wire.evidence import Encoded, Evidence
-from latentwire.training.wire.objectives import Term
 from latentwire.training.wire.passages import Pair, Passage
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent.modules import LatentModules

@@ -13,10 +13,10 @@ from latentwire.lm.masks.reading import Tap
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.scoring.questions import Shared
-from latentwire.training.wire.adapting import Adapting
+from latentwire.training.objectives import AnswerCrossEntropy, Contrast, Distill, Reconstruct
+from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.wire.config import Fit
 from latentwire.training.wire.fit import fit
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Contrast, Distill, Reconstruct
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching

@@ -17,11 +17,11 @@ from latentwire.lm.prefix import pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.world.reading import ask_all
-from latentwire.training.wire.adapting import Adapting
+from latentwire.training.objectives import AnswerCrossEntropy, Contrast, Distill
+from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.wire.config import Fit, TaskPassages, TextPassages
 from latentwire.training.wire.fit import fit
 from latentwire.training.wire.layout import settled
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Contrast, Distill
 from latentwire.training.wire.passages import Asking, _tokenize, passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching

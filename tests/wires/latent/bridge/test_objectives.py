@@ -10,8 +10,8 @@ from latentwire.errors import UserError
 from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY
+from latentwire.training.objectives import AnswerCrossEntropy, FlowMatching, Imitate, imitation
 from latentwire.training.wire.fit import check
-from latentwire.training.wire.objectives import AnswerCrossEntropy, FlowMatching, Imitate, imitation
 from latentwire.wires.latent.adapters import Embeddings
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from latentwire.errors import UserError
-from latentwire.training.wire.objectives import AnswerCrossEntropy, Distill, FlowMatching
+from latentwire.training.objectives import AnswerCrossEntropy, Distill, FlowMatching
 from latentwire.wires.latent.ridge import Ridge
 from tests.wires.latent.bridge.build import TRANSLATORS
 from tests.wires.latent.bridge.training import train

@@ -2,7 +2,7 @@
 
 import torch
 
-from latentwire.training.wire.adapting import Adapting
+from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.wire.config import Fit, WorldPassages
 from latentwire.training.wire.fit import fit
 from latentwire.training.wire.passages import passages

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from latentwire.training.wire.objectives.base import Term, first_of, summed_nats, token_nats
+from latentwire.training.objectives.term import Term, first_of, summed_nats, token_nats
 
 if TYPE_CHECKING:
     from latentwire.training.wire.evidence import Evidence

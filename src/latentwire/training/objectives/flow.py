@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.lm.scoring.questions import IGNORE
-from latentwire.training.wire.objectives.base import Term, refuse_draft
+from latentwire.training.objectives.term import Term, refuse_draft
 from latentwire.wires.latent.encoders.source import Source, described
 from latentwire.wires.latent.translators import Flow
 

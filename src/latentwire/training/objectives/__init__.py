@@ -6,13 +6,13 @@ from typing import Annotated
 
 from pydantic import Field
 
-from latentwire.training.wire.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
-from latentwire.training.wire.objectives.base import Term
-from latentwire.training.wire.objectives.contexts import Gist, Reconstruct
-from latentwire.training.wire.objectives.flow import FlowMatching
-from latentwire.training.wire.objectives.imitation import Imitate
-from latentwire.training.wire.objectives.messages import Align, InfoNce, Manifold, Scale
-from latentwire.training.wire.objectives.teaching import Distill, DistillHidden
+from latentwire.training.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
+from latentwire.training.objectives.contexts import Gist, Reconstruct
+from latentwire.training.objectives.flow import FlowMatching
+from latentwire.training.objectives.imitation import Imitate
+from latentwire.training.objectives.messages import Align, InfoNce, Manifold, Scale
+from latentwire.training.objectives.teaching import Distill, DistillHidden
+from latentwire.training.objectives.term import Term
 
 __all__ = [
     "Align",

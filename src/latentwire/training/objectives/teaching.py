@@ -12,7 +12,7 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.training import losses
-from latentwire.training.wire.objectives.base import Term, first_of
+from latentwire.training.objectives.term import Term, first_of
 
 if TYPE_CHECKING:
     from latentwire.training.wire.evidence import Evidence

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from latentwire.training.wire.objectives import Term
+from latentwire.training.objectives import Term
 
 SMOOTHING = 0.95
 """Share of the old value that a running mean keeps."""

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
-from latentwire.training.wire.objectives.base import Term, refuse_draft, soft_tokens
+from latentwire.training.objectives.term import Term, refuse_draft, soft_tokens
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.lm.masks.reading import Memory
-from latentwire.training.wire.objectives.base import Term
+from latentwire.training.objectives.term import Term
 from latentwire.training.wire.teacher import TEXT, Teaching
 from latentwire.wires.latent.layout import SAMPLE, OwnText
 
