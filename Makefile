@@ -1,14 +1,18 @@
-# Three commands, each of which sets up what it needs in .venv.
+# Each command sets up what it needs in .venv.
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test quick lint clean
 
 demo: .venv/.installed
 	$(BIN)/latentwire run quickstart
 
+# Two workers with one thread each: tiny models gain nothing from more, and waiting threads would spin.
 test: .venv/.developing
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+quick: .venv/.developing
+	$(BIN)/python -m pytest -n 2 --dist loadscope -m 'not slow'
 
 lint: .venv/.developing
 	$(BIN)/ruff check .

@@ -4,6 +4,8 @@ import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TRANSFORMERS_OFFLINE"] = "1"
+os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
+os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 import torch

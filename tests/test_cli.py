@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.lm.loading import weights
 from latentwire.lm.prompt_format import PromptFormat
-from tests.lm.checkpoints import write_lora, write_prefix
-from tests.models import tiny_model, tiny_tokenizer
+from tests.support.checkpoints import write_lora, write_prefix
+from tests.support.models import tiny_model, tiny_tokenizer
 
 LINES = [
     {"context": "Ada lives in the old town.", "question": "Where does Ada live?", "answers": ["the old town"]},

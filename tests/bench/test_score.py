@@ -10,7 +10,7 @@ import torch
 from latentwire.bench import score, setup
 from latentwire.bench.score_peer import Peer
 from latentwire.lm.model import LM
-from tests.models import tiny_model
+from tests.support.models import tiny_model
 
 DOCUMENTS = score.made("passage", 320, 8, 60) + score.made("letters", 320, 3, 50)
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentwire.bench.score_reference import Reference
-from tests.models import tiny_model
+from tests.support.models import tiny_model
 
 DOCUMENTS = [([7 + n, 20, 30], [[40], [50, 60], [70, 80, 90]]) for n in range(4)]
 

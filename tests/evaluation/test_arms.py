@@ -16,7 +16,7 @@ from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
 from latentwire.wires.latent.wire import Latent
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 ONE_HOP = resolve(["one_hop"], None)[0].examples("test", 120)
 

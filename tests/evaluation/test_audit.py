@@ -11,7 +11,7 @@ from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Reading
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import Example
-from tests.models import FAMILIES, tiny_lm, tiny_tokenizer
+from tests.support.models import FAMILIES, tiny_lm, tiny_tokenizer
 
 KERNELS = ("sdpa", "eager")
 

@@ -16,7 +16,7 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.prompts import Example
 from latentwire.lm.scoring.prefix_tree import Request
 from latentwire.tasks.base import Task
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 SPAN = [
     Example(

@@ -12,7 +12,7 @@ from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.tasks.base import Task
 from tests.evaluation.test_evaluate import CHOICE, SPAN
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 TASKS = [
     Task(name="span", answer="span", source=lambda split: iter(SPAN), max_new_tokens=4),

@@ -11,7 +11,7 @@ import pytest
 pytest.importorskip("lm_eval")
 from latentwire.lm.loading import weights
 from latentwire.lm.prompt_format import PromptFormat
-from tests.models import tiny_model, tiny_tokenizer
+from tests.support.models import tiny_model, tiny_tokenizer
 
 DOCUMENTS: list[dict[str, Any]] = [
     {"context": "Ada has 12 apples.", "choices": ["12", "five of them", "one two", "7"], "label": 0},

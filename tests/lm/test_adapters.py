@@ -10,9 +10,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from latentwire import LM, UserError
-from tests.lm.checkpoints import write_lora, write_plain
-from tests.lm.dense import numbers
-from tests.models import tiny_model
+from tests.support.checkpoints import write_lora, write_plain
+from tests.support.dense import numbers
+from tests.support.models import tiny_model
 
 
 @pytest.mark.parametrize("options", [{}, {"target_modules": "all-linear"}, {"use_dora": True}], ids=str)

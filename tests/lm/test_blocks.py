@@ -17,9 +17,9 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.masks.reading import LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from tests.lm.dense import columns_of, dense, numbers, stock
 from tests.lm.test_masks import batch, close, packed, run
-from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.dense import columns_of, dense, numbers, stock
+from tests.support.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
 
 PROMPTS = [numbers(11, 1), numbers(7, 2)]
 LENGTHS = [11, 7]

@@ -16,9 +16,9 @@ from latentwire import LM, UserError
 from latentwire.lm.loading import saving
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
-from tests.lm.checkpoints import dequantized, image_text_model, write_fp8, write_gguf, write_lora, write_plain
-from tests.lm.dense import Layout, dense, numbers, stock
-from tests.models import tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.checkpoints import dequantized, image_text_model, write_fp8, write_gguf, write_lora, write_plain
+from tests.support.dense import Layout, dense, numbers, stock
+from tests.support.models import tiny_lm, tiny_model, tiny_tokenizer
 
 needs_gguf = pytest.mark.skipif(importlib.util.find_spec("gguf") is None, reason="gguf is not installed")
 

@@ -16,8 +16,8 @@ from latentwire import LM, UserError
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import CAUSAL, Columns, Reading
 from latentwire.lm.prefix import Prefix
-from tests.lm.dense import numbers
-from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
 
 
 def refused(model: PreTrainedModel, said: str, kernel: str | None = None) -> None:

@@ -8,7 +8,7 @@ import torch
 from latentwire.errors import UserError
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.kernel_choice import FASTEST, choose
-from tests.models import tiny_lm, tiny_model
+from tests.support.models import tiny_lm, tiny_model
 
 
 class _OnGpu:

@@ -12,8 +12,8 @@ from latentwire import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix
-from tests.lm.dense import numbers
-from tests.models import FAMILIES, tiny_lm
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, tiny_lm
 
 ROWS = [numbers(9, 1), numbers(5, 2), numbers(12, 3)]
 WORDY = numbers(9, 4)

@@ -11,8 +11,8 @@ from latentwire.lm.decoding import Decoding, Generated
 from latentwire.lm.decoding.engine import Mode, unfit
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from tests.lm.dense import numbers
-from tests.models import FAMILIES, tiny_model, tiny_tokenizer
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, tiny_model, tiny_tokenizer
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="captured graphs need a GPU")
 

@@ -10,7 +10,7 @@ from latentwire.lm.masks import varlen_runs as split
 from latentwire.lm.masks.kernel_choice import FASTEST
 from latentwire.lm.model import LM
 from tests.lm.test_kernels import FAMILIES, SHAPES, read, rows
-from tests.models import tiny_model, tiny_tokenizer
+from tests.support.models import tiny_model, tiny_tokenizer
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
 WIDE = {"hidden_size": 256, "intermediate_size": 256, "num_attention_heads": 4, "head_dim": 64}

@@ -18,7 +18,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
 from latentwire.training.finetuning.documents import IGNORE, Document
 from latentwire.training.finetuning.packing import Rows, collate
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 FAMILIES = ("llama", "qwen3", "mistral", "ministral3", "gemma3", "gpt_neox")
 

@@ -9,8 +9,8 @@ from torch import Tensor
 from latentwire.lm.masks.reading import Columns, LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from tests.lm.dense import Layout, columns_of, dense, layouts, numbers, stock
-from tests.models import FAMILIES, tiny_lm
+from tests.support.dense import Layout, columns_of, dense, layouts, numbers, stock
+from tests.support.models import FAMILIES, tiny_lm
 
 MASKS = ("causal", "prefix", "segments")
 PADDINGS = ("right", "left", "gaps")

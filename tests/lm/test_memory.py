@@ -12,9 +12,9 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
-from tests.lm.dense import Layout, dense, layouts, numbers, rotated, stock
 from tests.lm.test_masks import block_ids, close
-from tests.models import FAMILIES, tiny_lm, tiny_model
+from tests.support.dense import Layout, dense, layouts, numbers, rotated, stock
+from tests.support.models import FAMILIES, tiny_lm, tiny_model
 
 CONTEXTS = [numbers(9, 1), numbers(4, 2), numbers(7, 3)]
 QUESTIONS = [numbers(5, 4), numbers(8, 5), numbers(3, 6)]

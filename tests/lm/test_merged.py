@@ -16,9 +16,9 @@ from latentwire.lm.decoding.slots import Slots
 from latentwire.lm.decoding.step import advance
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from tests.lm.dense import numbers
 from tests.lm.test_slots import Replayed, slowly
-from tests.models import FAMILIES, tiny_lm, tiny_model
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, tiny_lm, tiny_model
 
 ROWS = [numbers(length, seed) for seed, length in enumerate([9, 5, 12])]
 HOW = Decoding(max_new_tokens=20, min_new_tokens=20)

@@ -14,8 +14,8 @@ from latentwire.lm.masks.reading import Columns
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix, pad_rows
 from latentwire.lm.prompts import CAUSAL
-from tests.lm.dense import numbers
-from tests.models import FAMILIES, WINDOW, tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, WINDOW, tiny_lm, tiny_model, tiny_tokenizer
 
 ROWS = [numbers(14, 1), numbers(9, 2), numbers(11, 3)]
 LAYERS = 3

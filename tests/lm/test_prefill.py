@@ -14,9 +14,9 @@ from latentwire.lm.masks.reading import Columns, LayerRange
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.scoring.continuations import score_whole
-from tests.lm.dense import Layout, columns_of, dense, layouts, numbers, stock
 from tests.lm.test_masks import MASKS, PADDINGS, batch, block_ids, close
-from tests.models import FAMILIES, tiny_lm
+from tests.support.dense import Layout, columns_of, dense, layouts, numbers, stock
+from tests.support.models import FAMILIES, tiny_lm
 
 RANGES = [None, LayerRange(1, 2)]
 

@@ -18,9 +18,9 @@ from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
 from latentwire.training.finetuning.adapters import Trainable
-from tests.lm.checkpoints import write_plain, write_prefix
-from tests.lm.dense import Layout, dense, numbers, stock
-from tests.models import SLIDING, tiny_model
+from tests.support.checkpoints import write_plain, write_prefix
+from tests.support.dense import Layout, dense, numbers, stock
+from tests.support.models import SLIDING, tiny_model
 
 TOKENS = 3
 PROMPT, ANSWER = numbers(9, 1), numbers(4, 2)

@@ -10,7 +10,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latentwire import LM, Example, PromptFormat, UserError
 from latentwire.lm.masks.reading import CAUSAL
-from tests.models import tiny_model, tiny_tokenizer
+from tests.support.models import tiny_model, tiny_tokenizer
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}] {{ m['content'] | trim }}\n{% endfor %}[assistant] "

@@ -14,7 +14,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.encoders.pool import Pool
 from latentwire.wires.latent.transformer import Bidirectional
 from latentwire.wires.latent.translators.attention import Near
-from tests.models import tiny_model, tiny_tokenizer
+from tests.support.models import tiny_model, tiny_tokenizer
 
 allowed = torch.backends.cuda.cudnn_sdp_enabled
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")

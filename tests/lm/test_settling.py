@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from latentwire import LM, UserError
 from latentwire.lm.loading import settling
-from tests.lm.checkpoints import write_plain
-from tests.models import tiny_model
+from tests.support.checkpoints import write_plain
+from tests.support.models import tiny_model
 
 
 def patterns(dtype: torch.dtype) -> torch.Tensor:

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from latentwire.lm.scoring.questions import IGNORE, Questions, Shared
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 
 def pairs(rows: int = 3) -> list[list[tuple[list[int], list[int]]]]:

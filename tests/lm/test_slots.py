@@ -19,8 +19,8 @@ from latentwire.lm.decoding.text import Text
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix
-from tests.lm.dense import numbers
-from tests.models import FAMILIES, tiny_lm
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, tiny_lm
 
 LENGTHS = [9, 5, 12, 3, 17, 7, 1, 10, 4]
 ROWS = [numbers(length, seed) for seed, length in enumerate(LENGTHS)]

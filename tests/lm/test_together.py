@@ -15,7 +15,7 @@ from latentwire.lm.scoring import forest, together
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.prefix_tree import Request, minimum, tree
 from latentwire.lm.scoring.together import Together
-from tests.models import FAMILIES, tiny_lm
+from tests.support.models import FAMILIES, tiny_lm
 
 MASKS = ("causal", "prefix", "segments")
 

@@ -14,9 +14,9 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.masks.reading import Columns, LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
-from tests.lm.dense import dense, numbers, stock
 from tests.lm.test_masks import batch, block_ids, close
-from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.dense import dense, numbers, stock
+from tests.support.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
 
 PROMPTS = [numbers(9, 1), numbers(6, 2)]
 ANSWERS = pad_rows([numbers(4, 3), numbers(2, 4)], -100)
@@ -84,7 +84,7 @@ def test_an_encoder_pass_and_a_reader_pass_train_together(family: str) -> None:
 def test_gradients_equal_those_of_the_dense_reference(family: str) -> None:
     lm = checkpointed(tiny_lm(family))
     ids, rows = batch("segments", "left")
-    from tests.lm.dense import columns_of
+    from tests.support.dense import columns_of
 
     columns = columns_of(rows)
     weights = torch.randn(*ids.shape, 32, generator=torch.Generator().manual_seed(0)) * columns.valid[..., None]

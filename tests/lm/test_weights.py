@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from latentwire import LM, PromptFormat, UserError
 from latentwire.lm.loading import saving
 from latentwire.lm.prefix import Prefix
-from tests.lm.dense import numbers
-from tests.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.dense import numbers
+from tests.support.models import FAMILIES, tiny_lm, tiny_model, tiny_tokenizer
 
 
 @pytest.fixture

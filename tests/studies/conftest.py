@@ -8,7 +8,7 @@ import pytest
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
 from latentwire.studies.runner import Carried
-from tests.studies.study import Carry, small_study, written
+from tests.support.studies import Carry, small_study, written
 
 
 @pytest.fixture

@@ -15,8 +15,8 @@ from latentwire.studies import commands, loading
 from latentwire.studies.stages import FitWire
 from latentwire.training.wire.config import PRESETS, WorldPassages
 from latentwire.training.wire.passages import passages
-from tests.studies.fits import HERON, A
-from tests.studies.study import written
+from tests.support.studies import written
+from tests.support.wire_studies import HERON, A
 
 
 def run(root: Path, stages: dict[str, Any]) -> int:

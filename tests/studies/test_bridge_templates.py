@@ -19,7 +19,7 @@ from latentwire.studies.stages import Evaluate, FitWire
 from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.translators import Dit
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 SMALL = {
     "steps": 2,

@@ -17,7 +17,7 @@ from latentwire.studies import loading, plan, runner
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import FitWire
 from latentwire.training.objectives import Imitate
-from tests.studies.fits import HERON, WREN, encoder, fit
+from tests.support.wire_studies import HERON, WREN, encoder, fit
 
 PREFIX = {"kind": "deep_prefix", "hidden": 8}
 OWN = fit(HERON, encoder(ratio=5), {HERON: {"kind": "native"}})

@@ -14,7 +14,7 @@ from latentwire.runs import log as log_module
 from latentwire.runs.log import Log, Pace, duration
 from latentwire.runs.store import runs
 from latentwire.training.finetuning import finetune as finetuning
-from tests.studies.study import small_study, written
+from tests.support.studies import small_study, written
 
 Command = Callable[..., tuple[int, str, str]]
 

@@ -21,7 +21,7 @@ from latentwire.tasks import resolve
 from latentwire.tasks.world.reading import stated
 from latentwire.wires.latent.config import read_config
 from latentwire.wires.latent.modules import WEIGHTS
-from tests.studies.fits import FIT, STUDY
+from tests.support.wire_studies import FIT, STUDY
 
 SIZES = Path(__file__).parents[2] / "docs/results/latent-wire/sizes.yaml"
 LIMIT = 6

@@ -20,7 +20,7 @@ from latentwire.runs.store import runs
 from latentwire.studies import carry_out, loading, runner
 from latentwire.studies.runner import Carried, StageFailed
 from latentwire.training.finetuning import finetune as finetuning
-from tests.studies.study import Carry, folders, small_study, written
+from tests.support.studies import Carry, folders, small_study, written
 
 
 def test_a_failed_stage_keeps_what_was_done_and_the_next_call_goes_on(

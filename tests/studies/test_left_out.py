@@ -13,7 +13,7 @@ import pytest
 from latentwire.runs.log import Log
 from latentwire.studies import carry_out, loading, report, runner
 from latentwire.studies.runner import Carried
-from tests.studies.study import model_folder, written
+from tests.support.studies import model_folder, written
 
 PLACES = ["the old town", "a red house", "the river", "a small shop"]
 

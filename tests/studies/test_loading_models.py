@@ -14,9 +14,9 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
-from tests.models import tiny_lm
-from tests.studies.fits import HERON, WREN, encoder, fit
-from tests.studies.study import model_folder, small_study, written
+from tests.support.models import tiny_lm
+from tests.support.studies import model_folder, small_study, written
+from tests.support.wire_studies import HERON, WREN, encoder, fit
 
 
 def test_how_models_are_loaded_is_told_by_study(tmp_path: Path) -> None:

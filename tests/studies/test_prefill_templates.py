@@ -9,7 +9,7 @@ import yaml
 
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
-from tests.studies.study import model_folder
+from tests.support.studies import model_folder
 
 
 def test_one_template_changes_its_model_in_one_line() -> None:

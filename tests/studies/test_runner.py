@@ -16,7 +16,7 @@ from latentwire.runs.store import runs
 from latentwire.studies import loading, plan, report, runner
 from latentwire.studies.models import Readers
 from latentwire.studies.spec import Study
-from tests.studies.study import Carry, folders, model_folder, small_study, written
+from tests.support.studies import Carry, folders, model_folder, small_study, written
 
 
 def test_a_finished_study_loads_no_model_and_writes_nothing(carry: Carry, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,7 +16,7 @@ from latentwire.studies.runner import Carried
 from latentwire.studies.spec import Study
 from latentwire.studies.summary import build
 from latentwire.training.trainee import Trained
-from tests.studies.study import model_folder, small_study
+from tests.support.studies import model_folder, small_study
 
 
 def test_the_summary_has_the_shape_of_the_contract(finished: Carried) -> None:

@@ -12,8 +12,8 @@ import pytest
 from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
-from tests.studies.fits import EMBEDDED, FIT, STUDY, encoder, fit
-from tests.studies.study import small_study, written
+from tests.support.studies import small_study, written
+from tests.support.wire_studies import EMBEDDED, FIT, STUDY, encoder, fit
 
 RATIO = "wire.encoder.select.ratio"
 SWEEP = {RATIO: [4, 8], "seed": [0, 1]}

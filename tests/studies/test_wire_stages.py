@@ -24,8 +24,8 @@ from latentwire.wires import parse
 from latentwire.wires.latent.modules import WEIGHTS
 from latentwire.wires.latent.trained_readers import FILE
 from latentwire.wires.latent.wire import Latent
-from tests.studies.fits import HERON, SOFT, WREN, A
-from tests.studies.study import written
+from tests.support.studies import written
+from tests.support.wire_studies import HERON, SOFT, WREN, A
 
 B = {
     **A,

@@ -18,7 +18,7 @@ from latentwire.studies.spec import Study
 from latentwire.studies.stages import Evaluate
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
 from latentwire.wires.latent.wire import Latent
-from tests.studies.fits import FIT, STUDY
+from tests.support.wire_studies import FIT, STUDY
 
 
 def made(**changes: Any) -> Study:

@@ -12,8 +12,8 @@ import pytest
 import yaml
 
 from latentwire import cli
-from tests.studies.fits import A
-from tests.studies.study import model_folder, small_study
+from tests.support.studies import model_folder, small_study
+from tests.support.wire_studies import A
 
 Run = Callable[..., tuple[int, str, str]]
 

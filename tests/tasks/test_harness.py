@@ -19,8 +19,8 @@ from latentwire.evaluation.items import prepare, reading
 from latentwire.evaluation.metrics import chance
 from latentwire.studies import loading, plan
 from latentwire.tasks import harness, resolve
-from tests.models import tiny_lm
-from tests.tasks.benchmarks import GSM8K_TRAIN, HUB, REAL, SPLITS, TRAIN, write
+from tests.support.benchmarks import GSM8K_TRAIN, HUB, REAL, SPLITS, TRAIN, write
+from tests.support.models import tiny_lm
 
 TEMPLATE = ["hellaswag", "piqa", "arc_easy", "arc_challenge", "winogrande"]
 

@@ -21,8 +21,8 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.tasks import resolve
 from latentwire.tasks.official import documents, training
 from latentwire.wires import parse
-from tests.models import tiny_model, tiny_tokenizer
-from tests.tasks.benchmarks import HUB, REAL, SPLITS, TRAIN, write
+from tests.support.benchmarks import HUB, REAL, SPLITS, TRAIN, write
+from tests.support.models import tiny_model, tiny_tokenizer
 
 CHOICES = [name for name in HUB if name != "gsm8k"]
 FOLDERS: dict[str, tuple[str, dict[str, bool]]] = {

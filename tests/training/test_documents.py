@@ -9,7 +9,7 @@ from latentwire.errors import UserError
 from latentwire.lm.prompts import CAUSAL, Example
 from latentwire.training.config import FileData, WorldData
 from latentwire.training.finetuning.documents import IGNORE, document, sources
-from tests.models import tiny_lm, tiny_tokenizer
+from tests.support.models import tiny_lm, tiny_tokenizer
 
 CHAT = (
     "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"

@@ -18,7 +18,7 @@ from latentwire.training.finetuning.finetune import finetune
 from latentwire.training.finetuning.row_audit import audit_rows
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.stopping import Judge, Leak
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 from tests.training.test_packing import collate, documents
 
 SMALL = {

@@ -13,7 +13,7 @@ from latentwire.lm.prefix import Forced
 from latentwire.training import losses
 from latentwire.training.finetuning.objectives import AnswerCrossEntropy
 from latentwire.training.losses import Head, cross_entropy, kl, top_kl
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 N, D, V, K = 37, 16, 96, 5
 Loss = Callable[[Tensor, Head], Tensor]

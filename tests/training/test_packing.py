@@ -11,7 +11,7 @@ from latentwire.training.finetuning.documents import IGNORE, Document
 from latentwire.training.finetuning.objectives import AnswerCrossEntropy
 from latentwire.training.finetuning.packing import Plan, collate, pack
 from latentwire.training.step import Step, read
-from tests.models import FAMILIES, tiny_lm
+from tests.support.models import FAMILIES, tiny_lm
 
 
 def documents(count, seed=0, block=0):

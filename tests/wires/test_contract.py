@@ -20,7 +20,7 @@ from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 SPECS = [
     "text",

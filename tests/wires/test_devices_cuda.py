@@ -41,9 +41,9 @@ from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.translators import Cross
 from latentwire.wires.latent.wire import Control, Latent, share
-from tests.models import tiny_model, tiny_tokenizer
-from tests.studies.study import small_study, written
-from tests.wires.latent.bridge.build import LONG, SMALL, reader_lm, saved, source_lm
+from tests.support.bridges import LONG, SMALL, reader_lm, saved, source_lm
+from tests.support.models import tiny_model, tiny_tokenizer
+from tests.support.studies import small_study, written
 
 FIRST, SECOND = "cuda:0", "cuda:1"
 two_gpus = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two GPUs")

@@ -11,7 +11,7 @@ from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 CONTEXTS = [
     "Ada lives in the old town by the river.",

@@ -28,7 +28,7 @@ from latentwire.wires.latent import trained_readers as pieces
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
 from latentwire.wires.latent.select import Anchors
-from tests.training.wire.small import (
+from tests.support.wire_training import (
     KEYS,
     SOFT,
     STAGE_B,

@@ -7,7 +7,7 @@ import torch
 
 from latentwire.lm.scoring.questions import Questions
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, DistillHidden
-from tests.training.wire.small import one_step, run
+from tests.support.wire_training import one_step, run
 
 
 def out_of_memory_above(monkeypatch, rows):

@@ -22,7 +22,7 @@ from latentwire.training.objectives import (
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
-from tests.training.wire.small import KEYS, SOFT, config, one_step, start
+from tests.support.wire_training import KEYS, SOFT, config, one_step, start
 
 IDENTITY = SelfEncoder(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
 ALL = [

@@ -20,7 +20,7 @@ from latentwire.training.wire.passages import Asking, passages
 from latentwire.wires import parse
 from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.layout import asking
-from tests.models import CORPUS, tiny_lm, tiny_tokenizer
+from tests.support.models import CORPUS, tiny_lm, tiny_tokenizer
 
 EXAMPLES = ask_all(TIERS, 3)
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from latentwire.lm.loading.lora import Lora
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, FirstTokens, GrowingTokens
-from tests.training.wire.small import run
+from tests.support.wire_training import run
 
 CHANGES = {
     "objectives": (

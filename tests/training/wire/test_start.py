@@ -8,7 +8,7 @@ from latentwire.lm.loading.lora import Lora
 from latentwire.training.wire.fit import fit
 from latentwire.wires.latent.adapters import DeepPrefix
 from latentwire.wires.latent.modules import key_of
-from tests.training.wire.small import KEYS, SOFT, STAGE_B, config, lines_of, run, settings, start, weights_of
+from tests.support.wire_training import KEYS, SOFT, STAGE_B, config, lines_of, run, settings, start, weights_of
 
 
 def test_stage_b_starts_from_stage_a_at_its_first_step(tmp_path):

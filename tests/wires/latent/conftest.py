@@ -1,6 +1,6 @@
 import pytest
 
-from tests.wires.latent.build import text_models
+from tests.support.latent_wires import text_models
 
 
 @pytest.fixture(scope="session")

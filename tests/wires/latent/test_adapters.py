@@ -12,8 +12,8 @@ from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.refine import Refine, Refiner
 from latentwire.wires.latent.select import Anchors
-from tests.models import tiny_lm
-from tests.wires.latent.build import CONTEXTS, QUESTIONS
+from tests.support.latent_wires import CONTEXTS, QUESTIONS
+from tests.support.models import tiny_lm
 
 SOURCE = 24
 

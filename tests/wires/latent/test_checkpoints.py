@@ -14,8 +14,8 @@ from latentwire.wires.latent.modules import LatentModules, read_config
 from latentwire.wires.latent.refine import Refiner
 from latentwire.wires.latent.select import Slots
 from latentwire.wires.latent.wire import Latent
-from tests.models import tiny_lm, tiny_model, tiny_tokenizer
-from tests.wires.latent.build import ADAPTERS, PAIRS, delivered, encoder, named_lm, shaken, wire
+from tests.support.latent_wires import ADAPTERS, PAIRS, delivered, encoder, named_lm, shaken, wire
+from tests.support.models import tiny_lm, tiny_model, tiny_tokenizer
 
 
 def again(modules: LatentModules, *lms: LM) -> LatentModules:

@@ -9,7 +9,7 @@ from latentwire.wires.latent.adapters import Native
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors, Mean, Slots
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four five six seven"]
 QUESTIONS = ["Where does Ada live?", "Who stood?", "What follows?"]

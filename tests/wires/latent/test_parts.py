@@ -13,8 +13,7 @@ from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.refine import Refiner
 from latentwire.wires.latent.select import Slots
-from tests.models import tiny_lm, tiny_model, tiny_tokenizer
-from tests.wires.latent.build import (
+from tests.support.latent_wires import (
     ADAPTERS,
     CONTEXTS,
     ENCODERS,
@@ -25,6 +24,7 @@ from tests.wires.latent.build import (
     one_by_one,
     wire,
 )
+from tests.support.models import tiny_lm, tiny_model, tiny_tokenizer
 
 
 @pytest.mark.parametrize(("encoded", "adapted"), PAIRS)

@@ -6,7 +6,7 @@ from latentwire.wires.latent.adapters import DeepPrefix
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.refine import seen_by
 from latentwire.wires.latent.select import Slots, spread
-from tests.wires.latent.build import CONTEXTS, delivered, named_lm, wire
+from tests.support.latent_wires import CONTEXTS, delivered, named_lm, wire
 
 
 def test_latents_spread_inside_their_source():

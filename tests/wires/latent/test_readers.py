@@ -12,7 +12,7 @@ from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.wire import Latent
-from tests.wires.latent.build import ADAPTERS, CONTEXTS, QUESTIONS, delivered, loss, named_lm, shaken, wire
+from tests.support.latent_wires import ADAPTERS, CONTEXTS, QUESTIONS, delivered, loss, named_lm, shaken, wire
 
 VECTORS = SelfEncoder(rank=2, gives="vectors")
 

@@ -1,6 +1,6 @@
 import pytest
 
-from tests.wires.latent.bridge.build import reader_lm, saved, source_lm
+from tests.support.bridges import reader_lm, saved, source_lm
 
 
 @pytest.fixture(scope="session")

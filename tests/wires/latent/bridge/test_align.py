@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentwire.wires.latent.align import marked, overlaps
-from tests.wires.latent.bridge.build import CONTEXTS, reader_lm, source_lm
+from tests.support.bridges import CONTEXTS, reader_lm, source_lm
 
 
 def slow(wanted, found):

@@ -8,7 +8,7 @@ import torch
 from pydantic import ValidationError
 
 from latentwire.wires.latent.translators import Dit
-from tests.wires.latent.bridge.build import CONTEXTS, SMALL, TRANSLATORS, bridge
+from tests.support.bridges import CONTEXTS, SMALL, TRANSLATORS, bridge
 
 
 def flow(source, reader, **changes):

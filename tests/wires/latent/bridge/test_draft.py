@@ -19,9 +19,9 @@ from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.ridge import Ridge
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.wire import Latent
-from tests.wires.latent.bridge.build import CONTEXTS, SMALL, encoder
-from tests.wires.latent.bridge.training import train
-from tests.wires.latent.build import shaken
+from tests.support.bridge_training import train
+from tests.support.bridges import CONTEXTS, SMALL, encoder
+from tests.support.latent_wires import shaken
 
 DRAFT = {"draft": True, "draft_tokens": 6}
 

@@ -26,9 +26,9 @@ from latentwire.wires.latent.layout import OwnText, asking
 from latentwire.wires.latent.message import zero
 from latentwire.wires.latent.modules import LatentModules, fingerprint
 from latentwire.wires.latent.trained_readers import ReaderConfig, attach
-from tests.models import tiny_lm
-from tests.training.wire.small import DATA
-from tests.wires.latent.bridge.made import PROMPTS, bound, fused_config, modules_of, source, stored, translated
+from tests.support.fused_bridges import PROMPTS, bound, fused_config, modules_of, source, stored, translated
+from tests.support.models import tiny_lm
+from tests.support.wire_training import DATA
 
 FAMILIES = ("llama", "qwen3", "mistral")
 ANSWERS = [[[5, 6, 7], [8, 9]], [[10], [11, 12, 13]], [[14, 15], [16]]]

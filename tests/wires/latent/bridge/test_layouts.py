@@ -31,8 +31,8 @@ from latentwire.wires.latent.layout import asking
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import fingerprint
 from tests import models
-from tests.training.wire.small import DATA
-from tests.wires.latent.bridge.made import EXAMPLES, PROMPTS, TASK, bound, modules_of, source, stored, translated
+from tests.support.fused_bridges import EXAMPLES, PROMPTS, TASK, bound, modules_of, source, stored, translated
+from tests.support.wire_training import DATA
 
 ADAPTERS = {
     "soft": Embeddings(hidden=8),

@@ -17,10 +17,10 @@ from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.select import Anchors
-from tests.training.wire import small
-from tests.wires.latent.bridge.build import TRANSLATORS, bridge, reader_lm, saved, source_lm
-from tests.wires.latent.bridge.training import one_step, settings, train
-from tests.wires.latent.build import shaken
+from tests.support import wire_training
+from tests.support.bridge_training import one_step, settings, train
+from tests.support.bridges import TRANSLATORS, bridge, reader_lm, saved, source_lm
+from tests.support.latent_wires import shaken
 
 DIT = TRANSLATORS["dit-attention-guided"].model_copy(update={"drop": 0.5})
 WIDE = {"translator": DIT, "width": 24}
@@ -240,7 +240,7 @@ def test_a_latent_for_every_token_may_imitate_the_text_itself():
 
     def apart(ratio, mask="causal"):
         plain = SelfEncoder(select=Anchors(ratio=ratio), mask=mask, rank=1, marks=False)
-        modules, step, part = small.one_step(
+        modules, step, part = wire_training.one_step(
             objectives=(AnswerCrossEntropy(), Imitate(wire="text")), encoder=plain
         )
         modules.pad_to(STEADY)
@@ -255,9 +255,9 @@ def test_a_latent_for_every_token_may_imitate_the_text_itself():
 def test_an_imitated_wire_is_itself_from_the_first_step_on(tmp_path):
     """Autocast keeps what weights were when they were first read, and a wire is tried before it has its own."""
     torch.manual_seed(1)
-    lm = small.start()
-    shaken(LatentModules(small.config(lm), {lm.name: lm}, lm)).save(tmp_path)
-    _, step, part = small.one_step(objectives=(Imitate(wire=str(tmp_path)),), lm=lm)
+    lm = wire_training.start()
+    shaken(LatentModules(wire_training.config(lm), {lm.name: lm}, lm)).save(tmp_path)
+    _, step, part = wire_training.one_step(objectives=(Imitate(wire=str(tmp_path)),), lm=lm)
     found = []
     for _ in range(2):
         with torch.autocast("cpu", dtype=torch.bfloat16):

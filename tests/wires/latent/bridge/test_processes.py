@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, FlowMatching
 from latentwire.wires.latent.ridge import Ridge
-from tests.wires.latent.bridge.build import TRANSLATORS
-from tests.wires.latent.bridge.training import train
+from tests.support.bridge_training import train
+from tests.support.bridges import TRANSLATORS
 
 GUIDED = TRANSLATORS["dit-attention-guided"].model_copy(update={"drop": 0.5})
 FLOW = {

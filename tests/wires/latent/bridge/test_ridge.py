@@ -15,7 +15,7 @@ from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.ridge import Ridge
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.translators import Cross, Mlp
-from tests.wires.latent.bridge.build import reader_lm, source_lm
+from tests.support.bridges import reader_lm, source_lm
 
 FITTED = [ask_all(TIERS, number)[0].context for number in range(24)]
 FRESH = [ask_all(TIERS, number)[0].context for number in range(100, 103)]

@@ -8,8 +8,8 @@ from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.select import Anchors, Mean, Slots
 from latentwire.wires.latent.translators import Cross, Mlp
-from tests.wires.latent.bridge.build import CONTEXTS, TRANSLATORS, bridge, encoder, source_lm
-from tests.wires.latent.build import one_by_one
+from tests.support.bridges import CONTEXTS, TRANSLATORS, bridge, encoder, source_lm
+from tests.support.latent_wires import one_by_one
 
 MAKES = {
     **{name: {"translator": each} for name, each in TRANSLATORS.items()},

@@ -10,8 +10,8 @@ from safetensors.torch import load_file
 from latentwire.errors import UserError
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, FlowMatching
 from latentwire.wires.latent.ridge import Ridge
-from tests.wires.latent.bridge.build import TRANSLATORS
-from tests.wires.latent.bridge.training import train
+from tests.support.bridge_training import train
+from tests.support.bridges import TRANSLATORS
 
 
 @pytest.mark.parametrize("adapted", ["embeddings", "deep_prefix", "both"])

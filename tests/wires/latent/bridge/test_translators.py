@@ -7,8 +7,8 @@ from latentwire.errors import UserError
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Slots
 from latentwire.wires.latent.translators import Cross, Mlp, States
-from tests.wires.latent.bridge.build import ADAPTERS, CONTEXTS, TRANSLATORS, bridge
-from tests.wires.latent.build import loss
+from tests.support.bridges import ADAPTERS, CONTEXTS, TRANSLATORS, bridge
+from tests.support.latent_wires import loss
 
 
 @pytest.mark.parametrize("adapted", ADAPTERS)

@@ -16,7 +16,7 @@ from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.translators import Cross
 from latentwire.wires.latent.wire import Latent
-from tests.models import tiny_model, tiny_tokenizer
+from tests.support.models import tiny_model, tiny_tokenizer
 
 PROMPTS = [
     Prompt(context="Ada lives in the old town by the river.", question="Where does Ada live?"),

@@ -9,7 +9,7 @@ from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent.config import LatentConfig
-from tests.wires.latent.bridge.build import ADAPTERS, bridge, encoder, reader_lm, source_lm
+from tests.support.bridges import ADAPTERS, bridge, encoder, reader_lm, source_lm
 
 
 def settings(source, reader, adapter="deep_prefix", *, wire=None, **changes):

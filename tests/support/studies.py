@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 
 from latentwire.studies.runner import Carried
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 Carry = Callable[..., Carried]
 

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from transformers import CONFIG_MAPPING, AutoModelForImageTextToText, PreTrainedModel
 
-from tests.models import _COMMON, WINDOW, tiny_model, tiny_tokenizer
+from tests.support.models import _COMMON, WINDOW, tiny_model, tiny_tokenizer
 
 FP8 = {"quant_method": "fp8", "activation_scheme": "static", "weight_block_size": None, "dequantize": False}
 

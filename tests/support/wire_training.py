@@ -16,7 +16,7 @@ from latentwire.wires.latent.adapters import Embeddings, Native
 from latentwire.wires.latent.encoders import SelfEncoder
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors
-from tests.models import tiny_lm
+from tests.support.models import tiny_lm
 
 SOFT = Embeddings(hidden=8)
 KEYS = Native()

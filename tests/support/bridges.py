@@ -13,8 +13,8 @@ from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.translators import Cross, Dit, Mlp
-from tests.models import tiny_model, tiny_tokenizer
-from tests.wires.latent.build import shaken
+from tests.support.latent_wires import shaken
+from tests.support.models import tiny_model, tiny_tokenizer
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four\n  five ünd six"]
 LONG = {"max_position_embeddings": 2048}

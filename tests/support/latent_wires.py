@@ -16,7 +16,7 @@ from latentwire.wires.latent.encoders import BytesEncoder, Encoder, SelfEncoder,
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Mean, Slots
-from tests.models import VOCABULARY, tiny_lm, tiny_model, tiny_tokenizer
+from tests.support.models import VOCABULARY, tiny_lm, tiny_model, tiny_tokenizer
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four five six seven"]
 QUESTIONS = ["Where does Ada live?", "Who stood?", "What follows?"]

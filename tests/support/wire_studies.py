@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.studies.study import model_folder
+from tests.support.studies import model_folder
 
 HERON, WREN = str(model_folder("llama", 2048)), str(model_folder("qwen3", 2048))
 SOFT = {"kind": "embeddings", "hidden": 8}
