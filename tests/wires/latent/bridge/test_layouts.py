@@ -30,7 +30,7 @@ from latentwire.wires.latent.config import LatentConfig
 from latentwire.wires.latent.layout import asking
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import fingerprint
-from tests import models
+from tests.support import models
 from tests.support.fused_bridges import EXAMPLES, PROMPTS, TASK, bound, modules_of, source, stored, translated
 from tests.support.wire_training import DATA
 
