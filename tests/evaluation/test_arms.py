@@ -15,7 +15,7 @@ from latentwire.evaluation.variants import counterfactual, deranged, golds
 from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
-from latentwire.wires.latent.wire import Latent
+from latentwire.wires.latent.latent_wire import Latent
 from tests.support.models import tiny_lm
 
 ONE_HOP = resolve(["one_hop"], None)[0].examples("test", 120)

@@ -13,7 +13,7 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.encoders.pool import Pool
 from latentwire.wires.latent.transformer import Bidirectional
-from latentwire.wires.latent.translators.attention import Near
+from latentwire.wires.latent.translators.distance_attention import Near
 from tests.support.models import tiny_model, tiny_tokenizer
 
 allowed = torch.backends.cuda.cudnn_sdp_enabled

@@ -16,9 +16,9 @@ from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
 from latentwire.studies.stages import Evaluate, FitWire
-from latentwire.wires.latent.encoders.source import SourceEncoder
+from latentwire.wires.latent.encoders.source import SourceConfig
 from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.translators import Dit
+from latentwire.wires.latent.translators import DitConfig
 from tests.support.models import tiny_lm
 
 SMALL = {
@@ -54,7 +54,7 @@ def small(template: str, source: str, target: str, *more: str) -> list[str]:
             made = stage.wire.encoder
             encoder = {"self": "rank=2", "source": "width=16", "constant": "tokens=8"}[made.kind]
             changes.append(f"{wire}.encoder.{encoder}")
-            if isinstance(made, SourceEncoder) and isinstance(made.translator, Dit):
+            if isinstance(made, SourceConfig) and isinstance(made.translator, DitConfig):
                 changes += [f"{wire}.encoder.translator.{key}" for key in ("hidden=8", "layers=1", "heads=2")]
                 changes.append(f"{wire}.encoder.width=32")  # of the readers' embeddings
             if getattr(stage.wire.encoder, "select", Anchors()).slots:

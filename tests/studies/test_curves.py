@@ -19,7 +19,7 @@ from latentwire.studies import curves, drawing, figures, loading, plan, runner
 from latentwire.studies.summary import JSON, MARKDOWN
 from latentwire.tasks import resolve
 from latentwire.tasks.world.reading import stated
-from latentwire.wires.latent.config import read_config
+from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.modules import WEIGHTS
 from tests.support.wire_studies import FIT, STUDY
 

@@ -21,9 +21,9 @@ from latentwire.studies import loading, runner
 from latentwire.studies.spec import Study
 from latentwire.tasks import resolve
 from latentwire.wires import parse
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import WEIGHTS
 from latentwire.wires.latent.trained_readers import FILE
-from latentwire.wires.latent.wire import Latent
 from tests.support.studies import written
 from tests.support.wire_studies import HERON, SOFT, WREN, A
 

@@ -16,8 +16,8 @@ from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import Evaluate
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
-from latentwire.wires.latent.wire import Latent
 from tests.support.wire_studies import FIT, STUDY
 
 

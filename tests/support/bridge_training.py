@@ -8,7 +8,7 @@ from latentwire.training.wire.fit import fit
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
-from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from tests.support.bridges import ADAPTERS, bridge, encoder, reader_lm, source_lm
 
 

@@ -7,31 +7,37 @@ from pathlib import Path
 import torch
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters import Adapter, Both, DeepPrefix, Embeddings, Projected
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders.source import SourceEncoder
+from latentwire.wires.latent.adapters import (
+    AdapterKind,
+    BothConfig,
+    DeepPrefixConfig,
+    EmbeddingsConfig,
+    ProjectedConfig,
+)
+from latentwire.wires.latent.encoders.source import SourceConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.translators import Cross, Dit, Mlp
+from latentwire.wires.latent.translators import CrossConfig, DitConfig, MlpConfig
 from tests.support.latent_wires import shaken
 from tests.support.models import tiny_model, tiny_tokenizer
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four\n  five ünd six"]
 LONG = {"max_position_embeddings": 2048}
 
-SMALL = Dit(hidden=16, layers=2, heads=2, steps_train=2, steps=3)
+SMALL = DitConfig(hidden=16, layers=2, heads=2, steps_train=2, steps=3)
 TRANSLATORS = {
-    "cross": Cross(layers=1, heads=2, gate=0.1),
-    "mlp": Mlp(hidden=12),
+    "cross": CrossConfig(layers=1, heads=2, gate=0.1),
+    "mlp": MlpConfig(hidden=12),
     "dit": SMALL,
     "dit-attention-guided": SMALL.model_copy(update={"pool": "attention", "guidance": 2.0}),
     "dit-pooled": SMALL.model_copy(update={"pooled_only": True}),
 }
-ADAPTERS: dict[str, Adapter] = {
-    "embeddings": Embeddings(hidden=12),
-    "deep_prefix": DeepPrefix(hidden=12),
-    "both": Both(embeddings=Embeddings(hidden=12), prefix=DeepPrefix(hidden=12)),
-    "projected": Projected(),
+ADAPTERS: dict[str, AdapterKind] = {
+    "embeddings": EmbeddingsConfig(hidden=12),
+    "deep_prefix": DeepPrefixConfig(hidden=12),
+    "both": BothConfig(embeddings=EmbeddingsConfig(hidden=12), prefix=DeepPrefixConfig(hidden=12)),
+    "projected": ProjectedConfig(),
 }
 
 
@@ -54,8 +60,8 @@ def saved(lm: LM, folder: Path) -> LM:
     return lm
 
 
-def encoder(**changes: object) -> SourceEncoder:
-    return SourceEncoder(**{"width": 16, "select": Anchors(ratio=3), "translator": TRANSLATORS["mlp"], **changes})
+def encoder(**changes: object) -> SourceConfig:
+    return SourceConfig(**{"width": 16, "select": Anchors(ratio=3), "translator": TRANSLATORS["mlp"], **changes})
 
 
 def bridge(

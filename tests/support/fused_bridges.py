@@ -9,13 +9,13 @@ import torch
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
-from latentwire.wires.latent.adapters import Fuse
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders.source import SourceEncoder
+from latentwire.wires.latent.adapters import FuseConfig
+from latentwire.wires.latent.encoders.source import SourceConfig
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.translators import Cross
-from latentwire.wires.latent.wire import Latent
+from latentwire.wires.latent.translators import CrossConfig
 from tests.support.models import tiny_model, tiny_tokenizer
 
 PROMPTS = [
@@ -55,15 +55,15 @@ def source() -> LM:
     )
 
 
-def translated(**changes: object) -> SourceEncoder:
+def translated(**changes: object) -> SourceConfig:
     """Vectors of hidden states, a latent for every three tokens."""
-    options = {"select": Anchors(ratio=3), "width": 16, "translator": Cross(layers=1, heads=2, gate=0.5)}
-    return SourceEncoder(**{**options, **changes})
+    options = {"select": Anchors(ratio=3), "width": 16, "translator": CrossConfig(layers=1, heads=2, gate=0.5)}
+    return SourceConfig(**{**options, **changes})
 
 
 def fused_config(lm: LM, **changes: object) -> LatentConfig:
-    encoder = SourceEncoder(states="keys", align=lm.name, select=Anchors(ratio=1), translator=None)
-    adapter = Fuse(hidden=8, **changes)
+    encoder = SourceConfig(states="keys", align=lm.name, select=Anchors(ratio=1), translator=None)
+    adapter = FuseConfig(hidden=8, **changes)
     return LatentConfig(source="source", encoder=encoder, layout="text", adapters={lm.name: adapter})
 
 

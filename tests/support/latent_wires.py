@@ -10,12 +10,18 @@ from transformers import AutoModel, BertConfig, T5Config
 
 from latentwire.lm.model import LM
 from latentwire.lm.scoring.questions import Questions
-from latentwire.wires.latent.adapters import Adapter, Both, DeepPrefix, Embeddings, Native
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import BytesEncoder, Encoder, SelfEncoder, SentenceEncoder, TokensEncoder
+from latentwire.wires.latent.adapters import (
+    AdapterKind,
+    BothConfig,
+    DeepPrefixConfig,
+    EmbeddingsConfig,
+    NativeConfig,
+)
+from latentwire.wires.latent.encoders import BytesConfig, EncoderKind, SelfConfig, SentenceConfig, TokensConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.select import Mean, Slots
+from latentwire.wires.latent.select import LearnedSlots, Mean
 from tests.support.models import VOCABULARY, tiny_lm, tiny_model, tiny_tokenizer
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four five six seven"]
@@ -35,12 +41,12 @@ ENCODERS = (
     "bytes",
     "sentence",
 )
-ADAPTERS: dict[str, Adapter] = {
-    "native": Native(),
-    "embeddings": Embeddings(hidden=12, film=True),
-    "deep_prefix": DeepPrefix(hidden=12, film=True),
-    "both": Both(embeddings=Embeddings(hidden=12), prefix=DeepPrefix(hidden=12)),
-    "native_both": Both(embeddings=Embeddings(hidden=12), prefix=Native()),
+ADAPTERS: dict[str, AdapterKind] = {
+    "native": NativeConfig(),
+    "embeddings": EmbeddingsConfig(hidden=12, film=True),
+    "deep_prefix": DeepPrefixConfig(hidden=12, film=True),
+    "both": BothConfig(embeddings=EmbeddingsConfig(hidden=12), prefix=DeepPrefixConfig(hidden=12)),
+    "native_both": BothConfig(embeddings=EmbeddingsConfig(hidden=12), prefix=NativeConfig()),
 }
 
 KEYED = ("anchors", "mean", "slots", "copied", "both")
@@ -62,24 +68,24 @@ def text_models(folder: Path) -> Path:
     return folder
 
 
-def encoder(name: str, models: Path) -> Encoder:
+def encoder(name: str, models: Path) -> EncoderKind:
     pooled = {"latents": 6, "width": 16, "heads": 2}
     return {
-        "anchors": lambda: SelfEncoder(rank=2),
-        "mean": lambda: SelfEncoder(rank=2, select=Mean(ratio=3)),
-        "slots": lambda: SelfEncoder(rank=2, select=Slots(slots=6)),
-        "copied": lambda: SelfEncoder(copied=True),
-        "vectors": lambda: SelfEncoder(rank=2, gives="vectors"),
-        "both": lambda: SelfEncoder(rank=2, gives="both"),
-        "tokens": lambda: TokensEncoder(model=str(models / "encoder"), **pooled),
-        "decoder": lambda: TokensEncoder(model=str(models / "decoder"), **pooled),
-        "seq2seq": lambda: TokensEncoder(model=str(models / "seq2seq"), **pooled),
-        "bytes": lambda: BytesEncoder(layers=1, **pooled),
-        "sentence": lambda: SentenceEncoder(model=str(models / "encoder"), latents=6, width=16, hidden=24),
+        "anchors": lambda: SelfConfig(rank=2),
+        "mean": lambda: SelfConfig(rank=2, select=Mean(ratio=3)),
+        "slots": lambda: SelfConfig(rank=2, select=LearnedSlots(slots=6)),
+        "copied": lambda: SelfConfig(copied=True),
+        "vectors": lambda: SelfConfig(rank=2, gives="vectors"),
+        "both": lambda: SelfConfig(rank=2, gives="both"),
+        "tokens": lambda: TokensConfig(model=str(models / "encoder"), **pooled),
+        "decoder": lambda: TokensConfig(model=str(models / "decoder"), **pooled),
+        "seq2seq": lambda: TokensConfig(model=str(models / "seq2seq"), **pooled),
+        "bytes": lambda: BytesConfig(layers=1, **pooled),
+        "sentence": lambda: SentenceConfig(model=str(models / "encoder"), latents=6, width=16, hidden=24),
     }[name]()
 
 
-def wire(lm: LM, *others: LM, adapter: Adapter, **config: object) -> LatentModules:
+def wire(lm: LM, *others: LM, adapter: AdapterKind, **config: object) -> LatentModules:
     """A wire read by models, all through adapters of one kind, with every piece away from where it began.
 
     Much begins at zero, where nothing would be noticed.

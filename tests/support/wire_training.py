@@ -12,15 +12,15 @@ from latentwire.training.wire.fit import fit
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
-from latentwire.wires.latent.adapters import Embeddings, Native
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import EmbeddingsConfig, NativeConfig
+from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors
 from tests.support.models import tiny_lm
 
-SOFT = Embeddings(hidden=8)
-KEYS = Native()
-ENCODER = SelfEncoder(select=Anchors(ratio=4), rank=2)
+SOFT = EmbeddingsConfig(hidden=8)
+KEYS = NativeConfig()
+ENCODER = SelfConfig(select=Anchors(ratio=4), rank=2)
 DATA = WorldPassages()
 STAGE_B = {
     "reader_lora": Lora(rank=2, dropout=0.1),

@@ -15,8 +15,8 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL, Prompt
-from latentwire.wires.latent.adapters import Native
-from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
+from latentwire.wires.latent.adapters import NativeConfig
+from latentwire.wires.latent.encoders import ConstantConfig, SelfConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors
@@ -70,11 +70,11 @@ def lm():
 @pytest.fixture(scope="module")
 def named(lm, tmp_path_factory):
     """A wire by its name, with FOLDER, CONSTANT and SOURCE as folders."""
-    encoders = {"FOLDER": SelfEncoder(select=Anchors(ratio=3), rank=2), "CONSTANT": ConstantEncoder(tokens=3)}
+    encoders = {"FOLDER": SelfConfig(select=Anchors(ratio=3), rank=2), "CONSTANT": ConstantConfig(tokens=3)}
     folders = {}
     for name, encoder in encoders.items():
         torch.manual_seed(0)
-        config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: Native()})
+        config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: NativeConfig()})
         modules = LatentModules(config, {lm.name: lm}, lm)
         for each in modules.trained().values():
             each.data += 0.1 * torch.randn_like(each)

@@ -32,15 +32,15 @@ from latentwire.training.objectives import (
 )
 from latentwire.training.wire.config import Fit, WorldPassages
 from latentwire.training.wire.fit import fit
-from latentwire.wires.latent.adapters import Adapter, DeepPrefix, Embeddings, Native
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import Encoder, SelfEncoder
-from latentwire.wires.latent.encoders.source import SourceEncoder
+from latentwire.wires.latent.adapters import AdapterKind, DeepPrefixConfig, EmbeddingsConfig, NativeConfig
+from latentwire.wires.latent.encoders import EncoderKind, SelfConfig
+from latentwire.wires.latent.encoders.source import SourceConfig
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.latent_wire import Control, Latent, share
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.translators import Cross
-from latentwire.wires.latent.wire import Control, Latent, share
+from latentwire.wires.latent.translators import CrossConfig
 from tests.support.bridges import LONG, SMALL, reader_lm, saved, source_lm
 from tests.support.models import tiny_model, tiny_tokenizer
 from tests.support.studies import small_study, written
@@ -53,7 +53,7 @@ PROMPTS = [
     Prompt(context="The heron stood.", question="Who stood in the shallow water?"),
 ]
 EVERY = Anchors(ratio=3)
-DEEP = DeepPrefix(hidden=12)
+DEEP = DeepPrefixConfig(hidden=12)
 
 
 @pytest.fixture(scope="module")
@@ -72,8 +72,8 @@ def followed(models: dict[str, LM], tmp_path_factory: pytest.TempPathFactory) ->
     """A wire of the first reader's own, to be imitated."""
     lm, folder = models["reader"], tmp_path_factory.mktemp("followed") / "wire"
     torch.manual_seed(3)
-    encoder = SelfEncoder(rank=2, select=EVERY)
-    config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: Native()})
+    encoder = SelfConfig(rank=2, select=EVERY)
+    config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: NativeConfig()})
     LatentModules(config, {lm.name: lm}, lm).save(folder)
     return str(folder)
 
@@ -93,9 +93,9 @@ def trained(
     folder: Path,
     source: LM,
     readers: Mapping[str, LM],
-    encoder: Encoder,
+    encoder: EncoderKind,
     objectives: tuple[Objective, ...],
-    adapter: Adapter = DEEP,
+    adapter: AdapterKind = DEEP,
     **changes: Any,
 ) -> list[float]:
     """Every loss that a training of some steps logs, evaluations and gradient norms included."""
@@ -122,11 +122,11 @@ def alike(apart: list[float], together: list[float]) -> None:
     assert apart == pytest.approx(together, rel=1e-3, abs=1e-5)
 
 
-def made(kind: str, reader: LM) -> Encoder:
+def made(kind: str, reader: LM) -> EncoderKind:
     if kind == "self":
-        return SelfEncoder(rank=2, align=reader.name, gives="both", select=EVERY)
-    cross = Cross(layers=1, heads=2, gate=0.1)
-    return SourceEncoder(width=16, align=reader.name, select=EVERY, translator=cross)
+        return SelfConfig(rank=2, align=reader.name, gives="both", select=EVERY)
+    cross = CrossConfig(layers=1, heads=2, gate=0.1)
+    return SourceConfig(width=16, align=reader.name, select=EVERY, translator=cross)
 
 
 TOGETHER = {"source": FIRST, "reader": FIRST}
@@ -176,10 +176,10 @@ def test_two_readers_on_two_gpus_train_as_on_one(
 @two_gpus
 @pytest.mark.parametrize("teacher", ["answer", "prompt"])
 def test_a_flow_follows_aims_of_another_gpu(teacher: str, models: dict[str, LM], tmp_path: Path) -> None:
-    encoder = SourceEncoder(width=24, select=EVERY, translator=SMALL)
+    encoder = SourceConfig(width=24, select=EVERY, translator=SMALL)
     objectives = (AnswerCrossEntropy(), FlowMatching(teacher=teacher))
     apart, together = (
-        trained(tmp_path / name, *on(devices, models), encoder, objectives, Embeddings(hidden=12))
+        trained(tmp_path / name, *on(devices, models), encoder, objectives, EmbeddingsConfig(hidden=12))
         for name, devices in (("apart", APART), ("together", TOGETHER))
     )
     alike(apart, together)

@@ -7,8 +7,8 @@ from latentwire import wires
 from latentwire.lm.masks.attended import attended
 from latentwire.lm.masks.attention import kernel
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.adapters import Native
-from latentwire.wires.latent.encoders import ConstantEncoder, SelfEncoder
+from latentwire.wires.latent.adapters import NativeConfig
+from latentwire.wires.latent.encoders import ConstantConfig, SelfConfig
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
 from latentwire.wires.latent.select import Anchors
 from tests.support.models import tiny_lm
@@ -31,8 +31,8 @@ def latents(lm, spec):
 
 
 def untrained(lm, ratio):
-    encoder = SelfEncoder(select=Anchors(ratio=ratio), mask="causal", rank=0, marks=False)
-    config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: Native()})
+    encoder = SelfConfig(select=Anchors(ratio=ratio), mask="causal", rank=0, marks=False)
+    config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: NativeConfig()})
     return LatentModules(config, {lm.name: lm}, lm)(CONTEXTS)
 
 
@@ -121,7 +121,7 @@ def test_mean_leaves_a_context_out_of_its_own_average(lm):
 
 @torch.no_grad()
 def test_a_learned_prefix_is_the_same_for_every_context_and_begins_as_tokens_do(lm):
-    config = LatentConfig(source=lm.name, encoder=ConstantEncoder(tokens=4), adapters={lm.name: Native()})
+    config = LatentConfig(source=lm.name, encoder=ConstantConfig(tokens=4), adapters={lm.name: NativeConfig()})
     modules = LatentModules(config, {lm.name: lm}, lm)
     found = modules(CONTEXTS)
     assert torch.equal(found.flat()[0], found.flat()[1])

@@ -16,9 +16,9 @@ from latentwire.bench.wire_counts import Counts, causal
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.scoring.questions import Shared
-from latentwire.wires.latent.adapters import Native
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import NativeConfig
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
@@ -51,8 +51,8 @@ def context_of(lm: LM, columns: int) -> str:
 
 def modules_of(lm: LM, ratio: int, *, keep_first: bool = True) -> LatentModules:
     """The template's wire over a model of random weights."""
-    encoder = SelfEncoder(mask="prefix", rank=RANK, select=Anchors(ratio=ratio, keep_first=keep_first))
-    config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: Native()})
+    encoder = SelfConfig(mask="prefix", rank=RANK, select=Anchors(ratio=ratio, keep_first=keep_first))
+    config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: NativeConfig()})
     return LatentModules(config, {lm.name: lm}, lm).eval()
 
 

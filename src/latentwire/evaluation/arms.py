@@ -15,7 +15,7 @@ from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
 from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
-from latentwire.wires.latent.wire import Latent
+from latentwire.wires.latent.latent_wire import Latent
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SAMPLE = 64

@@ -15,8 +15,8 @@ from latentwire.lm.prompts import Prompt
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.world.reading import stated
 from latentwire.wires import Wire
+from latentwire.wires.latent.latent_wire import Latent, LatentWire
 from latentwire.wires.latent.message import Latents
-from latentwire.wires.latent.wire import Latent, LatentWire
 
 SAMPLE = 32
 """How many contexts of a task are encoded to measure them."""

@@ -27,7 +27,7 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL, Example, Prompt
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.together import BATCH_TOKENS, Together, Work
-from latentwire.wires.text import TextWire
+from latentwire.wires.text_wire import TextWire
 
 log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from latentwire.studies.report import left_out
 from latentwire.studies.stages import Evaluate, Finetune, FitWire
 from latentwire.training.objectives import Imitate
 from latentwire.training.trainee import Trained
-from latentwire.wires.latent.wire import BEST, locate
+from latentwire.wires.latent.latent_wire import BEST, locate
 
 OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
 

@@ -16,8 +16,8 @@ from latentwire.runs.identity import model_folder
 from latentwire.runs.store import Run
 from latentwire.studies.plan import Plan
 from latentwire.studies.stages import Checkpoint, Source
-from latentwire.wires.latent.config import read_config
-from latentwire.wires.latent.wire import locate, share
+from latentwire.wires.latent.latent_config import read_config
+from latentwire.wires.latent.latent_wire import locate, share
 from latentwire.wires.relay import source_name
 
 

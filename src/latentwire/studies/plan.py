@@ -25,8 +25,8 @@ from latentwire.tasks.files import read_bytes
 from latentwire.tasks.world.sums import training_passage
 from latentwire.training.config import FileData, WorldData
 from latentwire.training.wire.config import TaskPassages, TextPassages, WorldPassages
-from latentwire.wires.latent.config import read_config
-from latentwire.wires.latent.wire import locate
+from latentwire.wires.latent.latent_config import read_config
+from latentwire.wires.latent.latent_wire import locate
 
 _PLACES = ("model", "start_from", "start_wire", "data")
 """Of a configuration, where files lie: that is no part of what a stage is, but what is in them."""

@@ -163,7 +163,7 @@ def _check_finetuning(planned: Planned, lm: LM) -> None:
 
 def _check_wire(planned: Planned, stage: FitWire, readers: Readers) -> None:
     from latentwire.training.wire import accept, fit
-    from latentwire.wires.latent.wire import locate
+    from latentwire.wires.latent.latent_wire import locate
 
     try:
         models = readers.models(stage.models())

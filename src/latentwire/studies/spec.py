@@ -13,8 +13,8 @@ from latentwire.studies.stages import Evaluate, FitWire, Name, Stage
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.config import Settings
-from latentwire.wires.latent.config import read_config
-from latentwire.wires.latent.wire import locate
+from latentwire.wires.latent.latent_config import read_config
+from latentwire.wires.latent.latent_wire import locate
 
 ORACLES = "oracles"
 """In a comparison an oracle is written `oracles/NAME`, as if this were its stage."""

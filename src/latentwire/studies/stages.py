@@ -17,7 +17,7 @@ from latentwire.training.objectives import Imitate
 from latentwire.training.objectives.imitation import STAGE
 from latentwire.training.wire.config import PRESETS, Fit
 from latentwire.wires import CONTROLS
-from latentwire.wires.latent.wire import Latent
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.relay import Relay
 
 Name = Annotated[str, StringConstraints(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]

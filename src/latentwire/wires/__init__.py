@@ -8,15 +8,15 @@ from pydantic import ValidationError
 
 from latentwire import models
 from latentwire.errors import UserError, one_of
-from latentwire.wires.base import Message, Wire
 from latentwire.wires.controls import Budget, Nothing, Prune
-from latentwire.wires.latent.wire import CONTROLS, Latent, LatentWire, locate
+from latentwire.wires.latent.latent_wire import CONTROLS, Latent, LatentWireBase, locate
 from latentwire.wires.relay import Relay
-from latentwire.wires.text import Leaky, Repeat, Text
+from latentwire.wires.text_wire import Leaky, PlainText, Repeat
 from latentwire.wires.untrained import Evict, Nth
+from latentwire.wires.wire import Message, Wire
 
 KINDS: dict[str, type[Wire]] = {
-    "text": Text,
+    "text": PlainText,
     "none": Nothing,
     "budget": Budget,
     "prune": Prune,
@@ -43,8 +43,10 @@ def parse(text: str) -> Wire:
     if not control:
         return _plain(spec)
     wire = _plain(spec)
-    if control not in CONTROLS or not isinstance(wire, LatentWire):
-        valid = one_of(control, CONTROLS) if isinstance(wire, LatentWire) else "no control: it sends no latents"
+    if control not in CONTROLS or not isinstance(wire, LatentWireBase):
+        valid = (
+            one_of(control, CONTROLS) if isinstance(wire, LatentWireBase) else "no control: it sends no latents"
+        )
         raise UserError(f"wire: found {control!r} behind {spec}, expected {valid}.")
     return wire.model_copy(update={"control": control})
 

@@ -10,9 +10,9 @@ import torch
 from pydantic import PrivateAttr
 
 from latentwire.lm.prefix import Prefix, pad_rows
-from latentwire.wires.base import Message, Texts
 from latentwire.wires.size import Sized
-from latentwire.wires.text import TextWire
+from latentwire.wires.text_wire import TextWire
+from latentwire.wires.wire import Message, Texts
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM

@@ -13,11 +13,11 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Prompt
-from latentwire.wires.base import Message, Texts, Wire
 from latentwire.wires.controls import allowance, first_tokens, token_ids
-from latentwire.wires.latent.wire import Latent, source_of
+from latentwire.wires.latent.latent_wire import Latent, source_of
 from latentwire.wires.size import Sized
-from latentwire.wires.text import TextWire
+from latentwire.wires.text_wire import TextWire
+from latentwire.wires.wire import Message, Texts, Wire
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM

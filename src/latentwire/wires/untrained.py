@@ -13,18 +13,18 @@ from torch import Tensor
 from latentwire.lm.masks.attended import attended
 from latentwire.lm.masks.reading import Memory
 from latentwire.lm.prefix import Prefix, pad_rows
-from latentwire.wires.latent.adapters import Native
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import NativeConfig
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.latent_wire import LatentWireBase
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
-from latentwire.wires.latent.wire import LatentWire
 from latentwire.wires.size import Sized
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
 
 
-class _Kept(Sized, LatentWire):
+class _Kept(Sized, LatentWireBase):
     """What wires share that keep some columns of a context that was read causally."""
 
     _lm: LM | None = PrivateAttr(None)
@@ -32,8 +32,8 @@ class _Kept(Sized, LatentWire):
     def bind(self, lm: LM) -> Self:
         """Make ready for a reader. Raises `UserError` if it rotates keys in a way not known here."""
         bound = self.model_copy()
-        plain = SelfEncoder(rank=0, marks=False)
-        config = LatentConfig(source=lm.name, encoder=plain, adapters={lm.name: Native()})
+        plain = SelfConfig(rank=0, marks=False)
+        config = LatentConfig(source=lm.name, encoder=plain, adapters={lm.name: NativeConfig()})
         bound._modules, bound._reader, bound._lm = LatentModules(config, {lm.name: lm}, lm).eval(), lm.name, lm
         return bound
 

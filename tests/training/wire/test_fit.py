@@ -25,7 +25,7 @@ from latentwire.training.objectives.adapting import SMOOTHING
 from latentwire.training.wire.config import Fit, KeepProb, TextPassages, TextSteps
 from latentwire.training.wire.fit import fit
 from latentwire.wires.latent import trained_readers as pieces
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
 from latentwire.wires.latent.select import Anchors
 from tests.support.wire_training import (
@@ -160,7 +160,7 @@ def test_the_teacher_reads_without_what_the_reader_learns(tmp_path):
 def test_latents_behind_a_learned_prefix_stand_where_the_text_would():
     """One layer: there the text's keys and values do not depend on the prefix, and ratio 1 is the text itself."""
     lm = start(num_hidden_layers=1)
-    identity = SelfEncoder(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
+    identity = SelfConfig(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
     modules = LatentModules(config(lm, KEYS, identity), {lm.name: lm}, lm)
     _, step, part = one_step(lm=lm)
     reader = pieces.attach(modules, {lm.name: lm}, pieces.ReaderConfig(prefix=3))[lm.name]
@@ -290,7 +290,7 @@ def test_settings_that_cannot_teach_anything_are_refused(tmp_path):
 def test_a_bos_after_the_anchor_stands_behind_latents_only_and_in_evaluation_too(tmp_path):
     from latentwire.lm.prompts import Prompt
     from latentwire.training.wire.fit import _Fitting
-    from latentwire.wires.latent.wire import Latent
+    from latentwire.wires.latent.latent_wire import Latent
 
     lm = start()
     wire = config(lm).model_copy(update={"bos_after_anchor": True})

@@ -19,12 +19,12 @@ from latentwire.training.objectives import (
     Reconstruct,
     Scale,
 )
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.select import Anchors
 from tests.support.wire_training import KEYS, SOFT, config, one_step, start
 
-IDENTITY = SelfEncoder(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
+IDENTITY = SelfConfig(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
 ALL = [
     AnswerCrossEntropy(),
     FirstTokens(),

@@ -18,8 +18,8 @@ from latentwire.training.wire import passages as fit_passages
 from latentwire.training.wire.config import TaskPassages, WorldPassages
 from latentwire.training.wire.passages import Asking, passages
 from latentwire.wires import parse
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.layout import asking
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.reader_text import asking
 from tests.support.models import CORPUS, tiny_lm, tiny_tokenizer
 
 EXAMPLES = ask_all(TIERS, 3)

@@ -6,7 +6,7 @@ import torch
 from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
 from latentwire.training.wire.fit import fit
-from latentwire.wires.latent.adapters import DeepPrefix
+from latentwire.wires.latent.adapters import DeepPrefixConfig
 from latentwire.wires.latent.modules import key_of
 from tests.support.wire_training import KEYS, SOFT, STAGE_B, config, lines_of, run, settings, start, weights_of
 
@@ -56,7 +56,7 @@ def test_another_adapter_of_a_reader_begins_anew_behind_the_same_encoder(tmp_pat
     """How a bridge begins: with an encoder that its own model already reads."""
     run(tmp_path / "a")
     begin = tmp_path / "a" / "checkpoints" / "final"
-    generator = DeepPrefix(hidden=8)
+    generator = DeepPrefixConfig(hidden=8)
     _, lm, said = run(tmp_path / "b", generator, begin, steps=2, learning_rate=1e-9)
     assert f"the adapter of {lm.name} begins anew" in said
     before, after = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
@@ -67,7 +67,7 @@ def test_another_adapter_of_a_reader_begins_anew_behind_the_same_encoder(tmp_pat
     _, _, told = run(tmp_path / "c", generator, tmp_path / "b" / "checkpoints" / "final", steps=2)
     assert not any("begins anew" in line for line in told)
     # Dropout has no weights: what the generator has learned stays.
-    drops, slow = DeepPrefix(hidden=8, dropout=0.1), {"steps": 2, "learning_rate": 1e-9}
+    drops, slow = DeepPrefixConfig(hidden=8, dropout=0.1), {"steps": 2, "learning_rate": 1e-9}
     _, _, told = run(tmp_path / "d", drops, tmp_path / "b" / "checkpoints" / "final", **slow)
     assert not any("begins anew" in line for line in told)
     kept = weights_of(tmp_path / "d")
@@ -78,4 +78,4 @@ def test_what_a_reader_has_learned_goes_with_its_adapter(tmp_path):
     learned = {"reader_lora": Lora(rank=2)}
     run(tmp_path / "a", **learned)
     with pytest.raises(UserError, match="lacks adapters"):
-        run(tmp_path / "b", DeepPrefix(hidden=8), tmp_path / "a" / "checkpoints" / "final", **learned)
+        run(tmp_path / "b", DeepPrefixConfig(hidden=8), tmp_path / "a" / "checkpoints" / "final", **learned)

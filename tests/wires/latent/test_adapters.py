@@ -4,13 +4,13 @@ import pytest
 import torch
 
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.adapters import Both, DeepPrefix, Embeddings, Native
-from latentwire.wires.latent.adapters.base import kv_shape
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import BothConfig, DeepPrefixConfig, EmbeddingsConfig, NativeConfig
+from latentwire.wires.latent.adapters.adapter import kv_shape
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.refine import Refine, Refiner
+from latentwire.wires.latent.refine import Refiner, RefinerConfig
 from latentwire.wires.latent.select import Anchors
 from tests.support.latent_wires import CONTEXTS, QUESTIONS
 from tests.support.models import tiny_lm
@@ -31,7 +31,7 @@ def latents(count=64, size=1.0):
 def test_untrained_keys_and_values_are_as_large_as_the_readers_own(family, size):
     lm = tiny_lm(family)
     torch.manual_seed(0)
-    made = DeepPrefix(hidden=32).build(SOURCE, lm)(latents(size=size))
+    made = DeepPrefixConfig(hidden=32).build(SOURCE, lm)(latents(size=size))
     rows = [lm.format.before(text, lm) for text in CONTEXTS]
     columns = (prefix := Prefix.of_tokens(rows)).columns.valid.clone()
     columns[:, 0] = False
@@ -49,11 +49,11 @@ def test_untrained_keys_and_values_are_as_large_as_the_readers_own(family, size)
 @torch.no_grad()
 def test_untrained_soft_tokens_are_as_large_as_the_readers_embeddings(size):
     lm = tiny_lm()
-    made = Embeddings().build(SOURCE, lm)(latents(size=size)).embeddings
+    made = EmbeddingsConfig().build(SOURCE, lm)(latents(size=size)).embeddings
     torch.testing.assert_close(made.square().mean(-1).sqrt(), lm.embeddings().square().mean().sqrt().expand(2, 64))
 
 
-@pytest.mark.parametrize("kind", [Embeddings, DeepPrefix])
+@pytest.mark.parametrize("kind", [EmbeddingsConfig, DeepPrefixConfig])
 @torch.no_grad()
 def test_film_begins_without_effect_and_then_tells_how_much_a_latent_stands_for(kind):
     lm = tiny_lm()
@@ -76,7 +76,7 @@ def test_film_begins_without_effect_and_then_tells_how_much_a_latent_stands_for(
 @torch.no_grad()
 def test_a_refiner_begins_without_effect():
     plain = latents()
-    refined = Refine(plain, None, Refiner(layers=2, heads=4)).eval()(plain)
+    refined = Refiner(plain, None, RefinerConfig(layers=2, heads=4)).eval()(plain)
     assert torch.equal(refined.vectors, plain.vectors)
 
 
@@ -84,7 +84,7 @@ def test_a_refiner_begins_without_effect():
 def test_a_width_makes_one_vector_of_everything_that_crosses():
     lm = tiny_lm()
     config = LatentConfig(
-        source="llama", encoder=SelfEncoder(gives="both", rank=0), width=8, adapters={"llama": DeepPrefix()}
+        source="llama", encoder=SelfConfig(gives="both", rank=0), width=8, adapters={"llama": DeepPrefixConfig()}
     )
     message = LatentModules(config, {"llama": lm}, lm)(CONTEXTS)
     assert [each.shape for each in message.tensors] == [(3, message.valid.shape[1], 8)]
@@ -93,7 +93,7 @@ def test_a_width_makes_one_vector_of_everything_that_crosses():
 
 @torch.no_grad()
 def test_dropout_acts_in_training_alone():
-    adapter = DeepPrefix(hidden=16, dropout=0.5).build(SOURCE, tiny_lm())
+    adapter = DeepPrefixConfig(hidden=16, dropout=0.5).build(SOURCE, tiny_lm())
     message = latents()
     assert not torch.equal(adapter(message).keys[0], adapter(message).keys[0])
     adapter.eval()
@@ -105,8 +105,8 @@ def test_both_carriers_are_read():
     lm = tiny_lm()
     config = LatentConfig(
         source="llama",
-        encoder=SelfEncoder(select=Anchors(ratio=3), rank=0),
-        adapters={"llama": Both(prefix=Native())},
+        encoder=SelfConfig(select=Anchors(ratio=3), rank=0),
+        adapters={"llama": BothConfig(prefix=NativeConfig())},
     )
     modules = LatentModules(config, {"llama": lm}, lm).eval()
     shared = modules.deliver(modules(CONTEXTS), "llama")

@@ -9,11 +9,11 @@ from safetensors.torch import load_file, save_file
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import LatentModules, read_config
-from latentwire.wires.latent.refine import Refiner
-from latentwire.wires.latent.select import Slots
-from latentwire.wires.latent.wire import Latent
+from latentwire.wires.latent.refine import RefinerConfig
+from latentwire.wires.latent.select import LearnedSlots
 from tests.support.latent_wires import ADAPTERS, PAIRS, delivered, encoder, named_lm, shaken, wire
 from tests.support.models import tiny_lm, tiny_model, tiny_tokenizer
 
@@ -44,7 +44,7 @@ def test_what_is_delivered_after_loading_is_equal_to_the_bit(encoded, adapted, m
 
 
 CONFIGURATIONS = [
-    ("anchors", "both", {"width": 8, "refiner": Refiner(layers=1, heads=2)}),
+    ("anchors", "both", {"width": 8, "refiner": RefinerConfig(layers=1, heads=2)}),
     ("slots", "embeddings", {}),
     ("copied", "native", {}),
     ("tokens", "deep_prefix", {"private": 2}),
@@ -158,7 +158,7 @@ def test_what_cannot_be_saved_leaves_the_old_wire_in_place(models, tmp_path):
 
 def test_frozen_pieces_are_saved_too(tmp_path):
     lm, other = named_lm("llama", "half"), named_lm("qwen3", "b.c")  # names that no module may have
-    modules = wire(lm, other, adapter=ADAPTERS["deep_prefix"], encoder=SelfEncoder(select=Slots(slots=4)))
+    modules = wire(lm, other, adapter=ADAPTERS["deep_prefix"], encoder=SelfConfig(select=LearnedSlots(slots=4)))
     modules.requires_grad_(False)
     modules.save(tmp_path)
     assert load_file(tmp_path / WEIGHTS).keys() == modules.pieces().keys()
@@ -169,7 +169,7 @@ def test_frozen_pieces_are_saved_too(tmp_path):
 def test_a_bound_wire_has_adapters_of_its_models_dtype(dtype, tmp_path):
     """In bfloat16 rounding them moves latents less than it moves them that the model is in bfloat16 at all."""
     plain = tiny_lm()
-    trained = wire(plain, adapter=ADAPTERS["native"], encoder=SelfEncoder(rank=2))
+    trained = wire(plain, adapter=ADAPTERS["native"], encoder=SelfConfig(rank=2))
     trained.save(tmp_path)
     lm = LM(tiny_model().to(dtype), tiny_tokenizer(), name=plain.name)
     before = LatentModules(trained.config, {lm.name: lm}, lm)

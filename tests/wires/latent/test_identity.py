@@ -5,22 +5,22 @@ import torch
 
 from latentwire.lm.prefix import pad_rows
 from latentwire.lm.scoring.questions import Questions, Shared
-from latentwire.wires.latent.adapters import Native
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import NativeConfig
+from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
-from latentwire.wires.latent.select import Anchors, Mean, Slots
+from latentwire.wires.latent.select import Anchors, LearnedSlots, Mean
 from tests.support.models import tiny_lm
 
 CONTEXTS = ["Ada lives in the old town by the river.", "The heron stood.", "one two three four five six seven"]
 QUESTIONS = ["Where does Ada live?", "Who stood?", "What follows?"]
 ANSWERS = [[5, 6, 7], [8, 9, 10], [11, 12, 13]]
-EVERY_COLUMN = SelfEncoder(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
-SELECTS = [Anchors(ratio=3), Mean(ratio=3), Slots(slots=4)]
+EVERY_COLUMN = SelfConfig(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
+SELECTS = [Anchors(ratio=3), Mean(ratio=3), LearnedSlots(slots=4)]
 
 
 def wire(lm, encoder=EVERY_COLUMN):
     return LatentModules(
-        LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: Native()}), {lm.name: lm}, lm
+        LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: NativeConfig()}), {lm.name: lm}, lm
     )
 
 
@@ -45,7 +45,7 @@ def test_every_key_and_value_kept_reads_as_the_text_itself(family):
 def test_the_latents_of_a_context_do_not_depend_on_its_batch(select):
     lm = tiny_lm()
     torch.manual_seed(0)
-    modules = wire(lm, SelfEncoder(select=select, rank=2)).eval()
+    modules = wire(lm, SelfConfig(select=select, rank=2)).eval()
     together = modules(CONTEXTS)
     for row, context in enumerate(CONTEXTS):
         alone = modules([context])
@@ -58,7 +58,7 @@ def test_the_latents_of_a_context_do_not_depend_on_its_batch(select):
 
 
 @pytest.mark.parametrize(
-    ("select", "expected"), [(Anchors(ratio=4), 1 + 5), (Mean(ratio=4), 1 + 5), (Slots(slots=7), 7)]
+    ("select", "expected"), [(Anchors(ratio=4), 1 + 5), (Mean(ratio=4), 1 + 5), (LearnedSlots(slots=7), 7)]
 )
 def test_a_context_of_twenty_one_tokens_becomes_so_many_latents(select, expected):
     width = 21 + select.slots

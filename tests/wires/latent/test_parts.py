@@ -5,14 +5,14 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters import DeepPrefix, Embeddings, Native
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import SelfEncoder, TokensEncoder
-from latentwire.wires.latent.encoders.own import _mixed
+from latentwire.wires.latent.adapters import DeepPrefixConfig, EmbeddingsConfig, NativeConfig
+from latentwire.wires.latent.encoders import SelfConfig, TokensConfig
+from latentwire.wires.latent.encoders.self_encoder import _mixed
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.refine import Refiner
-from latentwire.wires.latent.select import Slots
+from latentwire.wires.latent.refine import RefinerConfig
+from latentwire.wires.latent.select import LearnedSlots
 from tests.support.latent_wires import (
     ADAPTERS,
     CONTEXTS,
@@ -58,18 +58,18 @@ def test_a_few_steps_bring_the_loss_down(encoded, adapted, models):
 
 @pytest.mark.parametrize("encoded", ENCODERS)
 @pytest.mark.parametrize(
-    "more", [{}, {"width": 8, "refiner": Refiner(layers=1, heads=2)}], ids=["plain", "refined"]
+    "more", [{}, {"width": 8, "refiner": RefinerConfig(layers=1, heads=2)}], ids=["plain", "refined"]
 )
 @torch.no_grad()
 def test_latents_depend_on_neither_batch_nor_order_nor_padding(encoded, more, models):
-    modules = wire(tiny_lm(), adapter=Embeddings(hidden=8), encoder=encoder(encoded, models), **more)
+    modules = wire(tiny_lm(), adapter=EmbeddingsConfig(hidden=8), encoder=encoder(encoded, models), **more)
     one_by_one(modules)
 
 
 @pytest.mark.parametrize("encoded", ENCODERS)
 @torch.no_grad()
 def test_different_contexts_have_different_latents(encoded, models):
-    flat = wire(tiny_lm(), adapter=Embeddings(hidden=8), encoder=encoder(encoded, models))(CONTEXTS).flat()
+    flat = wire(tiny_lm(), adapter=EmbeddingsConfig(hidden=8), encoder=encoder(encoded, models))(CONTEXTS).flat()
     assert (flat[0, 1] - flat[1, 1]).norm() > 1e-3 * flat[0, 1].norm()
 
 
@@ -78,7 +78,7 @@ def test_different_contexts_have_different_latents(encoded, models):
 @torch.no_grad()
 def test_the_first_word_of_a_question_sees_every_latent(encoded, places, models):
     lm = tiny_lm()
-    modules = wire(lm, adapter=DeepPrefix(hidden=8), encoder=encoder(encoded, models), positions=places)
+    modules = wire(lm, adapter=DeepPrefixConfig(hidden=8), encoder=encoder(encoded, models), positions=places)
     latents = modules(CONTEXTS[:1])
     ask = [lm.format.behind(QUESTIONS[0], lm)[:1]]
 
@@ -97,7 +97,7 @@ def test_the_first_word_of_a_question_sees_every_latent(encoded, places, models)
 def test_a_pool_begins_as_neighbouring_spans(models):
     lm = tiny_lm()
     made = LatentModules(
-        LatentConfig(source=lm.name, encoder=encoder("tokens", models), adapters={lm.name: Embeddings()}),
+        LatentConfig(source=lm.name, encoder=encoder("tokens", models), adapters={lm.name: EmbeddingsConfig()}),
         {lm.name: lm},
         lm,
     )
@@ -111,7 +111,7 @@ def test_what_stands_before_the_context_is_an_option():
     lm.tokenizer = tiny_tokenizer(chat="<s>{% for m in messages %}user {{ m.content }}{% endfor %} model ")
 
     def ids(**options: object) -> list[int]:
-        return wire(lm, adapter=Native(), encoder=SelfEncoder(**options)).encoder._ids("The heron stood.")
+        return wire(lm, adapter=NativeConfig(), encoder=SelfConfig(**options)).encoder._ids("The heron stood.")
 
     plain = ids()
     assert ids(bos=True) == [1, *plain]
@@ -126,7 +126,7 @@ def test_what_stands_before_the_context_is_an_option():
 
 def test_a_copied_encoder_trains_without_the_reader():
     lm = tiny_lm()
-    modules = wire(lm, adapter=Native(), encoder=SelfEncoder(copied=True))
+    modules = wire(lm, adapter=NativeConfig(), encoder=SelfConfig(copied=True))
     names = set(modules.pieces())
     assert {f"encoder.copy.model.layers.0.self_attn.{each}_proj.weight" for each in "qkvo"} <= names
     assert not any("layers.2.mlp" in name or "lm_head" in name for name in names)  # nothing there reaches a key
@@ -138,7 +138,7 @@ def test_a_copied_encoder_trains_without_the_reader():
     ("config", "said"),
     [
         ({"private": 1}, "private: found 1"),
-        ({"private": 9, "encoder": SelfEncoder(select=Slots(slots=8))}, "private: found 9"),
+        ({"private": 9, "encoder": SelfConfig(select=LearnedSlots(slots=8))}, "private: found 9"),
         ({"encoder": {"kind": "bytes", "width": 10, "heads": 4}}, "width: found 10"),
     ],
 )
@@ -150,20 +150,20 @@ def test_what_cannot_be_is_refused_in_words(config, said):
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ({"refiner": Refiner()}, "refiner: found latents of keys"),
-        ({"refiner": Refiner(heads=3), "width": 8}, "refiner: found 3 heads"),
+        ({"refiner": RefinerConfig()}, "refiner: found latents of keys"),
+        ({"refiner": RefinerConfig(heads=3), "width": 8}, "refiner: found 3 heads"),
         ({"width": 8}, "adapter: found native"),
-        ({"encoder": TokensEncoder(model="/nowhere/at/all")}, "encoder: found model"),
-        ({"encoder": SelfEncoder(scaffold="chat")}, "format: found chat"),
+        ({"encoder": TokensConfig(model="/nowhere/at/all")}, "encoder: found model"),
+        ({"encoder": SelfConfig(scaffold="chat")}, "format: found chat"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_when_the_wire_is_made(config, said):
     with pytest.raises(UserError, match=said):
-        wire(tiny_lm(), adapter=Native(), **config)
+        wire(tiny_lm(), adapter=NativeConfig(), **config)
 
 
 def test_a_context_too_long_for_its_frozen_model_is_refused(models):
-    modules = wire(tiny_lm(), adapter=Embeddings(), encoder=encoder("tokens", models))
+    modules = wire(tiny_lm(), adapter=EmbeddingsConfig(), encoder=encoder("tokens", models))
     with pytest.raises(UserError, match="expected 1 to 64"):
         modules(["word " * 100])
 
@@ -191,7 +191,7 @@ def test_only_keys_and_values_of_the_layers_asked_for_cross():
     lm = tiny_lm(num_hidden_layers=3)
     sent = {}
     for layers in (None, "upper", (0, -1)):
-        settings = SelfEncoder(rank=0, marks=False, gives="both", layers=layers)
+        settings = SelfConfig(rank=0, marks=False, gives="both", layers=layers)
         with torch.no_grad():
             sent[layers] = settings.build(lm)(CONTEXTS)
     whole = sent[None]
@@ -202,11 +202,11 @@ def test_only_keys_and_values_of_the_layers_asked_for_cross():
             assert len(keys) == len(expected)
             assert all(torch.equal(each, every[layer]) for each, layer in zip(keys, expected, strict=True))
     with pytest.raises(UserError, match=r"layers: found 3, expected one of the model's 3 layers"):
-        SelfEncoder(layers=(3,)).build(lm)
+        SelfConfig(layers=(3,)).build(lm)
     for order in ((2, 1, 0), (0, 0), (0, -3)):  # a reader's layer would get another layer's keys
         with pytest.raises(UserError, match=r"layers: found .*, expected ascending ones"):
-            SelfEncoder(layers=order).build(lm)
+            SelfConfig(layers=order).build(lm)
     with pytest.raises(ValueError, match="layers: found them beside gives: vectors"):
-        SelfEncoder(layers="upper", gives="vectors")
+        SelfConfig(layers="upper", gives="vectors")
     with pytest.raises(UserError, match=r"found native for \(1, 2, 8\) layers"):
-        wire(lm, adapter=Native(), encoder=SelfEncoder(rank=2, layers="upper"))
+        wire(lm, adapter=NativeConfig(), encoder=SelfConfig(rank=2, layers="upper"))

@@ -2,10 +2,10 @@
 
 import torch
 
-from latentwire.wires.latent.adapters import DeepPrefix
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import DeepPrefixConfig
+from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.refine import seen_by
-from latentwire.wires.latent.select import Slots, spread
+from latentwire.wires.latent.select import LearnedSlots, spread
 from tests.support.latent_wires import CONTEXTS, delivered, named_lm, wire
 
 
@@ -23,7 +23,9 @@ def test_private_latents_are_one_readers_each():
 
 def test_a_reader_sees_its_private_latents_and_not_anothers():
     lm, other = named_lm("llama", "a"), named_lm("qwen3", "b")
-    modules = wire(lm, other, adapter=DeepPrefix(hidden=8), encoder=SelfEncoder(select=Slots(slots=6)), private=2)
+    modules = wire(
+        lm, other, adapter=DeepPrefixConfig(hidden=8), encoder=SelfConfig(select=LearnedSlots(slots=6)), private=2
+    )
     assert delivered(modules, "a")[1].shape[1] == 4
     latents = modules(CONTEXTS)
     mine, its = (set(seen_by(at, 2, 2, 6).tolist()) for at in (0, 1))

@@ -6,15 +6,15 @@ from safetensors.torch import load_file, save_file
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Prompt
-from latentwire.wires.latent.adapters import DeepPrefix, Embeddings, Native
+from latentwire.wires.latent.adapters import DeepPrefixConfig, EmbeddingsConfig, NativeConfig
 from latentwire.wires.latent.checkpoint import WEIGHTS
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.wire import Latent
 from tests.support.latent_wires import ADAPTERS, CONTEXTS, QUESTIONS, delivered, loss, named_lm, shaken, wire
 
-VECTORS = SelfEncoder(rank=2, gives="vectors")
+VECTORS = SelfConfig(rank=2, gives="vectors")
 
 
 @pytest.fixture
@@ -36,7 +36,7 @@ def test_one_message_is_read_by_models_of_other_shapes(adapted, heron, wren):
 
 
 def finished(heron, folder):
-    modules = wire(heron, adapter=DeepPrefix(hidden=8), encoder=VECTORS)
+    modules = wire(heron, adapter=DeepPrefixConfig(hidden=8), encoder=VECTORS)
     modules.save(folder)
     return modules
 
@@ -45,7 +45,7 @@ def extended(heron, wren, readers=None):
     config = LatentConfig(
         source="heron",
         encoder=VECTORS,
-        adapters={"heron": DeepPrefix(hidden=8), "wren": Embeddings(hidden=8)},
+        adapters={"heron": DeepPrefixConfig(hidden=8), "wren": EmbeddingsConfig(hidden=8)},
     )
     torch.manual_seed(9)
     return shaken(LatentModules(config, readers or {"heron": heron, "wren": wren}, heron))
@@ -107,7 +107,7 @@ def test_adapters_of_readers_that_are_away_survive(heron, wren, tmp_path):
 
 
 def test_a_reader_without_anything_to_train_cannot_be_trained_alone(heron):
-    modules = wire(heron, adapter=Native(), encoder=SelfEncoder(rank=2))
+    modules = wire(heron, adapter=NativeConfig(), encoder=SelfConfig(rank=2))
     for name in ("heron", "wren"):
         with pytest.raises(UserError, match=f"found '{name}'"):
             modules.freeze_all_but(name)
@@ -115,8 +115,8 @@ def test_a_reader_without_anything_to_train_cannot_be_trained_alone(heron):
 
 def test_private_latents_are_shared_out_once_and_for_all(heron, wren, tmp_path):
     settings = {"encoder": {"kind": "bytes", "latents": 6, "width": 8, "heads": 2, "layers": 1}, "private": 1}
-    wire(heron, adapter=Embeddings(hidden=8), **settings).save(tmp_path)
-    more = wire(heron, wren, adapter=Embeddings(hidden=8), **settings)
+    wire(heron, adapter=EmbeddingsConfig(hidden=8), **settings).save(tmp_path)
+    more = wire(heron, wren, adapter=EmbeddingsConfig(hidden=8), **settings)
     with pytest.raises(UserError, match="private: found a new reader"):
         more.restore(tmp_path, new=["wren"])
 

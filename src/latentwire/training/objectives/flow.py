@@ -13,13 +13,13 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.lm.scoring.questions import IGNORE
 from latentwire.training.objectives.term import Term, refuse_draft
-from latentwire.wires.latent.encoders.source import Source, described
-from latentwire.wires.latent.translators import Flow
+from latentwire.wires.latent.encoders.source import SourceEncoder, described
+from latentwire.wires.latent.translators import DitTranslator
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
     from latentwire.training.wire.evidence import Evidence
-    from latentwire.wires.latent.config import Layout
+    from latentwire.wires.latent.latent_config import Layout
     from latentwire.wires.latent.modules import LatentModules
 
 
@@ -53,7 +53,7 @@ class FlowMatching(Term):
 
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
         encoder = modules.encoder
-        if not isinstance(encoder, Source) or not isinstance(encoder.translator, Flow):
+        if not isinstance(encoder, SourceEncoder) or not isinstance(encoder.translator, DitTranslator):
             raise UserError(
                 f"objectives: flow found {described(modules)}, expected the encoder source with the translator "
                 "dit."
@@ -75,8 +75,8 @@ class FlowMatching(Term):
         if self.reader not in (None, evidence.reader):
             return torch.zeros((), device=evidence.lm.device)
         encoder, states = evidence.encoded.modules.encoder, evidence.encoded.states
-        assert isinstance(encoder, Source)
-        assert isinstance(encoder.translator, Flow)
+        assert isinstance(encoder, SourceEncoder)
+        assert isinstance(encoder.translator, DitTranslator)
         aims, told = self._answers(evidence) if self.teacher == "answer" else self._prompts(evidence)
         draws = [evidence.draw("flow", row) for row in range(len(aims))]
         aims = F.rms_norm(aims.float(), aims.shape[-1:]).to(states.places.device)

@@ -14,7 +14,7 @@ from latentwire.errors import UserError
 from latentwire.lm.masks.reading import Memory
 from latentwire.training.objectives.term import Term
 from latentwire.training.wire.teacher import TEXT, Teaching
-from latentwire.wires.latent.layout import SAMPLE, OwnText
+from latentwire.wires.latent.reader_text import SAMPLE, OwnText
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from latentwire.lm.model import LM
     from latentwire.lm.prefix import Forced
     from latentwire.training.wire.evidence import Evidence
-    from latentwire.wires.latent.config import Layout
+    from latentwire.wires.latent.latent_config import Layout
     from latentwire.wires.latent.modules import LatentModules
 
 

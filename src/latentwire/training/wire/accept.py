@@ -22,7 +22,7 @@ from latentwire.tasks import resolve
 from latentwire.tasks.base import Split, Task
 from latentwire.training.wire.config import Fit, PassageData, TaskPassages, TextPassages
 from latentwire.training.wire.passages import groups, kept
-from latentwire.wires.latent.wire import Latent
+from latentwire.wires.latent.latent_wire import Latent
 
 
 def check(data: PassageData, gates: Sequence[Gate], examples: int) -> None:

@@ -17,10 +17,10 @@ from latentwire.lm.prefix import Forced
 from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.lm.tapping import States, depth
 from latentwire.training.wire.teacher import TEXT, Teaching, states
-from latentwire.wires.latent.encoders.source import Read, Source
-from latentwire.wires.latent.layout import OwnText
+from latentwire.wires.latent.encoders.source import SourceEncoder, SourceRead
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
+from latentwire.wires.latent.reader_text import OwnText
 from latentwire.wires.latent.translators import States as SourceStates
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ class Encoded:
         self.modules, self.part = modules, part
 
     @cached_property
-    def _read(self) -> Read:
+    def _read(self) -> SourceRead:
         encoder = self.modules.encoder
-        assert isinstance(encoder, Source)
+        assert isinstance(encoder, SourceEncoder)
         return encoder.read(self.part.contexts)
 
     @property
@@ -48,7 +48,7 @@ class Encoded:
     def whole(self) -> Latents:
         """All latents."""
         encoder = self.modules.encoder
-        if isinstance(encoder, Source):
+        if isinstance(encoder, SourceEncoder):
             # The objective `flow` looks at the same states: the source need not read twice.
             found: Latents = self.modules.refine(encoder.translate(self._read))
         else:

@@ -28,8 +28,8 @@ from latentwire.training.wire.start import begin
 from latentwire.training.wire.step import FitStep, Part, collate, first_right
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent import ridge
-from latentwire.wires.latent.layout import SAMPLE, OwnText
 from latentwire.wires.latent.modules import LatentModules, fingerprint
+from latentwire.wires.latent.reader_text import SAMPLE, OwnText
 from latentwire.wires.latent.trained_readers import save
 
 SAMPLE_TOKENS = 48

@@ -8,7 +8,7 @@ from pydantic import ValidationError
 
 from latentwire.errors import UserError
 from latentwire.training.wire.config import Fit, TextPassages
-from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 
 
 def settled(settings: Fit, log: Callable[[str], None]) -> Fit:

@@ -20,8 +20,8 @@ from latentwire.tasks.world.sums import WorldTier, training_passage
 from latentwire.training.jobs import spread
 from latentwire.training.wire.config import PassageData, TaskPassages, TextPassages, WorldPassages
 from latentwire.training.wire.texts import pieces
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.layout import asking
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.reader_text import asking
 
 PER_JOB = 500
 """Passages that one process makes at a time; fewer are made here."""

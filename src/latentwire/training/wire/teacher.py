@@ -15,9 +15,9 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced, Prefix
 from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.lm.tapping import States, tapping
-from latentwire.wires.latent.config import Carry
+from latentwire.wires.latent.latent_config import Carry
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.wire import Latent
 
 Part = TypeVar("Part")
 TEXT = "text"

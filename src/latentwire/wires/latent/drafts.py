@@ -12,7 +12,7 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.align import REMEMBERED
-from latentwire.wires.latent.encoders.base import EncoderConfig
+from latentwire.wires.latent.encoders.encoder import EncoderConfig
 
 STOP = "\nQuestion:"
 """Where a model that was grown on questions would go on with the next one."""

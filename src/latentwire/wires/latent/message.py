@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from latentwire.wires.base import Message
+from latentwire.wires.wire import Message
 
 BYTES_PER_NUMBER = 2
 """Latents cross in bfloat16 unless they are quantized."""

@@ -16,15 +16,15 @@ from latentwire.lm.model import LM
 from latentwire.lm.scoring.questions import Shared
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.adapters import Delivered
-from latentwire.wires.latent.adapters.fuse import Fused
+from latentwire.wires.latent.adapters.fuse import FuseAdapter
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
-from latentwire.wires.latent.config import LatentConfig, read_config
-from latentwire.wires.latent.encoders.own import Own
-from latentwire.wires.latent.encoders.source import Source
+from latentwire.wires.latent.encoders.self_encoder import SelfEncoder
+from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
-from latentwire.wires.latent.layout import SAMPLE, OwnText, fused
+from latentwire.wires.latent.latent_config import LatentConfig, read_config
 from latentwire.wires.latent.message import Latents
-from latentwire.wires.latent.refine import Refine, columns, seen_by
+from latentwire.wires.latent.reader_text import SAMPLE, OwnText, fused
+from latentwire.wires.latent.refine import Refiner, columns, seen_by
 
 __all__ = ["CONFIG", "WEIGHTS", "LatentConfig", "LatentModules", "fingerprint", "read_config"]
 
@@ -49,7 +49,7 @@ class LatentModules(nn.Module):
         self.encoder = config.encoder.build(source)
         with torch.no_grad():
             sample: Latents = self.encoder([SAMPLE])
-        self.refine = Refine(sample, config.width, config.refiner).to(source.device)
+        self.refine = Refiner(sample, config.width, config.refiner).to(source.device)
         with torch.no_grad():
             sample = self.refine(sample)
         self.adapters = nn.ModuleDict(
@@ -76,12 +76,12 @@ class LatentModules(nn.Module):
 
     def pad_to(self, multiple: int) -> None:
         """Pad contexts to a multiple of columns, where the encoder reads them with a decoder."""
-        if isinstance(self.encoder, Own | Source):
+        if isinstance(self.encoder, SelfEncoder | SourceEncoder):
             self.encoder.multiple = multiple
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """Do for contexts that will be read soon what needs no model; another thread may."""
-        if isinstance(self.encoder, Own | Source):
+        if isinstance(self.encoder, SelfEncoder | SourceEncoder):
             self.encoder.ahead(contexts)
 
     def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
@@ -94,8 +94,8 @@ class LatentModules(nn.Module):
             UserError: no text for an adapter that changes what the reader has of it.
         """
         seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapters[key_of(reader)]
-        if isinstance(adapter, Fused):
-            return fused(adapter, seen, text, cast(Own | Source, self.encoder).counted)
+        if isinstance(adapter, FuseAdapter):
+            return fused(adapter, seen, text, cast(SelfEncoder | SourceEncoder, self.encoder).counted)
         delivered: Delivered = adapter(seen)
         places, end = self._places(seen)
         memory = Memory(delivered.keys, delivered.values, places) if delivered.keys else None
@@ -162,13 +162,13 @@ class LatentModules(nn.Module):
 
         A rounded wire is not saved again: its folder holds what training left.
         """
-        self._rounded = isinstance(self.encoder, Own) and self.encoder.round()
+        self._rounded = isinstance(self.encoder, SelfEncoder) and self.encoder.round()
         self.keep_drafts(False)  # what a draft costs is part of what encoding costs
         return self.eval()
 
     def keep_drafts(self, keeps: bool) -> None:
         """Whether drafts of contexts that are met again are kept, or written each time."""
-        if isinstance(self.encoder, Own | Source):
+        if isinstance(self.encoder, SelfEncoder | SourceEncoder):
             self.encoder.drafts.keeps = keeps
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:

@@ -13,7 +13,7 @@ from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.transformer import Bidirectional
 
 
-class Refiner(BaseModel):
+class RefinerConfig(BaseModel):
     """Configuration of the layers in which a context's latents see each other before they cross."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -23,7 +23,7 @@ class Refiner(BaseModel):
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
 
-class Refine(nn.Module):
+class Refiner(nn.Module):
     """Latents made smaller, if a width is given, and refined, if a refiner is.
 
     Args:
@@ -34,7 +34,7 @@ class Refine(nn.Module):
         UserError: a refiner for latents that are no vectors, or of a width its heads do not divide.
     """
 
-    def __init__(self, sample: Latents, width: int | None, refiner: Refiner | None) -> None:
+    def __init__(self, sample: Latents, width: int | None, refiner: RefinerConfig | None) -> None:
         super().__init__()
         source = sample.flat().shape[-1]
         # Keys, values and hidden states differ in size by orders of magnitude.

@@ -13,11 +13,11 @@ from latentwire.errors import UserError
 from latentwire.lm.loading import checks
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.adapters.projected import Projection
+from latentwire.wires.latent.adapters.projected import ProjectedAdapter
 from latentwire.wires.latent.align import Marked, marked, overlaps
-from latentwire.wires.latent.encoders.source import Source, described
+from latentwire.wires.latent.encoders.source import SourceEncoder, described
 from latentwire.wires.latent.modules import LatentModules, key_of
-from latentwire.wires.latent.translators import ColumnMap
+from latentwire.wires.latent.translators import MlpTranslator
 
 _AT_ONCE = 8
 
@@ -35,9 +35,9 @@ class Ridge(BaseModel):
 class _Pieces:
     """What holds a linear map: of the wire's translator, and by reader of the adapters."""
 
-    source: Source
-    translator: ColumnMap
-    adapters: dict[str, Projection]
+    source: SourceEncoder
+    translator: MlpTranslator
+    adapters: dict[str, ProjectedAdapter]
 
 
 @torch.no_grad()
@@ -73,7 +73,7 @@ def check(modules: LatentModules, readers: Mapping[str, LM]) -> None:
 
 def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
     source = modules.encoder
-    if not isinstance(source, Source) or not isinstance(source.translator, ColumnMap):
+    if not isinstance(source, SourceEncoder) or not isinstance(source.translator, MlpTranslator):
         raise UserError(f"ridge: found {described(modules)}, expected the encoder source with the translator mlp.")
     if source.drafts:
         raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
@@ -82,7 +82,7 @@ def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
     adapters = {}
     for name in readers:
         adapter = modules.adapters[key_of(name)]
-        if not isinstance(adapter, Projection):
+        if not isinstance(adapter, ProjectedAdapter):
             found = modules.config.adapters[name].kind
             raise UserError(f"ridge: found the adapter {found} of {name}, expected projected.")
         adapters[name] = adapter
@@ -138,7 +138,7 @@ def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) 
         # (B, M, T): a latent as a mixture of the reader's tokens
         mixed = states.weights.to(lm.device) @ overlaps(spans, [its for _, its in rows], lm.device)
         for pair in zip(memory.keys, memory.values, strict=True):
-            # (B, M, H * D) each, as `Projection.shape` has them
+            # (B, M, H * D) each, as `ProjectedAdapter.shape` has them
             found += [(mixed @ each.transpose(1, 2).flatten(2).float())[real.to(lm.device)] for each in pair]
     return (states.weights @ states.content)[real], torch.cat([each.to(real.device) for each in found], 1)
 

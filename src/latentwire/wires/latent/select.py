@@ -68,7 +68,7 @@ class Mean(_Groups):
         return member / member.sum(-1, keepdim=True).clamp_min(1)
 
 
-class Slots(_Select):
+class LearnedSlots(_Select):
     """`slots` learned tokens behind the text, as many whatever its length (ICAE; 500xCompressor)."""
 
     kind: Literal["slots"] = "slots"
@@ -81,7 +81,7 @@ class Slots(_Select):
         return eye[None].expand(len(valid), -1, -1)
 
 
-Select = Annotated[Anchors | Mean | Slots, Field(discriminator="kind")]
+Select = Annotated[Anchors | Mean | LearnedSlots, Field(discriminator="kind")]
 
 
 def spread(length: Tensor, count: int) -> Tensor:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from latentwire.wires.latent.translators import Dit
+from latentwire.wires.latent.translators import DitConfig
 from tests.support.bridges import CONTEXTS, SMALL, TRANSLATORS, bridge
 
 
@@ -92,7 +92,9 @@ def test_matching_depends_on_its_own_draws_and_on_no_other_row(source, reader):
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_a_flow_that_has_learned_its_aims_leads_there(source, reader, pool):
     """Aims that are a function of the context: sampling comes near them, and nearer than to another context's."""
-    modules = bridge(source, reader, translator=Dit(hidden=32, layers=2, heads=2, pool=pool, steps=8), shake=False)
+    modules = bridge(
+        source, reader, translator=DitConfig(hidden=32, layers=2, heads=2, pool=pool, steps=8), shake=False
+    )
     translator, states = modules.encoder.translator, modules.encoder.read(CONTEXTS).states
     torch.manual_seed(0)
     aims = torch.randn(*states.real.shape, 16)
@@ -137,4 +139,4 @@ def test_pooled_only_has_neither_cross_attention_nor_places(source, reader):
 
 def test_a_width_that_heads_do_not_divide_is_refused():
     with pytest.raises(ValidationError, match="hidden: found 10, expected an even multiple of the 4 heads"):
-        Dit(hidden=10, heads=4)
+        DitConfig(hidden=10, heads=4)

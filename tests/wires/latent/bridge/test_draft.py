@@ -10,15 +10,15 @@ from latentwire.lm.model import LM
 from latentwire.training.objectives import Align, AnswerCrossEntropy, FlowMatching
 from latentwire.training.wire.config import WorldPassages
 from latentwire.wires.latent import drafts as draft
-from latentwire.wires.latent.adapters import DeepPrefix, Fuse
-from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.adapters import DeepPrefixConfig, FuseConfig
 from latentwire.wires.latent.drafts import Drafts
-from latentwire.wires.latent.encoders import SelfEncoder
-from latentwire.wires.latent.encoders.base import EncoderConfig
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.encoders.encoder import EncoderConfig
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.ridge import Ridge
 from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.wire import Latent
 from tests.support.bridge_training import train
 from tests.support.bridges import CONTEXTS, SMALL, encoder
 from tests.support.latent_wires import shaken
@@ -29,13 +29,13 @@ DRAFT = {"draft": True, "draft_tokens": 6}
 def encoders(**changes: object) -> list[EncoderConfig]:
     return [
         encoder(**changes),
-        SelfEncoder(rank=2, gives="both", select=Anchors(ratio=3), **changes),  # type: ignore[arg-type]
+        SelfConfig(rank=2, gives="both", select=Anchors(ratio=3), **changes),  # type: ignore[arg-type]
     ]
 
 
 def wire(source: LM, reader: LM, made: EncoderConfig) -> LatentModules:
     torch.manual_seed(0)
-    config = LatentConfig(source=source.name, encoder=made, adapters={reader.name: DeepPrefix(hidden=8)})
+    config = LatentConfig(source=source.name, encoder=made, adapters={reader.name: DeepPrefixConfig(hidden=8)})
     return shaken(LatentModules(config, {reader.name: reader}, source))
 
 
@@ -120,6 +120,8 @@ def test_what_lays_latents_over_the_text_is_refused_with_a_draft(tmp_path) -> No
 
 def test_a_draft_before_an_adapter_that_counts_the_readers_tokens_is_refused(source: LM) -> None:
     made = encoder(translator=None, states="keys", select=Anchors(ratio=1), **DRAFT)
-    config = LatentConfig(source=source.name, encoder=made, adapters={source.name: Fuse(hidden=8)}, layout="text")
+    config = LatentConfig(
+        source=source.name, encoder=made, adapters={source.name: FuseConfig(hidden=8)}, layout="text"
+    )
     with pytest.raises(UserError, match="format: found prompts"):
         LatentModules(config, {source.name: source}, source)

@@ -20,11 +20,11 @@ from latentwire.training.wire.fit import fit
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
-from latentwire.wires.latent.adapters import Fuse
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.layout import OwnText, asking
+from latentwire.wires.latent.adapters import FuseConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import zero
 from latentwire.wires.latent.modules import LatentModules, fingerprint
+from latentwire.wires.latent.reader_text import OwnText, asking
 from latentwire.wires.latent.trained_readers import ReaderConfig, attach
 from tests.support.fused_bridges import PROMPTS, bound, fused_config, modules_of, source, stored, translated
 from tests.support.models import tiny_lm
@@ -126,11 +126,11 @@ def test_the_message_counts_the_sources_keys_and_values(targets):
 
 
 def test_layers_are_matched_from_the_last_one_backwards():
-    assert Fuse().pairs(3, 2) == {1: 0, 2: 1}
-    assert Fuse().pairs(2, 5) == {0: 3, 1: 4}
-    assert Fuse(layers={0: 1}).pairs(3, 2) == {0: 1}
+    assert FuseConfig().pairs(3, 2) == {1: 0, 2: 1}
+    assert FuseConfig().pairs(2, 5) == {0: 3, 1: 4}
+    assert FuseConfig(layers={0: 1}).pairs(3, 2) == {0: 1}
     with pytest.raises(UserError, match="found layers 3: 0"):
-        Fuse(layers={3: 0}).pairs(3, 2)
+        FuseConfig(layers={3: 0}).pairs(3, 2)
 
 
 def test_only_the_layers_of_the_map_are_changed(targets):

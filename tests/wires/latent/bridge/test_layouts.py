@@ -25,19 +25,19 @@ from latentwire.training.wire.layout import settled
 from latentwire.training.wire.passages import Asking, _tokenize, passages
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
-from latentwire.wires.latent.adapters import Both, DeepPrefix, Embeddings
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.layout import asking
+from latentwire.wires.latent.adapters import BothConfig, DeepPrefixConfig, EmbeddingsConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import fingerprint
+from latentwire.wires.latent.reader_text import asking
 from tests.support import models
 from tests.support.fused_bridges import EXAMPLES, PROMPTS, TASK, bound, modules_of, source, stored, translated
 from tests.support.wire_training import DATA
 
 ADAPTERS = {
-    "soft": Embeddings(hidden=8),
-    "keys": DeepPrefix(hidden=8),
-    "both": Both(embeddings=Embeddings(hidden=8), prefix=DeepPrefix(hidden=8)),
+    "soft": EmbeddingsConfig(hidden=8),
+    "keys": DeepPrefixConfig(hidden=8),
+    "both": BothConfig(embeddings=EmbeddingsConfig(hidden=8), prefix=DeepPrefixConfig(hidden=8)),
 }
 LAYOUTS = [
     ("context", "question"),
@@ -248,7 +248,7 @@ def test_every_table_says_which_messages_know_the_question(lm, monkeypatch):
         Arm(wire_of(lm, "prompt", "text")),
         Arm(wire_of(lm, "prompt", "text"), "deranged"),
     ]
-    monkeypatch.setattr("latentwire.wires.latent.wire.Latent.bind", lambda self, lm: self)
+    monkeypatch.setattr("latentwire.wires.latent.latent_wire.Latent.bind", lambda self, lm: self)
     monkeypatch.setattr(costs, "REPEATS", 1)
     found = evaluate(lm, [TASK], arms)
     told = Report.of({None: lm}, [TASK], arms, found, None)

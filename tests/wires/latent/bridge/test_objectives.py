@@ -12,9 +12,9 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY
 from latentwire.training.objectives import AnswerCrossEntropy, FlowMatching, Imitate, imitation
 from latentwire.training.wire.fit import check
-from latentwire.wires.latent.adapters import Embeddings
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import SelfEncoder
+from latentwire.wires.latent.adapters import EmbeddingsConfig
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.select import Anchors
 from tests.support import wire_training
@@ -117,7 +117,7 @@ def test_what_the_flow_cannot_lead_to_is_refused_before_a_step(wire, found, tmp_
 
 def test_the_flow_refuses_another_encoder_and_an_automatic_scale():
     lm = source_lm()
-    config = LatentConfig(source=lm.name, encoder=SelfEncoder(), adapters={lm.name: Embeddings()})
+    config = LatentConfig(source=lm.name, encoder=SelfConfig(), adapters={lm.name: EmbeddingsConfig()})
     asked = settings(lm, lm).model_copy(update={"wire": config, "objectives": (FlowMatching(),)})
     with pytest.raises(UserError, match="flow found the encoder self, expected"):
         check({lm.name: lm}, lm, asked)
@@ -239,7 +239,7 @@ def test_a_latent_for_every_token_may_imitate_the_text_itself():
     """The reader's own, untrained, has come to its end; fewer latents than tokens are refused."""
 
     def apart(ratio, mask="causal"):
-        plain = SelfEncoder(select=Anchors(ratio=ratio), mask=mask, rank=1, marks=False)
+        plain = SelfConfig(select=Anchors(ratio=ratio), mask=mask, rank=1, marks=False)
         modules, step, part = wire_training.one_step(
             objectives=(AnswerCrossEntropy(), Imitate(wire="text")), encoder=plain
         )

@@ -7,14 +7,14 @@ from latentwire.errors import UserError
 from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.tasks.world.reading import TIERS, ask_all
 from latentwire.wires.latent import ridge
-from latentwire.wires.latent.adapters import DeepPrefix, Projected
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.encoders import SelfEncoder
-from latentwire.wires.latent.encoders.source import SourceEncoder
+from latentwire.wires.latent.adapters import DeepPrefixConfig, ProjectedConfig
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.encoders.source import SourceConfig
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.ridge import Ridge
 from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.translators import Cross, Mlp
+from latentwire.wires.latent.translators import CrossConfig, MlpConfig
 from tests.support.bridges import reader_lm, source_lm
 
 FITTED = [ask_all(TIERS, number)[0].context for number in range(24)]
@@ -24,9 +24,9 @@ EXACT = {"states": "keys", "layers": (0, 1, 2, 3), "even": False, "select": Anch
 
 def wire(source, reader, width=128, adapter=None, **changes):
     torch.manual_seed(0)
-    settings = {"translator": Mlp(hidden=8), "width": width, **EXACT, **changes}
+    settings = {"translator": MlpConfig(hidden=8), "width": width, **EXACT, **changes}
     config = LatentConfig(
-        source=source.name, encoder=SourceEncoder(**settings), adapters={reader.name: adapter or Projected()}
+        source=source.name, encoder=SourceConfig(**settings), adapters={reader.name: adapter or ProjectedConfig()}
     )
     return LatentModules(config, {reader.name: reader}, source).eval()
 
@@ -119,8 +119,8 @@ def test_what_ridge_left_at_zero_still_learns():
 @pytest.mark.parametrize(
     ("changes", "found"),
     [
-        ({"translator": Cross(heads=2)}, "found the encoder source with the translator cross"),
-        ({"adapter": DeepPrefix(hidden=8)}, "found the adapter deep_prefix of source, expected projected"),
+        ({"translator": CrossConfig(heads=2)}, "found the encoder source with the translator cross"),
+        ({"adapter": DeepPrefixConfig(hidden=8)}, "found the adapter deep_prefix of source, expected projected"),
     ],
 )
 def test_pieces_that_hold_no_linear_map_are_refused(changes, found):
@@ -131,7 +131,7 @@ def test_pieces_that_hold_no_linear_map_are_refused(changes, found):
 
 def test_another_encoder_and_a_second_width_are_refused():
     lm = source_lm()
-    plain = LatentConfig(source=lm.name, encoder=SelfEncoder(rank=0), adapters={lm.name: Projected()})
+    plain = LatentConfig(source=lm.name, encoder=SelfConfig(rank=0), adapters={lm.name: ProjectedConfig()})
     with pytest.raises(UserError, match="ridge: found the encoder self, expected the encoder source"):
         ridge.check(LatentModules(plain, {lm.name: lm}, lm), {lm.name: lm})
     narrow = wire(lm, lm).config.model_copy(update={"width": 8})

@@ -4,19 +4,19 @@ import pytest
 import torch
 
 from latentwire.errors import UserError
-from latentwire.wires.latent.encoders import SelfEncoder
-from latentwire.wires.latent.encoders.source import SourceEncoder
-from latentwire.wires.latent.select import Anchors, Mean, Slots
-from latentwire.wires.latent.translators import Cross, Mlp
+from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.encoders.source import SourceConfig
+from latentwire.wires.latent.select import Anchors, LearnedSlots, Mean
+from latentwire.wires.latent.translators import CrossConfig, MlpConfig
 from tests.support.bridges import CONTEXTS, TRANSLATORS, bridge, encoder, source_lm
 from tests.support.latent_wires import one_by_one
 
 MAKES = {
     **{name: {"translator": each} for name, each in TRANSLATORS.items()},
     "aligned": {"align": True, "states": "keys", "select": Mean(ratio=2)},
-    "slots": {"select": Slots(slots=5), "translator": TRANSLATORS["cross"]},
-    "dit-slots": {"select": Slots(slots=5), "translator": TRANSLATORS["dit"]},
-    "mixing": {"translator": Cross(layers=1, heads=2, gate=0.1, mixing=1), "mask": "prefix"},
+    "slots": {"select": LearnedSlots(slots=5), "translator": TRANSLATORS["cross"]},
+    "dit-slots": {"select": LearnedSlots(slots=5), "translator": TRANSLATORS["dit"]},
+    "mixing": {"translator": CrossConfig(layers=1, heads=2, gate=0.1, mixing=1), "mask": "prefix"},
 }
 
 
@@ -43,7 +43,7 @@ def test_aligned_latents_stand_at_the_readers_tokens(source, reader):
 
 
 def states(source, **changes):
-    settings = SourceEncoder(layers=(0,), states="keys", even=False, translator=Mlp(hidden=4), **changes)
+    settings = SourceConfig(layers=(0,), states="keys", even=False, translator=MlpConfig(hidden=4), **changes)
     return settings.build(source).read(["ababababab"]).states.content[0]
 
 
@@ -62,19 +62,21 @@ def test_keys_without_their_rotation_say_what_a_token_is_and_not_where(source):
 
 @torch.no_grad()
 def test_states_of_one_size_have_it_in_every_layer(source):
-    even = SourceEncoder(translator=Mlp(hidden=4)).build(source).read(CONTEXTS[:1]).states.content
+    even = SourceConfig(translator=MlpConfig(hidden=4)).build(source).read(CONTEXTS[:1]).states.content
     size = even.unflatten(-1, (2, -1)).std(-1, unbiased=False)
     torch.testing.assert_close(size, torch.ones_like(size), atol=1e-3, rtol=0)
 
 
 def test_layers_are_the_upper_half_or_some_that_the_source_has(source):
     def width(layers):
-        return SourceEncoder(layers=layers, translator=Mlp(hidden=4)).build(source).translator.skip.in_features
+        return (
+            SourceConfig(layers=layers, translator=MlpConfig(hidden=4)).build(source).translator.skip.in_features
+        )
 
     hidden = source.embeddings().shape[1]
     assert width(None) == 2 * hidden
     assert width((0, 2, -1)) == 3 * hidden
-    whole, named = (SourceEncoder(layers=each, translator=Mlp()).build(source) for each in (None, (2, -1)))
+    whole, named = (SourceConfig(layers=each, translator=MlpConfig()).build(source) for each in (None, (2, -1)))
     assert torch.equal(whole.read(CONTEXTS).states.content, named.read(CONTEXTS).states.content)
     for wrong in (4, -5):
         with pytest.raises(UserError, match=f"layers: found {wrong}, expected one of the model's 4 layers"):
@@ -92,7 +94,7 @@ def test_nothing_of_the_source_learns_or_changes(source, reader):
 def test_the_readers_own_encoder_has_as_many_latents_each_at_the_last_column_of_its_token(source, reader):
     """Of a wire that a bridge imitates: its latents follow the bridge's, token by token."""
     other = encoder(align=reader.name).build(source).read(CONTEXTS).states
-    found = SelfEncoder(align=reader.name, rank=0, select=Anchors(ratio=3)).build(source)(CONTEXTS)
+    found = SelfConfig(align=reader.name, rank=0, select=Anchors(ratio=3)).build(source)(CONTEXTS)
     assert torch.equal(found.valid, other.real)
     for row, context in enumerate(CONTEXTS):
         _, its = reader.format.spans(context, reader)
@@ -107,7 +109,7 @@ def test_the_readers_own_encoder_has_as_many_latents_each_at_the_last_column_of_
 @torch.no_grad()
 def test_contexts_told_ahead_are_not_tokenized_again(kind, aligned, source, reader, monkeypatch):
     align = reader.name if aligned else None
-    config = SelfEncoder(align=align, rank=0) if kind == "self" else encoder(align=align)
+    config = SelfConfig(align=align, rank=0) if kind == "self" else encoder(align=align)
     torch.manual_seed(0)
     plain = config.build(source)(CONTEXTS)
     torch.manual_seed(0)

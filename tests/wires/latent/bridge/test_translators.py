@@ -5,8 +5,8 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.select import Slots
-from latentwire.wires.latent.translators import Cross, Mlp, States
+from latentwire.wires.latent.select import LearnedSlots
+from latentwire.wires.latent.translators import CrossConfig, MlpConfig, States
 from tests.support.bridges import ADAPTERS, CONTEXTS, TRANSLATORS, bridge
 from tests.support.latent_wires import loss
 
@@ -53,7 +53,7 @@ def test_a_saved_bridge_comes_back_to_the_bit(translated, source, reader, tmp_pa
 
 @torch.no_grad()
 def test_behind_closed_gates_cross_is_the_linear_map_of_its_anchors(source, reader):
-    modules = bridge(source, reader, translator=Cross(heads=2, mixing=1), shake=False)
+    modules = bridge(source, reader, translator=CrossConfig(heads=2, mixing=1), shake=False)
     translator, states = modules.encoder.translator, modules.encoder.read(CONTEXTS).states
     mapped = translator.norm(translator.inward(states.weights @ states.content))
     torch.testing.assert_close(translator(states)[states.real], mapped[states.real])
@@ -62,7 +62,7 @@ def test_behind_closed_gates_cross_is_the_linear_map_of_its_anchors(source, read
 @pytest.mark.parametrize("translated", ["cross", "dit"])
 @torch.no_grad()
 def test_a_fixed_number_of_latents_is_as_many_for_every_context(translated, source, reader):
-    found = bridge(source, reader, translator=TRANSLATORS[translated], select=Slots(slots=5))(CONTEXTS)
+    found = bridge(source, reader, translator=TRANSLATORS[translated], select=LearnedSlots(slots=5))(CONTEXTS)
     assert found.vectors.shape == (3, 5, 16)
     assert bool(found.valid.all())
     assert bool((found.positions < found.length[:, None]).all())
@@ -70,12 +70,12 @@ def test_a_fixed_number_of_latents_is_as_many_for_every_context(translated, sour
 
 def test_mlp_refuses_a_fixed_number(source, reader):
     with pytest.raises(UserError, match="mlp makes latents of columns, found a fixed number"):
-        bridge(source, reader, translator=Mlp(), select=Slots(slots=5))
+        bridge(source, reader, translator=MlpConfig(), select=LearnedSlots(slots=5))
 
 
 def test_cross_refuses_heads_that_do_not_divide_its_width(source, reader):
     with pytest.raises(UserError, match="cross: found latents of width 16, expected a multiple of its 3 heads"):
-        bridge(source, reader, translator=Cross(heads=3))
+        bridge(source, reader, translator=CrossConfig(heads=3))
 
 
 @torch.no_grad()

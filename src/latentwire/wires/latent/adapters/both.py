@@ -8,26 +8,26 @@ from pydantic import Field
 from torch import nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered
-from latentwire.wires.latent.adapters.deep_prefix import DeepPrefix
-from latentwire.wires.latent.adapters.embeddings import Embeddings
-from latentwire.wires.latent.adapters.native import Native
+from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered
+from latentwire.wires.latent.adapters.deep_prefix import DeepPrefixConfig
+from latentwire.wires.latent.adapters.embeddings import EmbeddingsConfig
+from latentwire.wires.latent.adapters.native import NativeConfig
 from latentwire.wires.latent.message import Latents
 
 
-class Both(AdapterConfig):
+class BothConfig(AdapterConfig):
     """Each latent as a soft token and as keys and values, at one position; the tokens see the keys."""
 
     kind: Literal["both"] = "both"
-    embeddings: Embeddings = Embeddings()
-    prefix: Annotated[Native | DeepPrefix, Field(discriminator="kind")] = DeepPrefix()
+    embeddings: EmbeddingsConfig = EmbeddingsConfig()
+    prefix: Annotated[NativeConfig | DeepPrefixConfig, Field(discriminator="kind")] = DeepPrefixConfig()
 
     def build(self, source: int, lm: LM) -> nn.Module:
-        return _Both(self, source, lm)
+        return BothAdapter(self, source, lm)
 
 
-class _Both(nn.Module):
-    def __init__(self, settings: Both, source: int, lm: LM) -> None:
+class BothAdapter(nn.Module):
+    def __init__(self, settings: BothConfig, source: int, lm: LM) -> None:
         super().__init__()
         self.embeddings, self.prefix = settings.embeddings.build(source, lm), settings.prefix.build(source, lm)
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latentwire.lm.loading import checks
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered, Film
+from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, Film
 from latentwire.wires.latent.message import Latents
 
 CALIBRATION = (
@@ -24,7 +24,7 @@ CALIBRATION = (
 """Texts whose keys and values say how large a reader's keys and values are."""
 
 
-class DeepPrefix(AdapterConfig):
+class DeepPrefixConfig(AdapterConfig):
     """Keys and values of every layer, made from each latent by a generator a layer (P-Tuning v2; Cache-to-Cache).
 
     hidden: width of what all layers share, a residual MLP. dropout: of it, in training. film: scale and shift of
@@ -37,17 +37,17 @@ class DeepPrefix(AdapterConfig):
     film: bool = False
 
     def build(self, source: int, lm: LM) -> nn.Module:
-        return _DeepPrefix(self, source, lm)
+        return DeepPrefixAdapter(self, source, lm)
 
 
-class _DeepPrefix(nn.Module):
+class DeepPrefixAdapter(nn.Module):
     """A generator's channel begins with mean 0 and deviation 1, and `scale` and `shift` give it the reader's own.
 
     Keys larger than the reader's own would draw all its attention before anything is learned, smaller ones none.
     `scale` and `shift` are `(layers, 2, heads, width)`, learned and saved like the rest.
     """
 
-    def __init__(self, settings: DeepPrefix, source: int, lm: LM) -> None:
+    def __init__(self, settings: DeepPrefixConfig, source: int, lm: LM) -> None:
         super().__init__()
         mean, deviation = statistics(lm)
         self.shift, self.scale = nn.Parameter(mean), nn.Parameter(deviation)

@@ -10,11 +10,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered, Film
+from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, Film
 from latentwire.wires.latent.message import Latents
 
 
-class Embeddings(AdapterConfig):
+class EmbeddingsConfig(AdapterConfig):
     """Soft tokens: a residual two-layer MLP, scaled to the size of the reader's own embeddings.
 
     hidden: its inner width. dropout: there, in training. film: scale and shift by how many tokens a latent stands
@@ -29,13 +29,13 @@ class Embeddings(AdapterConfig):
     gain: bool = True
 
     def build(self, source: int, lm: LM) -> nn.Module:
-        return _Embeddings(self, source, lm)
+        return EmbeddingsAdapter(self, source, lm)
 
 
-class _Embeddings(nn.Module):
+class EmbeddingsAdapter(nn.Module):
     rms: Tensor
 
-    def __init__(self, settings: Embeddings, source: int, lm: LM) -> None:
+    def __init__(self, settings: EmbeddingsConfig, source: int, lm: LM) -> None:
         super().__init__()
         table = lm.embeddings().detach()
         width = table.shape[1]

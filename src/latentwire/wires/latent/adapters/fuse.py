@@ -12,12 +12,12 @@ from torch import Tensor, nn
 from latentwire.errors import UserError
 from latentwire.lm.masks.reading import Memory
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.base import AdapterConfig, kv_shape
+from latentwire.wires.latent.adapters.adapter import AdapterConfig, kv_shape
 from latentwire.wires.latent.adapters.deep_prefix import statistics
 from latentwire.wires.latent.message import Latents
 
 
-class Fuse(AdapterConfig):
+class FuseConfig(AdapterConfig):
     """The reader reads the text, and each of its keys and values becomes own + tanh(gate) · map(source, own).
 
     The source's latents are keys and values, one for each token of the reader, and layers are fused in pairs.
@@ -40,7 +40,7 @@ class Fuse(AdapterConfig):
                 "adapter: found fuse for latents that are vectors, expected keys and values, layer by layer "
                 "(an encoder source with states: keys and translator: null, and no width)."
             )
-        return Fused(self, sample, lm)
+        return FuseAdapter(self, sample, lm)
 
     def pairs(self, reader: int, source: int) -> dict[int, int]:
         """By layer of `reader` the one of `source` layers. Raises `UserError` where there is no such layer."""
@@ -55,10 +55,13 @@ class Fuse(AdapterConfig):
         return dict(self.layers)
 
 
-class Fused(nn.Module):
-    """See `Fuse`. scales: `(layers, 2, heads, width)`, the spread of the reader's own, in which maps speak."""
+class FuseAdapter(nn.Module):
+    """See `FuseConfig`.
 
-    def __init__(self, settings: Fuse, sample: Latents, lm: LM) -> None:
+    scales: `(layers, 2, heads, width)`, the spread of the reader's own, in which maps speak.
+    """
+
+    def __init__(self, settings: FuseConfig, sample: Latents, lm: LM) -> None:
         super().__init__()
         count, heads, width = kv_shape(lm)
         self._pairs = settings.pairs(count, len(sample.keys))

@@ -8,20 +8,20 @@ from torch import nn
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered, kv_shape
+from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, kv_shape
 from latentwire.wires.latent.message import Latents
 
 
-class Native(AdapterConfig):
+class NativeConfig(AdapterConfig):
     """Keys and values as the encoder gives them: the reader has the encoder's own layers. Nothing to train."""
 
     kind: Literal["native"] = "native"
 
     def build(self, source: int, lm: LM) -> nn.Module:
-        return _Native(lm)
+        return NativeAdapter(lm)
 
 
-class _Native(nn.Module):
+class NativeAdapter(nn.Module):
     def __init__(self, lm: LM) -> None:
         super().__init__()
         self._layers, self._heads, self._width = kv_shape(lm)

@@ -8,21 +8,21 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.base import AdapterConfig, Delivered
+from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered
 from latentwire.wires.latent.adapters.deep_prefix import statistics
 from latentwire.wires.latent.message import Latents
 
 
-class Projected(AdapterConfig):
+class ProjectedConfig(AdapterConfig):
     """One linear layer from a latent to a reader's layer: what ridge regression can solve for."""
 
     kind: Literal["projected"] = "projected"
 
-    def build(self, source: int, lm: LM) -> Projection:
-        return Projection(source, lm)
+    def build(self, source: int, lm: LM) -> ProjectedAdapter:
+        return ProjectedAdapter(source, lm)
 
 
-class Projection(nn.Module):
+class ProjectedAdapter(nn.Module):
     """Begins with the mean of the reader's own keys and values, and for latents of size one with their spread.
 
     shape: `(2, heads, width)` of what a layer makes, keys (not rotated) before values.

@@ -1,27 +1,27 @@
-"""Encoders: how a context becomes latents. A new one is a file and a line in `Encoder`."""
+"""Encoders: how a context becomes latents. A new one is a file and a line in `EncoderKind`."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from latentwire.wires.latent.encoders.bytes import BytesEncoder
-from latentwire.wires.latent.encoders.constant import ConstantEncoder
-from latentwire.wires.latent.encoders.own import SelfEncoder
-from latentwire.wires.latent.encoders.sentence import SentenceEncoder
-from latentwire.wires.latent.encoders.source import SourceEncoder
-from latentwire.wires.latent.encoders.tokens import TokensEncoder
+from latentwire.wires.latent.encoders.bytes import BytesConfig
+from latentwire.wires.latent.encoders.constant import ConstantConfig
+from latentwire.wires.latent.encoders.self_encoder import SelfConfig
+from latentwire.wires.latent.encoders.sentence import SentenceConfig
+from latentwire.wires.latent.encoders.source import SourceConfig
+from latentwire.wires.latent.encoders.tokens import TokensConfig
 
 __all__ = [
-    "BytesEncoder",
-    "ConstantEncoder",
-    "Encoder",
-    "SelfEncoder",
-    "SentenceEncoder",
-    "SourceEncoder",
-    "TokensEncoder",
+    "BytesConfig",
+    "ConstantConfig",
+    "EncoderKind",
+    "SelfConfig",
+    "SentenceConfig",
+    "SourceConfig",
+    "TokensConfig",
 ]
 
-Encoder = Annotated[
-    SelfEncoder | TokensEncoder | BytesEncoder | SentenceEncoder | ConstantEncoder | SourceEncoder,
+EncoderKind = Annotated[
+    SelfConfig | TokensConfig | BytesConfig | SentenceConfig | ConstantConfig | SourceConfig,
     Field(discriminator="kind"),
 ]

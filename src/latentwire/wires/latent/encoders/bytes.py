@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import pad_rows
-from latentwire.wires.latent.encoders.base import Pooling
+from latentwire.wires.latent.encoders.encoder import Pooling
 from latentwire.wires.latent.encoders.pool import Pool
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import spread
@@ -22,7 +22,7 @@ BEGIN = 256
 """Stands before the first byte, so that an empty context is something too."""
 
 
-class BytesEncoder(Pooling):
+class BytesConfig(Pooling):
     """A byte transformer of `layers` layers, pooled into M latents; LatentWire's design of 2025.
 
     bytes_per_token: how many bytes count as one token where positions and lengths are given.
@@ -32,14 +32,14 @@ class BytesEncoder(Pooling):
     layers: int = Field(default=4, ge=1)
     bytes_per_token: float = Field(default=4.0, gt=0)
 
-    def build(self, source: LM) -> Bytes:
-        return Bytes(self, source.device)
+    def build(self, source: LM) -> BytesEncoder:
+        return BytesEncoder(self, source.device)
 
 
-class Bytes(nn.Module):
+class BytesEncoder(nn.Module):
     """Reads bytes in both directions; positions are sinusoids (1706.03762), so no length is too long."""
 
-    def __init__(self, settings: BytesEncoder, device: torch.device) -> None:
+    def __init__(self, settings: BytesConfig, device: torch.device) -> None:
         super().__init__()
         self.frozen: dict[str, Callable[[], str]] = {}
         self._bytes_per_token = settings.bytes_per_token

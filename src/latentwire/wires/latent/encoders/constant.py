@@ -14,12 +14,15 @@ from torch import nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.encoders.base import EncoderConfig
+from latentwire.wires.latent.encoders.encoder import EncoderConfig
 from latentwire.wires.latent.message import Latents
 
 
-class ConstantEncoder(EncoderConfig):
-    """Configuration of `Constant`. tokens: how many latents. gives: hidden states, keys and values, or both."""
+class ConstantConfig(EncoderConfig):
+    """Configuration of `ConstantEncoder`.
+
+    tokens: how many latents. gives: hidden states, keys and values, or both.
+    """
 
     kind: Literal["constant"] = "constant"
     tokens: int = Field(default=32, ge=1)
@@ -29,17 +32,17 @@ class ConstantEncoder(EncoderConfig):
     def count(self) -> int | None:
         return self.tokens
 
-    def build(self, lm: LM) -> Constant:
-        return Constant(self, lm)
+    def build(self, lm: LM) -> ConstantEncoder:
+        return ConstantEncoder(self, lm)
 
 
-class Constant(nn.Module):
+class ConstantEncoder(nn.Module):
     """Learned latents, which begin as what the model holds of as many tokens drawn at random.
 
     Random numbers would begin far from anything that a reader knows (Cartridges, 2506.06266).
     """
 
-    def __init__(self, settings: ConstantEncoder, lm: LM) -> None:
+    def __init__(self, settings: ConstantConfig, lm: LM) -> None:
         super().__init__()
         drawn = torch.randint(len(lm.embeddings()), (settings.tokens,), generator=torch.Generator().manual_seed(0))
         with torch.no_grad():

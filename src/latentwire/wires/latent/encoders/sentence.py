@@ -10,13 +10,13 @@ from pydantic import Field
 from torch import nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.encoders.base import FixedCount
+from latentwire.wires.latent.encoders.encoder import FixedCount
 from latentwire.wires.latent.encoders.frozen import FrozenText
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import spread
 
 
-class SentenceEncoder(FixedCount):
+class SentenceConfig(FixedCount):
     """The mean of a frozen model's token states, normalised, expanded into M latents by a two-layer MLP.
 
     model: the frozen model: a hub id, a folder, or `embedded:NAME`; it is named and fingerprinted, not saved.
@@ -27,14 +27,14 @@ class SentenceEncoder(FixedCount):
     model: str
     hidden: int = Field(default=1024, ge=1)
 
-    def build(self, source: LM) -> Sentence:
-        return Sentence(self, source)
+    def build(self, source: LM) -> SentenceEncoder:
+        return SentenceEncoder(self, source)
 
 
-class Sentence(nn.Module):
+class SentenceEncoder(nn.Module):
     """Positions and lengths are in the frozen model's tokens."""
 
-    def __init__(self, settings: SentenceEncoder, source: LM) -> None:
+    def __init__(self, settings: SentenceConfig, source: LM) -> None:
         super().__init__()
         self._shape = (settings.latents, settings.width)
         self._text = FrozenText(settings.model, source.device)

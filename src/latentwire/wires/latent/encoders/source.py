@@ -19,14 +19,14 @@ from latentwire.wires.latent.align import Spans, marked, overlaps, remembered
 from latentwire.wires.latent.drafts import Drafting
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
-from latentwire.wires.latent.translators import Cross, States, Translator
+from latentwire.wires.latent.translators import CrossConfig, States, TranslatorKind
 
 if TYPE_CHECKING:
     from latentwire.wires.latent.modules import LatentModules
 
 
-class SourceEncoder(Drafting):
-    """Configuration of `Source`.
+class SourceConfig(Drafting):
+    """Configuration of `SourceEncoder`.
 
     layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or
         all of them where nothing translates.
@@ -49,10 +49,10 @@ class SourceEncoder(Drafting):
     align: str | None = None
     select: Select = Anchors()
     width: int = Field(default=256, ge=1)
-    translator: Translator | None = Cross()
+    translator: TranslatorKind | None = CrossConfig()
 
     @model_validator(mode="after")
-    def _slots_are_translated(self) -> SourceEncoder:
+    def _slots_are_translated(self) -> SourceConfig:
         if self.translator is None and self.select.slots:
             raise ValueError("select: found slots without a translator, expected anchors or mean")
         return self
@@ -61,25 +61,25 @@ class SourceEncoder(Drafting):
     def count(self) -> int | None:
         return self.select.slots or None
 
-    def build(self, lm: LM) -> Source:
-        return Source(self, lm)
+    def build(self, lm: LM) -> SourceEncoder:
+        return SourceEncoder(self, lm)
 
 
 @dataclass(frozen=True, eq=False)
-class Read:
+class SourceRead:
     """What the source holds of B contexts. length: `(B,)`, how many columns each has."""
 
     states: States
     length: Tensor
 
 
-class Source(nn.Module):
+class SourceEncoder(nn.Module):
     """The source is never trained and nothing flows into it; only the translator belongs to the wire.
 
     multiple: of columns to which contexts are padded.
     """
 
-    def __init__(self, settings: SourceEncoder, lm: LM) -> None:
+    def __init__(self, settings: SourceConfig, lm: LM) -> None:
         super().__init__()
         self.settings, self.multiple, self._lm = settings, 1, lm
         self.frozen: dict[str, Callable[[], str]] = {}
@@ -99,7 +99,7 @@ class Source(nn.Module):
         """Latents of B contexts, M vectors each; those of one never depend on another's."""
         return self.translate(self.read(contexts))
 
-    def translate(self, read: Read) -> Latents:
+    def translate(self, read: SourceRead) -> Latents:
         """The latents of contexts that were read; without a translator the states as they are."""
         states = read.states
         found = Latents(valid=states.real, positions=states.places, length=read.length)
@@ -128,7 +128,7 @@ class Source(nn.Module):
         return (self._wanted or self._marked)(self.drafts([context])[0])[0]
 
     @torch.no_grad()
-    def read(self, contexts: Sequence[str]) -> Read:
+    def read(self, contexts: Sequence[str]) -> SourceRead:
         """What the translator gets; nothing of it is ever trained."""
         contexts = self.drafts(contexts)
         content, valid = self._columns(contexts)
@@ -139,7 +139,7 @@ class Source(nn.Module):
             weights = self.settings.select.weights(valid)
             column = torch.arange(weights.shape[-1], device=weights.device)
             places = ((weights > 0) * column).amax(-1)
-        return Read(States(content, valid, weights, places, tuple(contexts)), length)
+        return SourceRead(States(content, valid, weights, places, tuple(contexts)), length)
 
     def spans(self, contexts: Sequence[str]) -> list[Spans]:
         """Where the columns of each context begin and end, in characters."""
@@ -187,7 +187,7 @@ class Source(nn.Module):
 def described(modules: LatentModules) -> str:
     """A wire's encoder, and its translator if it has one, for a sentence about what was found."""
     encoder = modules.config.encoder
-    if isinstance(encoder, SourceEncoder):
+    if isinstance(encoder, SourceConfig):
         translator = encoder.translator
         return "the encoder source" + (f" with the translator {translator.kind}" if translator else "")
     return f"the encoder {encoder.kind}"

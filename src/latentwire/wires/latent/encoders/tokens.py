@@ -8,14 +8,14 @@ from typing import Literal
 from torch import nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.encoders.base import Pooling
+from latentwire.wires.latent.encoders.encoder import Pooling
 from latentwire.wires.latent.encoders.frozen import FrozenText
 from latentwire.wires.latent.encoders.pool import Pool
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import spread
 
 
-class TokensEncoder(Pooling):
+class TokensConfig(Pooling):
     """M learned queries over the states of a frozen encoder or decoder.
 
     model: the frozen model: a hub id, a folder, or `embedded:NAME`; it is named and fingerprinted, not saved.
@@ -24,14 +24,14 @@ class TokensEncoder(Pooling):
     kind: Literal["tokens"] = "tokens"
     model: str
 
-    def build(self, source: LM) -> Tokens:
-        return Tokens(self, source)
+    def build(self, source: LM) -> TokensEncoder:
+        return TokensEncoder(self, source)
 
 
-class Tokens(nn.Module):
+class TokensEncoder(nn.Module):
     """Positions and lengths are in the frozen model's tokens."""
 
-    def __init__(self, settings: TokensEncoder, source: LM) -> None:
+    def __init__(self, settings: TokensConfig, source: LM) -> None:
         super().__init__()
         self._text = FrozenText(settings.model, source.device)
         self.frozen: dict[str, Callable[[], str]] = {settings.model: self._text.fingerprint}

@@ -1,14 +1,14 @@
-"""Translators: how what a source holds becomes latents. A new one is a file and a line in `Translator`."""
+"""Translators: how what a source holds becomes latents. A new one is a file and a line in `TranslatorKind`."""
 
 from typing import Annotated
 
 from pydantic import Field
 
-from latentwire.wires.latent.translators.base import States
-from latentwire.wires.latent.translators.cross import Cross
-from latentwire.wires.latent.translators.dit import Dit, Flow
-from latentwire.wires.latent.translators.mlp import ColumnMap, Mlp
+from latentwire.wires.latent.translators.cross import CrossConfig
+from latentwire.wires.latent.translators.dit import DitConfig, DitTranslator
+from latentwire.wires.latent.translators.mlp import MlpConfig, MlpTranslator
+from latentwire.wires.latent.translators.translator import States
 
-__all__ = ["ColumnMap", "Cross", "Dit", "Flow", "Mlp", "States", "Translator"]
+__all__ = ["CrossConfig", "DitConfig", "DitTranslator", "MlpConfig", "MlpTranslator", "States", "TranslatorKind"]
 
-Translator = Annotated[Cross | Mlp | Dit, Field(discriminator="kind")]
+TranslatorKind = Annotated[CrossConfig | MlpConfig | DitConfig, Field(discriminator="kind")]

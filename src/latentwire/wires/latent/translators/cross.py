@@ -9,11 +9,11 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
-from latentwire.wires.latent.translators.attention import Near, SwiGlu
-from latentwire.wires.latent.translators.base import States, TranslatorConfig
+from latentwire.wires.latent.translators.distance_attention import Near, SwiGlu
+from latentwire.wires.latent.translators.translator import States, TranslatorConfig
 
 
-class Cross(TranslatorConfig):
+class CrossConfig(TranslatorConfig):
     """Queries see each other, then the states, then a gated MLP, `layers` times.
 
     A query is learned where the number of latents is fixed, and begins as the mean of its columns where it is not.
@@ -33,11 +33,11 @@ class Cross(TranslatorConfig):
             raise UserError(
                 f"cross: found latents of width {width}, expected a multiple of its {self.heads} heads."
             )
-        return _Cross(self, source, width, slots)
+        return CrossTranslator(self, source, width, slots)
 
 
-class _Cross(nn.Module):
-    def __init__(self, settings: Cross, source: int, width: int, slots: int) -> None:
+class CrossTranslator(nn.Module):
+    def __init__(self, settings: CrossConfig, source: int, width: int, slots: int) -> None:
         super().__init__()
         self.inward = nn.Linear(source, width)
         self.queries = nn.Parameter(nn.init.orthogonal_(torch.empty(slots, width))) if slots else None
@@ -68,7 +68,7 @@ class _Cross(nn.Module):
 class Block(nn.Module):
     """Self-attention, cross-attention if `across`, and a gated MLP, each behind a norm and a tanh gate."""
 
-    def __init__(self, width: int, settings: Cross, *, across: bool) -> None:
+    def __init__(self, width: int, settings: CrossConfig, *, across: bool) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.RMSNorm(width) for _ in range(3 if across else 2))
         self.gates = nn.Parameter(torch.full((len(self.norms),), settings.gate))

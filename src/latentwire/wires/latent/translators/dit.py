@@ -14,11 +14,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from latentwire.wires.latent.translators.attention import Near
-from latentwire.wires.latent.translators.base import States, TranslatorConfig
+from latentwire.wires.latent.translators.distance_attention import Near
+from latentwire.wires.latent.translators.translator import States, TranslatorConfig
 
 
-class Dit(TranslatorConfig):
+class DitConfig(TranslatorConfig):
     """A diffusion transformer (2212.09748) as a rectified flow (2209.03003), run from noise in Euler steps.
 
     It reads the source's states by cross-attention, and one vector pooled of them beside the time (AdaLN-Zero).
@@ -53,8 +53,8 @@ class Dit(TranslatorConfig):
     def guided(self) -> bool:
         return self.guidance not in (0.0, 1.0)
 
-    def build(self, source: int, width: int, slots: int) -> Flow:
-        return Flow(self, source, width)
+    def build(self, source: int, width: int, slots: int) -> DitTranslator:
+        return DitTranslator(self, source, width)
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,10 +70,10 @@ class _Known:
     across: Tensor
 
 
-class Flow(nn.Module):
+class DitTranslator(nn.Module):
     """Velocities, and what is sampled along them."""
 
-    def __init__(self, settings: Dit, source: int, width: int) -> None:
+    def __init__(self, settings: DitConfig, source: int, width: int) -> None:
         super().__init__()
         hidden = settings.hidden
         self.settings, self.width = settings, width

@@ -8,25 +8,25 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
-from latentwire.wires.latent.translators.base import States, TranslatorConfig
+from latentwire.wires.latent.translators.translator import States, TranslatorConfig
 
 
-class Mlp(TranslatorConfig):
+class MlpConfig(TranslatorConfig):
     """The mean of a latent's columns through a residual two-layer MLP. hidden: its inner width."""
 
     kind: Literal["mlp"] = "mlp"
     hidden: int = Field(default=512, ge=1)
 
-    def build(self, source: int, width: int, slots: int) -> ColumnMap:
+    def build(self, source: int, width: int, slots: int) -> MlpTranslator:
         if slots:
             raise UserError("translator: mlp makes latents of columns, found a fixed number, expected anchors.")
-        return ColumnMap(self, source, width)
+        return MlpTranslator(self, source, width)
 
 
-class ColumnMap(nn.Module):
+class MlpTranslator(nn.Module):
     """A linear map, `skip`, and what a hidden layer adds to it."""
 
-    def __init__(self, settings: Mlp, source: int, width: int) -> None:
+    def __init__(self, settings: MlpConfig, source: int, width: int) -> None:
         super().__init__()
         self.skip = nn.Linear(source, width)
         self.inner, self.outer = nn.Linear(source, settings.hidden), nn.Linear(settings.hidden, width)

@@ -27,8 +27,8 @@ from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
 
 
-class SelfEncoder(Drafting):
-    """Configuration of `Own`.
+class SelfConfig(Drafting):
+    """Configuration of the `self` encoder.
 
     mask: how the encoder reads its context. copied: a full copy of the weights, all of it trained and saved,
         rather than the model's own, shared, with low-rank adapters. rank: of these, 0 for none (then nothing but
@@ -65,17 +65,17 @@ class SelfEncoder(Drafting):
     def count(self) -> int | None:
         return self.select.slots or None
 
-    def build(self, lm: LM) -> Own:
-        return Own(self, lm)
+    def build(self, lm: LM) -> SelfEncoder:
+        return SelfEncoder(self, lm)
 
 
-class Own(nn.Module):
+class SelfEncoder(nn.Module):
     """Reads contexts with `lm`'s own weights, shared, and adapters of its own, or with a copy of them.
 
     multiple: of columns to which contexts are padded.
     """
 
-    def __init__(self, settings: SelfEncoder, lm: LM) -> None:
+    def __init__(self, settings: SelfConfig, lm: LM) -> None:
         super().__init__()
         self.settings, self.multiple = settings, 1
         self.frozen: dict[str, Callable[[], str]] = {}
@@ -209,7 +209,7 @@ class Own(nn.Module):
         return [every[layer] for layer in self._layers]
 
 
-def _layers(settings: SelfEncoder, count: int) -> tuple[int, ...]:
+def _layers(settings: SelfConfig, count: int) -> tuple[int, ...]:
     if settings.layers is None or settings.layers == "upper":
         return tuple(range(0 if settings.layers is None else (count + 1) // 2, count))
     return chosen_layers(settings.layers, count)

@@ -8,17 +8,17 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latentwire.errors import UserError
-from latentwire.wires.latent.adapters import Adapter, Fuse, Native
+from latentwire.wires.latent.adapters import AdapterKind, FuseConfig, NativeConfig
 from latentwire.wires.latent.checkpoint import CONFIG
-from latentwire.wires.latent.encoders import Encoder, SelfEncoder
-from latentwire.wires.latent.refine import Refiner
+from latentwire.wires.latent.encoders import EncoderKind, SelfConfig
+from latentwire.wires.latent.refine import RefinerConfig
 
 Carry = Literal["context", "prompt"]
 Layout = Literal["question", "text", "only"]
 
 
-def _native() -> dict[str, Adapter]:
-    return {"embedded:heron": Native()}
+def _native() -> dict[str, AdapterKind]:
+    return {"embedded:heron": NativeConfig()}
 
 
 class LatentConfig(BaseModel):
@@ -43,11 +43,11 @@ class LatentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     source: str = "embedded:heron"
-    encoder: Encoder = SelfEncoder()
+    encoder: EncoderKind = SelfConfig()
     width: int | None = Field(default=None, ge=1)
-    refiner: Refiner | None = None
+    refiner: RefinerConfig | None = None
     private: int = Field(default=0, ge=0)
-    adapters: dict[str, Adapter] = Field(default_factory=_native, min_length=1)
+    adapters: dict[str, AdapterKind] = Field(default_factory=_native, min_length=1)
     carry: Carry = "context"
     layout: Layout | None = None
     positions: Literal["spread", "contiguous"] | None = None
@@ -77,7 +77,7 @@ class LatentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fused_token_by_token(self) -> LatentConfig:
-        for name in (name for name, each in self.adapters.items() if isinstance(each, Fuse)):
+        for name in (name for name, each in self.adapters.items() if isinstance(each, FuseConfig)):
             if self.layout != "text":
                 raise ValueError(
                     f"adapters: found fuse under layout {self.shown}, expected layout: text, since it changes the "

@@ -11,7 +11,7 @@ from latentwire.errors import UserError
 from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
-from latentwire.wires.base import Message, Texts, Wire
+from latentwire.wires.wire import Message, Texts, Wire
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -68,7 +68,7 @@ class TextWire(Wire):
         return context
 
 
-class Text(TextWire):
+class PlainText(TextWire):
     """The context as it is."""
 
     kind: Literal["text"] = "text"

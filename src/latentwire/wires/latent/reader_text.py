@@ -18,8 +18,8 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reader import Tokenizes
 from latentwire.lm.scoring.questions import Shared
-from latentwire.wires.latent.adapters.fuse import Fused
-from latentwire.wires.latent.config import LatentConfig
+from latentwire.wires.latent.adapters.fuse import FuseAdapter
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 
 SAMPLE = "A few words."
@@ -65,7 +65,9 @@ def asking(
     return None, lm.format.behind_all([question for _, question in prompts], lm)
 
 
-def fused(adapter: Fused, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]) -> Shared:
+def fused(
+    adapter: FuseAdapter, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]
+) -> Shared:
     """A text as keys and values of the reader's own, with latents added. Nothing flows into the reader's own.
 
     Args:

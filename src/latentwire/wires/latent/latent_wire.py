@@ -1,4 +1,4 @@
-"""`LatentWire`: what wires share that send latents, and `Latent`: a trained one."""
+"""`LatentWireBase`: what wires share that send latents, and `Latent`: a trained one."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from latentwire import models
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
-from latentwire.wires.base import Message, Wire
 from latentwire.wires.latent.average import Average
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.layout import OwnText, asking
+from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents, quantize, zero
 from latentwire.wires.latent.modules import CONFIG, LatentModules, read_config
+from latentwire.wires.latent.reader_text import OwnText, asking
 from latentwire.wires.latent.trained_readers import restore
+from latentwire.wires.wire import Message, Wire
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -36,7 +36,7 @@ _SOURCES: WeakValueDictionary[tuple[str, torch.dtype, str], LM] = WeakValueDicti
 """By name, and by dtype and device of the reader. Weak: memory is free again once no wire holds the source."""
 
 
-class LatentWire(Wire):
+class LatentWireBase(Wire):
     """Contexts as latents, encoded without the question unless the wire carries whole prompts.
 
     control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`, as many latents of nothing
@@ -117,7 +117,7 @@ class LatentWire(Wire):
         return self._written({"kind", "control"})
 
 
-class Latent(LatentWire):
+class Latent(LatentWireBase):
     """A trained wire. path: the folder of one, the run that trained it, or `embedded:NAME`."""
 
     kind: Literal["latent"] = "latent"
