@@ -19,7 +19,8 @@ from latentwire.lm import decoding
 from latentwire.lm.decoding import Decoding, Generated
 from latentwire.lm.decoding.engine import Engine
 from latentwire.lm.decoding.step import Step
-from latentwire.lm.loading import adapter_files, checks, prefix_adapters, weights
+from latentwire.lm.loading import adapter_files, prefix_adapters, reading_probe, weights
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
@@ -64,8 +65,8 @@ class LM:
         attention.install(model, attention_kernel)
         # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
         self._no_mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
-        with checks.evaluating(model):
-            checks.check(self)
+        with evaluating(model):
+            reading_probe.check(self)
 
     @classmethod
     def load(
@@ -207,7 +208,7 @@ class LM:
         if self.prefix_tuning is not None:
             reading = self.prefix_tuning.before(reading)
         decoder: nn.Module = self.model.get_decoder()
-        with nullcontext() if cache is None else checks.evaluating(self.model):
+        with nullcontext() if cache is None else evaluating(self.model):
             hidden: Tensor = decoder(
                 input_ids=None if embeddings else content,
                 inputs_embeds=content if embeddings else None,

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 
 from latentwire.errors import UserError
-from latentwire.lm.loading.checks import evaluating
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.masks.reading import Memory
 
 

@@ -14,7 +14,7 @@ from latentwire.lm.decoding.choose import Decoding, Generated, choose, suppresse
 from latentwire.lm.decoding.engine import Engine, Model
 from latentwire.lm.decoding.slots import HISTORY, seen_later
 from latentwire.lm.decoding.text import Speaker, Text
-from latentwire.lm.loading import checks
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.prefix import Prefilled, Prefix
 
 Refill = Callable[[int], tuple[Prefilled, list[Text]] | None]
@@ -122,7 +122,7 @@ def _write(lm: Generator, decoding: Decoding, rows: int, refill: Refill) -> None
     """Write texts in `rows` slots until `refill` has nothing left and all have ended."""
     engine = lm.engine
     desk = _Desk(lm, engine, decoding, rows)
-    with checks.evaluating(lm.model):
+    with evaluating(lm.model):
         try:
             more = True
             while True:

@@ -10,7 +10,8 @@ import torch
 from transformers import PreTrainedModel
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import adapter_files, checks
+from latentwire.lm.loading import adapter_files, reading_probe
+from latentwire.lm.loading.eval_mode import evaluating
 
 
 @torch.no_grad()
@@ -36,11 +37,11 @@ def merge(model: PreTrainedModel, adapter: str | PathLike[str]) -> PreTrainedMod
     own = {name for name in stored if ".base_layer." not in name}
     adapter_files.refuse_odd(own ^ wanted.keys(), set(wanted), folder)
     ids = torch.arange(3, 10, device=model.device)[None]
-    with checks.evaluating(adapted):
+    with evaluating(adapted):
         before = model(input_ids=ids, use_cache=False).logits
         merged: PreTrainedModel = adapted.merge_and_unload()
         after = merged(input_ids=ids, use_cache=False).logits
-    if not checks.close(after, before):
+    if not reading_probe.close(after, before):
         raise UserError(
             f"adapter: {folder} merged into {type(model).__name__} gives other logits than beside it, "
             "expected an adapter whose changes can be added to the weights."

@@ -13,7 +13,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import adapter_files, checks
+from latentwire.lm.loading import adapter_files, reading_probe
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.loading.saving import FORMAT_FILE, appearing
 from latentwire.lm.masks.reading import Reading
@@ -39,13 +40,13 @@ def load(lm: Reader, adapter: str | PathLike[str]) -> PrefixTuning:
     kind = type(lm.model).__name__
     try:
         beside: Any = peft.PeftModel.from_pretrained(lm.model, str(folder))
-        with checks.evaluating(beside), torch.no_grad():
+        with evaluating(beside), torch.no_grad():
             want = beside(input_ids=_probe(lm)).logits
     except Exception as error:  # whatever PEFT raises, these files are no adapter of this model
         raise UserError(f"adapter: {folder} does not fit {kind}: {adapter_files.told(error)}.") from error
     config = beside.active_peft_config
     found = PrefixTuning(stored[_TENSOR].to(lm.device), layers=config.num_layers, heads=config.num_attention_heads)
-    if not checks.close(_logits(lm, found), want):
+    if not reading_probe.close(_logits(lm, found), want):
         raise UserError(
             f"adapter: behind the prefix of {folder} {kind} gives other logits than with PEFT, "
             "expected a model that puts the same number of keys and values before every layer."
@@ -101,5 +102,5 @@ def _logits(lm: Reader, learned: PrefixTuning) -> Tensor:
     reader = copy.copy(lm)
     reader.prefix_tuning = learned
     columns = Prefix.of_tokens(ids.tolist(), device=lm.device).columns
-    with checks.evaluating(lm.model):
+    with evaluating(lm.model):
         return reader.head(reader.run(ids, columns, Reading(columns)))

@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.func import functional_call
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-from latentwire.lm.loading import checks
+from latentwire.lm.loading import reading_probe
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.prompt_format import PromptFormat
 
 FORMAT_FILE = "prompt_format.json"
@@ -129,7 +130,7 @@ def verify(model: PreTrainedModel, folder: Path) -> None:
     ids = torch.arange(_PROBE_ROWS * _PROBE_WIDTH, device=model.device).view(_PROBE_ROWS, _PROBE_WIDTH)
     ids = (5 * ids + 3) % model.get_input_embeddings().weight.shape[0]  # type: ignore[index,operator]
     call = {"input_ids": ids, "use_cache": False}
-    with checks.evaluating(model):
+    with evaluating(model):
         want, again = model(**call).logits, model(**call).logits
         alone = len({tensor.device for tensor in ours.values()}) == 1
         if alone:
@@ -137,7 +138,7 @@ def verify(model: PreTrainedModel, folder: Path) -> None:
         else:  # nothing moves states from one accelerator to the next in the fresh model
             got = fresh.eval()(input_ids=ids.cpu(), use_cache=False).logits
     # Some kernels add up in another order each time; then nothing stronger than closeness can be asked.
-    equal = torch.equal(got, want) if alone and torch.equal(want, again) else checks.close(got, want)
+    equal = torch.equal(got, want) if alone and torch.equal(want, again) else reading_probe.close(got, want)
     if not equal:
         raise RuntimeError(
             f"{type(fresh).__name__} loaded from what was saved gives other logits on a probe batch"

@@ -15,7 +15,7 @@ from transformers import (
 )
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import checks
+from latentwire.lm.loading import reading_probe
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
@@ -65,6 +65,6 @@ def take(whole: PreTrainedModel) -> PreTrainedModel:
     if left := [name for name, tensor in text.named_parameters() if tensor.is_meta]:
         raise UserError(f"model: found no {left[0]} on the text side of {kind}, so it cannot be read alone.")
     ids = torch.arange(3, 10, device=whole.device)[None]
-    if not checks.close(text(input_ids=ids).logits, whole(input_ids=ids).logits):
+    if not reading_probe.close(text(input_ids=ids).logits, whole(input_ids=ids).logits):
         raise UserError(f"model: the text side of {kind} answers otherwise alone than as a part of the whole.")
     return text

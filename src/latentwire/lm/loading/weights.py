@@ -24,7 +24,7 @@ from transformers.utils.hub import cached_file
 
 from latentwire import models
 from latentwire.errors import UserError
-from latentwire.lm.loading import adapter_files, merging, settling, shards, text_side
+from latentwire.lm.loading import adapter_files, aligned_memory, checkpoint_headers, merging, text_side
 from latentwire.lm.loading.saving import FORMAT_FILE, restore, save
 from latentwire.lm.prompt_format import PromptFormat
 
@@ -139,7 +139,7 @@ def load(
         model = merging.merge(model, adapter)
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
-    settling.settle(model, spec)
+    aligned_memory.align(model, spec)
     prompt_format = found.format
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
         prompt_format = _stored_format(str(adapter))  # how it was trained
@@ -196,7 +196,7 @@ def _read(
     """The causal language model of a checkpoint, every tensor of it in its place and none left over."""
     local = Path(source).is_dir()
     if local and quantization != "gguf":
-        shards.check(Path(source), quantization)
+        checkpoint_headers.check(Path(source), quantization)
     try:
         found: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
             source,
@@ -210,7 +210,7 @@ def _read(
         raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
     model, info = found
     if not local and (config := cached_file(source, "config.json")):
-        shards.check(Path(config).parent, quantization)
+        checkpoint_headers.check(Path(config).parent, quantization)
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
             raise UserError(f"weights: {spec} {what} {len(names)} tensor(s) such as {sorted(names)[0]}.")

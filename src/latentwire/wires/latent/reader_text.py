@@ -12,7 +12,7 @@ from typing import Protocol
 import torch
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import checks
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
@@ -87,6 +87,6 @@ def fused(
     ids, columns = text.tokens.content, text.tokens.columns
     assert ids is not None
     assert columns is not None
-    with torch.no_grad(), checks.evaluating(lm.model):
+    with torch.no_grad(), evaluating(lm.model):
         own = lm.memorize(Prefix(ids=ids, columns=columns), torch.float32)[1]
     return Shared(text.tokens.end, adapter(latents, own))

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import checks
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.adapters.projected import ProjectedAdapter
@@ -133,7 +133,7 @@ def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) 
         lm = readers[name]
         before: Marked = marked(lm.format, lm)
         rows = [before(each) for each in contexts]
-        with checks.evaluating(lm.model):
+        with evaluating(lm.model):
             memory = lm.memorize(Prefix.of_tokens([ids for ids, _ in rows], device=lm.device))[1]
         # (B, M, T): a latent as a mixture of the reader's tokens
         mixed = states.weights.to(lm.device) @ overlaps(spans, [its for _, its in rows], lm.device)

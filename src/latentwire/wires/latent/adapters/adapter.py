@@ -8,7 +8,7 @@ import torch
 from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
-from latentwire.lm.loading import checks
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.message import Latents
@@ -62,6 +62,6 @@ class Film(nn.Module):
 def kv_shape(lm: LM) -> tuple[int, int, int]:
     """Layers, key/value heads and width of a head."""
     # Asked of the model itself: configurations name these in many ways, and some name what does not count.
-    with checks.evaluating(lm.model):
+    with evaluating(lm.model):
         keys = lm.memorize(Prefix.of_tokens([[0]], device=lm.device))[1].keys
     return len(keys), keys[0].shape[1], keys[0].shape[3]

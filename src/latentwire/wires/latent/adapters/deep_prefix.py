@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor, nn
 
-from latentwire.lm.loading import checks
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, Film
@@ -92,7 +92,7 @@ def statistics(lm: LM) -> tuple[Tensor, Tensor]:
     """
     rows = [lm.format.before(text, lm) for text in CALIBRATION]
     prefix = Prefix.of_tokens(rows, device=lm.device)
-    with checks.evaluating(lm.model):
+    with evaluating(lm.model):
         memory = lm.memorize(prefix)[1]
     counted = prefix.columns.valid.clone()
     counted[:, 0] = False

@@ -12,7 +12,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import checks
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.lora import Lora, inject
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.masks.reading import Columns, Memory
@@ -112,7 +112,7 @@ class SelfEncoder(nn.Module):
         """
         wanted = [each for each in self.parameters() if each.requires_grad]
         if wanted:
-            with torch.enable_grad(), checks.evaluating(self._lm.model):
+            with torch.enable_grad(), evaluating(self._lm.model):
                 total = torch.stack([each.float().sum() for each in self(["A few words."]).tensors]).sum()
                 gradients = torch.autograd.grad(total, wanted, allow_unused=True)
             for each, gradient in zip(wanted, gradients, strict=True):

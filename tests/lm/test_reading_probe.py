@@ -61,10 +61,10 @@ def answers_as_prompt(module: Any, *args: Any, reading: Reading | None = None, *
 @pytest.mark.parametrize(
     ("function", "said"),
     [
-        (forgets, "not finite numbers"),
+        (forgets, "gives NaN or infinity"),
         (forgets_and_drops_the_mask, "stays causal"),
-        (looks_ahead, "sees tokens ahead"),
-        (answers_as_prompt, "sees tokens ahead"),
+        (looks_ahead, "attends to later tokens that its mask hides"),
+        (answers_as_prompt, "attends to later tokens that its mask hides"),
     ],
 )
 def test_an_attention_that_reads_otherwise_is_refused(
@@ -79,7 +79,7 @@ def test_only_one_layer_that_ignores_its_mask_is_enough(monkeypatch: pytest.Monk
         return (looks_ahead if module.layer_idx == 2 else OURS)(module, *args, **kwargs)
 
     attention_is(monkeypatch, one_layer)
-    refused(tiny_model(), "sees tokens ahead")
+    refused(tiny_model(), "attends to later tokens that its mask hides")
 
 
 @pytest.mark.parametrize("threads", [1, 2])
@@ -95,13 +95,13 @@ def test_rounding_is_not_taken_for_a_leak(threads: int) -> None:
 
 
 def test_a_head_that_is_not_known_is_refused() -> None:
-    refused(tiny_model("cohere"), "turns hidden states into logits in a way not known here")
+    refused(tiny_model("cohere"), "computes its logits from the hidden states in a way that is not known here")
 
 
 def test_weights_that_are_not_numbers_are_refused() -> None:
     model = tiny_model()
     model.model.layers[0].mlp.up_proj.weight.data[0, 0] = torch.nan
-    refused(model, "not finite numbers")
+    refused(model, "gives NaN or infinity")
 
 
 # What `attention.refuse` says without running anything.

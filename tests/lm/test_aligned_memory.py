@@ -9,7 +9,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from latentwire import LM, UserError
-from latentwire.lm.loading import settling
+from latentwire.lm.loading import aligned_memory
 from tests.support.checkpoints import write_plain
 from tests.support.models import tiny_model
 
@@ -22,16 +22,16 @@ def patterns(dtype: torch.dtype) -> torch.Tensor:
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_what_is_not_finite_is_found_whatever_its_bits(dtype: torch.dtype) -> None:
     for each, good in zip(patterns(dtype), patterns(dtype).isfinite().tolist(), strict=True):
-        assert settling._finite_bits(settling._integers(each), dtype) == good
+        assert aligned_memory._finite_bits(aligned_memory._integers(each), dtype) == good
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, -torch.nan])
 def test_wider_numbers_too(dtype: torch.dtype, value: float) -> None:
     edges = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min, -0.0, 5e-324], dtype=dtype)
-    assert settling._finite_bits(settling._integers(edges), dtype)
+    assert aligned_memory._finite_bits(aligned_memory._integers(edges), dtype)
     edges[2] = value
-    assert not settling._finite_bits(settling._integers(edges), dtype)
+    assert not aligned_memory._finite_bits(aligned_memory._integers(edges), dtype)
 
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma3"])
@@ -44,7 +44,7 @@ def test_loaded_weights_are_stocks_at_aligned_addresses(family: str, dtype: torc
     assert ours.state_dict().keys() == stock.state_dict().keys()
     for name, tensor in ours.state_dict().items():
         assert torch.equal(tensor, stock.state_dict()[name])
-        assert tensor.data_ptr() % settling.ALIGNMENT == 0
+        assert tensor.data_ptr() % aligned_memory.ALIGNMENT == 0
         assert tensor.is_contiguous()
     assert len(list(ours.parameters())) == len(list(stock.parameters()))
 
@@ -58,16 +58,16 @@ def shifted(model: torch.nn.Module) -> None:
 
 
 def test_stretches_and_chunks_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(settling, "PIECE", 4 * 37)
-    monkeypatch.setattr(settling, "CHUNK", 4 * 5)
+    monkeypatch.setattr(aligned_memory, "PIECE", 4 * 37)
+    monkeypatch.setattr(aligned_memory, "CHUNK", 4 * 5)
     model = tiny_model("llama_tied")
     want = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     shifted(model)
     turned = model.model.layers[0].mlp.up_proj.weight
     turned.data = turned.detach().T.contiguous().T
-    settling.settle(model, "it")
+    aligned_memory.align(model, "it")
     assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
-    assert all(tensor.data_ptr() % settling.ALIGNMENT == 0 for tensor in model.parameters())
+    assert all(tensor.data_ptr() % aligned_memory.ALIGNMENT == 0 for tensor in model.parameters())
     assert model.get_input_embeddings().weight is model.get_output_embeddings().weight
     # Each has memory of its own size: no view keeps a file or a larger buffer alive.
     assert all(p.untyped_storage().nbytes() == p.nbytes for p in model.parameters())
@@ -76,12 +76,12 @@ def test_stretches_and_chunks_fit_together(monkeypatch: pytest.MonkeyPatch) -> N
         shifted(broken)
         broken.model.layers[1].mlp.up_proj.weight.data.view(-1)[at] = torch.nan
         with pytest.raises(UserError, match=r"weights: model.layers.1.mlp.up_proj.weight of it holds NaN"):
-            settling.settle(broken, "it")
+            aligned_memory.align(broken, "it")
 
 
 def test_aligned_weights_stay_where_they_are() -> None:
     model = tiny_model()
     before = {name: tensor.data_ptr() for name, tensor in model.named_parameters()}
-    assert all(at % settling.ALIGNMENT == 0 for at in before.values())
-    settling.settle(model, "it")
+    assert all(at % aligned_memory.ALIGNMENT == 0 for at in before.values())
+    aligned_memory.align(model, "it")
     assert before == {name: tensor.data_ptr() for name, tensor in model.named_parameters()}

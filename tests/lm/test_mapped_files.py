@@ -8,9 +8,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from latentwire.lm.loading import mapped, settling
+from latentwire.lm.loading import aligned_memory, mapped_files
 
-pytestmark = pytest.mark.skipif(not mapped.MAPS.exists(), reason="only Linux tells what is mapped")
+pytestmark = pytest.mark.skipif(not mapped_files.MAPS.exists(), reason="only Linux tells what is mapped")
 
 
 @pytest.fixture
@@ -21,7 +21,7 @@ def weights(tmp_path: Path) -> dict[str, torch.Tensor]:
 
 
 def known(tensor: torch.Tensor) -> bool:
-    with mapped.files() as files:
+    with mapped_files.files() as files:
         return files.at(tensor.data_ptr(), tensor.nbytes) is not None
 
 
@@ -38,7 +38,7 @@ def test_changed_weights_settle_as_they_are_and_not_as_the_file_is(weights: dict
         model.register_parameter(name, torch.nn.Parameter(tensor[1:]))  # no aligned address: it is moved
     model.one.data += 1.0
     want = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    settling.settle(model, "it")  # type: ignore[arg-type]
+    aligned_memory.align(model, "it")  # type: ignore[arg-type]
     assert all(torch.equal(tensor, want[name]) for name, tensor in model.state_dict().items())
 
 

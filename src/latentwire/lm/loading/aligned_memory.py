@@ -18,7 +18,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentwire.errors import UserError
-from latentwire.lm.loading.mapped import Files, files
+from latentwire.lm.loading.mapped_files import Files, files
 
 ALIGNMENT = 64
 CHUNK = 2**20
@@ -43,7 +43,7 @@ class _Piece:
     file: tuple[int, int] | None
 
 
-def settle(model: PreTrainedModel, spec: str) -> None:
+def align(model: PreTrainedModel, spec: str) -> None:
     """Copy what is not aligned; tied tensors stay tied, and of what was copied nothing is held twice.
 
     Raises:
