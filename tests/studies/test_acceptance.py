@@ -13,7 +13,8 @@ from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.runs.store import Record, Run
 from latentwire.studies import commands, loading
 from latentwire.studies.stages import FitWire
-from latentwire.training.wire.config import PRESETS, WorldPassages
+from latentwire.training.data.world import WorldPassages
+from latentwire.training.wire.config import PRESETS
 from latentwire.training.wire.passages import passages
 from tests.support.studies import written
 from tests.support.wire_studies import HERON, A

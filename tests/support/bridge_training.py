@@ -2,8 +2,9 @@
 
 import torch
 
+from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit, WorldPassages
+from latentwire.training.wire.config import Fit
 from latentwire.training.wire.fit import fit
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate

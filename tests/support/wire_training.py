@@ -6,8 +6,9 @@ import torch
 from safetensors.torch import load_file
 
 from latentwire.lm.loading.lora import Lora
+from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit, TextSteps, WorldPassages
+from latentwire.training.wire.config import Fit, TextSteps
 from latentwire.training.wire.fit import fit
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.step import FitStep, collate

@@ -7,8 +7,9 @@ import pytest
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.lm.prompts import CAUSAL, Example
-from latentwire.training.config import FileData, WorldData
-from latentwire.training.finetuning.documents import IGNORE, document, sources
+from latentwire.training.data.instructions import FileData
+from latentwire.training.data.world import WorldData
+from latentwire.training.finetuning.documents import IGNORE, document
 from tests.support.models import tiny_lm, tiny_tokenizer
 
 CHAT = (
@@ -65,7 +66,7 @@ def test_every_turn_of_the_model_is_learned_and_every_user_turn_is_a_block(templ
 def test_the_three_kinds_of_lines_are_read(tmp_path, line):
     path = tmp_path / "data.jsonl"
     path.write_text((json.dumps(line) + "\n") * 5)
-    found = list(sources(FileData(kind="file", path=path), "train", None, 2))
+    found = list(FileData(kind="file", path=path).sources("train", None, 2))
     assert len(found) == 3
     assert learned(tiny_lm(), document(found[0], wires.parse("text"), tiny_lm())).endswith("</s>")
 
@@ -74,7 +75,7 @@ def test_a_line_separator_of_unicode_ends_no_line(tmp_path):
     path = tmp_path / "data.jsonl"
     line = json.dumps({"prompt": "a\u2028b", "response": "c\u0085d"}, ensure_ascii=False)
     path.write_text(f"\ufeff{line}\n{line}\n", encoding="utf-8")
-    (found,) = sources(FileData(kind="file", path=path), "train", None, 1)
+    (found,) = FileData(kind="file", path=path).sources("train", None, 1)
     assert found.question == "a\u2028b"
 
 
@@ -87,8 +88,8 @@ def test_held_out_lines_are_never_trained_on(tmp_path):
     path = tmp_path / "data.jsonl"
     path.write_text("".join(json.dumps({"prompt": f"p{n}", "response": "r"}) + "\n" for n in range(50)))
     data = FileData(kind="file", path=path)
-    train = {each.question for each in sources(data, "train", None, 10)}
-    held_out = {each.question for each in sources(data, "validation", None, 10)}
+    train = {each.question for each in data.sources("train", None, 10)}
+    held_out = {each.question for each in data.sources("validation", None, 10)}
     assert (len(train), len(held_out)) == (40, 10)
     assert not train & held_out
 
@@ -113,13 +114,13 @@ def test_an_unusable_file_is_told_in_one_sentence(tmp_path, content, part):
     if content is not None:
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(UserError) as error:
-        list(sources(FileData(kind="file", path=path), "train", None, 1))
+        list(FileData(kind="file", path=path).sources("train", None, 1))
     assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
 def test_the_worlds_tasks_take_turns():
     data = WorldData(tasks=("one_hop", "sums"))
-    ids = [each.id for each in sources(data, "train", 6, 0)]
+    ids = [each.id for each in data.sources("train", 6, 0)]
     assert [("one_hop" in each) for each in ids] == [True, False] * 3
-    assert not set(ids) & {each.id for each in sources(data, "validation", 50, 0)}
+    assert not set(ids) & {each.id for each in data.sources("validation", 50, 0)}

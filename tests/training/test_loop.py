@@ -12,7 +12,8 @@ from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
 from latentwire.lm.masks import attention
 from latentwire.training import loop
-from latentwire.training.config import Finetuning, Stopping, WorldData
+from latentwire.training.config import Finetuning, Stopping
+from latentwire.training.data.world import WorldData
 from latentwire.training.finetuning.checks import check
 from latentwire.training.finetuning.finetune import finetune
 from latentwire.training.finetuning.row_audit import audit_rows

@@ -22,6 +22,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
+from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives import (
     AnswerCrossEntropy,
     Contrast,
@@ -30,7 +31,7 @@ from latentwire.training.objectives import (
     Imitate,
     Objective,
 )
-from latentwire.training.wire.config import Fit, WorldPassages
+from latentwire.training.wire.config import Fit
 from latentwire.training.wire.fit import fit
 from latentwire.wires.latent.adapters import AdapterKind, DeepPrefixConfig, EmbeddingsConfig, NativeConfig
 from latentwire.wires.latent.encoders import EncoderKind, SelfConfig

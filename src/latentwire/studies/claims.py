@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
-from latentwire.training.config import Settings
+from latentwire.training.settings import Settings
 
 Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain", "side_effect", "interaction"]
 

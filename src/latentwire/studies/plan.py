@@ -2,36 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 from latentwire import __version__
 from latentwire.errors import UserError, one_of
-from latentwire.lm.prompts import Example
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Input
 from latentwire.studies import references
 from latentwire.studies.spec import FileTask, Study
 from latentwire.studies.stages import Evaluate, Finetune, FitWire, Source
-from latentwire.tasks import FILE_KINDS, data_files, read, resolve
-from latentwire.tasks.base import Task
+from latentwire.tasks import data_files, read, resolve
+from latentwire.tasks.base import Task, examples_sha256
 from latentwire.tasks.files import read_bytes
-from latentwire.tasks.world.sums import training_passage
-from latentwire.training.config import FileData, WorldData
-from latentwire.training.wire.config import TaskPassages, TextPassages, WorldPassages
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
 
 _PLACES = ("model", "start_from", "start_wire", "data")
 """Of a configuration, where files lie: that is no part of what a stage is, but what is in them."""
-_TRAIN_SAMPLE = 100
-"""Examples of an endless train split that stand for it in an identity."""
 
 
 @dataclass(frozen=True)
@@ -102,7 +93,7 @@ def make(study: Study) -> Plan:
     _check_split(study, tasks)
     folders = {spec: model_folder(spec) for spec in study.models()}
     weights = {spec: Input(path=spec, sha256=identity(model_files(path))) for spec, path in folders.items()}
-    data = {task.name: _hash_of(task.examples(study.split, study.limit)) for task in tasks}
+    data = {task.name: examples_sha256(task.examples(study.split, study.limit)) for task in tasks}
     inputs = {
         f"task {entry.name}{'' if part == 'documents' else f' {part}'}": _file(path)
         for entry in study.tasks
@@ -190,13 +181,7 @@ def _check_split(study: Study, tasks: Sequence[Task]) -> None:
         raise UserError(f"limit: found none, expected a number: the train split of {endless[0]} has no end.")
     for name, stage in study.stages.items():
         if study.split == "validation" and not isinstance(stage, Evaluate):
-            named: Sequence[str] = ()
-            if isinstance(stage.data, WorldData):
-                named = stage.data.tasks
-            elif isinstance(stage.data, WorldPassages):
-                named = stage.data.tiers
-            elif isinstance(stage.data, TaskPassages) and stage.data.data is None:
-                named = [stage.data.task]
+            named = stage.data.world_tasks()
             seen = {task.name for task in resolve(list(named), None)} if named else set()
             if shared := [task for task in world if task in seen]:
                 raise UserError(
@@ -229,36 +214,11 @@ def _ordered(study: Study) -> list[str]:
 
 def _training_data(stage: Finetune | FitWire) -> tuple[dict[str, Input], Any]:
     """The files that a training reads, and what stands for its data in its identity."""
-    if isinstance(stage.data, WorldPassages):
-        return {}, [_hash_of(training_passage(stage.data.tiers, number)) for number in range(_TRAIN_SAMPLE)]
-    if isinstance(stage.data, TaskPassages):
-        if stage.data.data is None and stage.data.task in FILE_KINDS:
-            raise UserError(f"data: found the task {stage.data.task!r} without data, expected a file to train on.")
-        paths = data_files(stage.data.task, stage.data.data) if stage.data.data else {}
-        files = {f"training data {part}": _file(path) for part, path in paths.items()}
-        drawn = [] if files else [task.source("train") for task in resolve([stage.data.task], None) if task.apart]
-        made = [_hash_of(list(islice(source, _TRAIN_SAMPLE))) for source in drawn]
-        return files, [stage.data.task, *(each.sha256 for each in files.values()), *made]
-    if isinstance(stage.data, TextPassages):
-        file = _file(stage.data.path)
-        return {"training data": file}, [file.sha256, stage.data.context, stage.data.continuation]
-    if isinstance(stage.data, FileData):
-        file = _file(stage.data.path)
-        return {"training data": file}, file.sha256
-    if isinstance(stage.data, WorldData):
-        samples = {task.name: task.source("train") for task in resolve(stage.data.tasks, None)}
-        hashes = {name: _hash_of(list(islice(source, _TRAIN_SAMPLE))) for name, source in samples.items()}
-        return {}, hashes
-    return {}, stage.data.model_dump(mode="json")
+    files = {part: _file(path) for part, path in stage.data.files().items()}
+    inputs = {f"training data {part}".rstrip(): file for part, file in files.items()}
+    return inputs, stage.data.identity({part: file.sha256 for part, file in files.items()})
 
 
 def _file(path: Path) -> Input:
     read_bytes(path)  # says in one sentence why it cannot be read
     return Input(path=str(path), sha256=file_sha256(path))
-
-
-def _hash_of(examples: Sequence[Example]) -> str:
-    digest = hashlib.sha256()
-    for example in examples:
-        digest.update(json.dumps(asdict(example), sort_keys=True, ensure_ascii=False).encode())
-    return digest.hexdigest()

@@ -12,7 +12,7 @@ from latentwire.studies.claims import Comparison, Effects, Gate
 from latentwire.studies.stages import Evaluate, FitWire, Name, Stage
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
-from latentwire.training.config import Settings
+from latentwire.training.settings import Settings
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
 

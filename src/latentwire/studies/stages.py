@@ -12,9 +12,10 @@ from latentwire.errors import UserError, one_of
 from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.gates import EXAMPLES, Gate
-from latentwire.training.config import Finetuning, Settings
+from latentwire.training.config import Finetuning
 from latentwire.training.objectives import Imitate
 from latentwire.training.objectives.imitation import STAGE
+from latentwire.training.settings import Settings
 from latentwire.training.wire.config import PRESETS, Fit
 from latentwire.wires import CONTROLS
 from latentwire.wires.latent.latent_wire import Latent

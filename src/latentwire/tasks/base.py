@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -44,3 +46,11 @@ class Task:
     def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
         """The first `limit` examples of `split` (all of them without a limit)."""
         return list(islice(self.source(split), limit))
+
+
+def examples_sha256(examples: Iterable[Example]) -> str:
+    """SHA-256 of everything that the examples hold, in their order."""
+    sha256 = hashlib.sha256()
+    for example in examples:
+        sha256.update(json.dumps(asdict(example), sort_keys=True, ensure_ascii=False).encode())
+    return sha256.hexdigest()

@@ -2,47 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from latentwire import wires
 from latentwire.lm.loading.lora import Lora
-
-
-class Settings(BaseModel):
-    """Base of everything that a study configures: unknown keys are errors, values do not change."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-
-class WorldData(Settings):
-    """Examples of the made-up world's tasks, from their train split; evaluation takes the validation split."""
-
-    kind: Literal["world"] = "world"
-    tasks: tuple[str, ...] = ("tiers",)
-
-
-class FileData(Settings):
-    """JSONL lines of `prompt/response`, `instruction/input/output` or chat `messages`.
-
-    The last `eval_samples` lines of a fixed shuffle are kept for evaluation.
-    """
-
-    kind: Literal["file"]
-    path: Path
-
-
-class HubData(Settings):
-    """A dataset of the hub with lines like those of `FileData`; needs the `datasets` package."""
-
-    kind: Literal["hub"]
-    name: str
-    split: str = "train"
-
-
-Data = Annotated[WorldData | FileData | HubData, Field(discriminator="kind")]
+from latentwire.training.data import DocumentData
+from latentwire.training.data.world import WorldData
+from latentwire.training.settings import Settings
 
 
 class Stopping(Settings):
@@ -98,7 +66,7 @@ class Finetuning(Loop):
 
     wire: str = "text"
     force_leaky: bool = False
-    data: Data = WorldData()
+    data: DocumentData = WorldData()
     train_samples: int | None = Field(default=None, ge=1)
     rows: int = Field(default=8, ge=1)
     row_tokens: int = Field(default=1024, ge=16)

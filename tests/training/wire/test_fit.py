@@ -10,6 +10,7 @@ from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
 from latentwire.lm.prefix import STEADY
 from latentwire.training import loop
+from latentwire.training.data.text import TextData
 from latentwire.training.objectives import (
     Align,
     AnswerCrossEntropy,
@@ -22,7 +23,7 @@ from latentwire.training.objectives import (
     Scale,
 )
 from latentwire.training.objectives.adapting import SMOOTHING
-from latentwire.training.wire.config import Fit, KeepProb, TextPassages, TextSteps
+from latentwire.training.wire.config import Fit, KeepProb, TextSteps
 from latentwire.training.wire.fit import fit
 from latentwire.wires.latent import trained_readers as pieces
 from latentwire.wires.latent.encoders import SelfConfig
@@ -257,7 +258,7 @@ def test_unlabelled_text_trains_a_reader_to_go_on(tmp_path):
     path = tmp_path / "texts.jsonl"
     texts = [" ".join(f"{word}{number}" for word in ("one", "two", "three", "four") * 5) for number in range(6)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
-    data = TextPassages(kind="text", path=path, context=6, continuation=4)
+    data = TextData(kind="text", path=path, context=6, continuation=4)
     found, lm, _ = run(tmp_path / "run", data=data, objectives=(AnswerCrossEntropy(), Reconstruct(weight=0.2)))
     assert found.steps == 6
     from latentwire.training.wire.passages import passages

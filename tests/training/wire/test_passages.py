@@ -14,8 +14,10 @@ from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
 from latentwire.tasks.world.reading import TIERS, ask_all
 from latentwire.tasks.world.sums import training_passage
-from latentwire.training.wire import passages as fit_passages
-from latentwire.training.wire.config import TaskPassages, WorldPassages
+from latentwire.training.data import task as task_data
+from latentwire.training.data import world as world_data
+from latentwire.training.data.task import TaskData
+from latentwire.training.data.world import WorldPassages
 from latentwire.training.wire.passages import Asking, passages
 from latentwire.wires import parse
 from latentwire.wires.latent.latent_config import LatentConfig
@@ -87,7 +89,7 @@ def drawn(data, split, count=40):
 
 @pytest.mark.parametrize("name", ["one_hop", "sums"])
 def test_a_task_of_the_world_is_trained_on_its_own_train_split_and_chosen_on_validation(name):
-    data = TaskPassages(kind="task", task=name)
+    data = TaskData(kind="task", task=name)
     tested = {example.context for example in resolve([name], None)[0].examples("test")}
     for split in ("train", "validation"):
         found = drawn(data, split)
@@ -97,9 +99,9 @@ def test_a_task_of_the_world_is_trained_on_its_own_train_split_and_chosen_on_val
 
 def test_a_task_whose_only_examples_are_those_it_is_evaluated_on_is_refused(monkeypatch):
     held = Task(name="hub", answer="span", source=lambda split: EXAMPLES)
-    monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [held])
+    monkeypatch.setattr(task_data, "resolve", lambda names, path: [held])
     with pytest.raises(UserError, match="data, a file to train on"):
-        drawn(TaskPassages(kind="task", task="hub"), "train")
+        drawn(TaskData(kind="task", task="hub"), "train")
 
 
 BENCHMARK = PromptFormat(template="raw", anchor="", delimiter=" ")
@@ -124,8 +126,8 @@ def test_a_task_with_a_format_of_its_own_is_trained_on_the_tokens_it_is_evaluate
     lm = tiny_lm()
     lm.tokenizer = tiny_tokenizer(bos=bos)
     task = Task(name="own", answer="span", source=lambda split: examples, format=BENCHMARK)
-    monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [task])
-    data, config = TaskPassages(kind="task", task="own", data="own.jsonl"), LatentConfig(**wire)
+    monkeypatch.setattr(task_data, "resolve", lambda names, path: [task])
+    data, config = TaskData(kind="task", task="own", data="own.jsonl"), LatentConfig(**wire)
     found = [each for split in ("train", "validation") for each in passages(data, {"a": lm}, split, 999, config)]
     trained = {
         (each.context, (*each.text["a"], *asked), tuple(each.asks("a", at)), tuple(answer))
@@ -146,16 +148,16 @@ def test_a_task_with_a_format_of_its_own_is_trained_on_the_tokens_it_is_evaluate
 
 def test_a_prompt_that_is_all_context_leaves_latents_nothing_to_answer_behind(monkeypatch):
     task = Task(name="own", answer="span", source=lambda split: WHOLE, format=BENCHMARK)
-    monkeypatch.setattr(fit_passages, "resolve", lambda names, path: [task])
-    data = TaskPassages(kind="task", task="own", data="own.jsonl")
+    monkeypatch.setattr(task_data, "resolve", lambda names, path: [task])
+    data = TaskData(kind="task", task="own", data="own.jsonl")
     with pytest.raises(UserError, match=r"found nothing behind the latents of .*, expected .*layout: text"):
         [drawn(data, split) for split in ("train", "validation")]  # by its hash the only group is in one of them
 
 
 def test_passages_are_made_once_for_all_stages_that_train_on_the_same(monkeypatch):
     made = []
-    honest = fit_passages.training_passage
-    monkeypatch.setattr(fit_passages, "training_passage", lambda *a: (made.append(a), honest(*a))[1])
+    honest = world_data.training_passage
+    monkeypatch.setattr(world_data, "training_passage", lambda *a: (made.append(a), honest(*a))[1])
     lm, twin, data = tiny_lm(), tiny_lm(), WorldPassages(tiers=("reverse",))
     first = passages(data, {"a": lm}, "train", 7)
     assert len(made) == 7

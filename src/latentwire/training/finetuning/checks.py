@@ -9,7 +9,6 @@ from latentwire.lm.loading.lora import check_layers
 from latentwire.lm.masks.kernel_choice import Choice, choose
 from latentwire.lm.model import LM
 from latentwire.training.config import Finetuning
-from latentwire.training.finetuning.documents import sources
 
 
 def check(settings: Finetuning, lm: LM) -> None:
@@ -24,7 +23,7 @@ def check(settings: Finetuning, lm: LM) -> None:
         UserError: one of those, naming the field.
     """
     wires.parse(settings.wire).refuse_training(force=settings.force_leaky)
-    next(sources(settings.data, "train", 1, settings.eval_samples))
+    next(iter(settings.data.sources("train", 1, settings.eval_samples)))
     if settings.lora is not None:
         check_layers(lm, settings.lora)
     kernel(settings, lm)

@@ -18,9 +18,10 @@ from latentwire.lm.masks import attention, flex
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.training.config import Finetuning
+from latentwire.training.data import Source
 from latentwire.training.finetuning.adapters import Trainable
 from latentwire.training.finetuning.checks import check, kernel
-from latentwire.training.finetuning.documents import Document, Source, document, sources
+from latentwire.training.finetuning.documents import Document, document
 from latentwire.training.finetuning.objectives import AnswerCrossEntropy
 from latentwire.training.finetuning.packing import Plan, Rows, collate, pack
 from latentwire.training.finetuning.row_audit import audit_rows, without_leaks
@@ -71,7 +72,7 @@ class _Finetuning:
 
     def __init__(self, lm: LM, wire: Wire, settings: Finetuning, log: Callable[[str], None]) -> None:
         self.lm, self.wire, self.settings, self.log = lm, wire, settings, log
-        held_out = list(sources(settings.data, "validation", settings.eval_samples, settings.eval_samples))
+        held_out = list(settings.data.sources("validation", settings.eval_samples, settings.eval_samples))
         self.held_out = held_out
         self.eval_rows = self._eval_batches(self._documents(held_out))
         self.plan = self._plan()
@@ -133,7 +134,7 @@ class _Finetuning:
 
     def _plan(self) -> Plan:
         settings = self.settings
-        stream = sources(settings.data, "train", settings.train_samples, settings.eval_samples)
+        stream = settings.data.sources("train", settings.train_samples, settings.eval_samples)
         needed = settings.steps * settings.rows * settings.row_tokens
         found: list[Source] = []
         budget = 0

@@ -1,6 +1,6 @@
 """Objectives on the context's own tokens, read behind its latents: no question, no label is needed.
 
-The continuation of a context is no objective of its own: `TextPassages` makes it the answer.
+The continuation of a context is no objective of its own: `TextData` makes it the answer.
 """
 
 from __future__ import annotations

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from latentwire.errors import UserError
 from latentwire.training import losses
-from latentwire.training.config import Settings
 from latentwire.training.schedules import annealed
+from latentwire.training.settings import Settings
 from latentwire.wires.latent.drafts import Drafting
 
 if TYPE_CHECKING:

@@ -18,10 +18,10 @@ from latentwire.evaluation.summary import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
-from latentwire.tasks import resolve
 from latentwire.tasks.base import Split, Task
-from latentwire.training.wire.config import Fit, PassageData, TaskPassages, TextPassages
-from latentwire.training.wire.passages import groups, kept
+from latentwire.training.data import PassageData
+from latentwire.training.wire.config import Fit
+from latentwire.training.wire.passages import groups
 from latentwire.wires.latent.latent_wire import Latent
 
 
@@ -31,7 +31,7 @@ def check(data: PassageData, gates: Sequence[Gate], examples: int) -> None:
     Raises:
         UserError: no such metric, too small a sample, or data without questions.
     """
-    tasks = _tasks(data)
+    tasks = data.evaluation_tasks()
     known = {name for task in tasks for name in METRICS[task.answer]} | {"nll"}
     known |= {"first_token_top1", "first_token_top5"} if all(task.answer != "choice" for task in tasks) else set()
     for gate in gates:
@@ -83,19 +83,9 @@ def judge(
     return judged
 
 
-def _tasks(data: PassageData) -> list[Task]:
-    """What the wire is trained for, with the examples that its training has kept for evaluation."""
-    if isinstance(data, TextPassages):
-        raise UserError("accept: found data without questions, expected kind world or task.")
-    if not isinstance(data, TaskPassages):
-        return resolve(list(data.tiers), None)
-    return [replace(task, source=partial(kept, task=task)) for task in resolve([data.task], data.data)]
-
-
 def _unseen(settings: Fit, examples: int, log: Callable[[str], None]) -> list[Task]:
     """The tasks without the groups that chose the checkpoint, if so many examples are left."""
-    data, tasks = settings.data, _tasks(settings.data)
-    assert not isinstance(data, TextPassages)
+    data, tasks = settings.data, settings.data.evaluation_tasks()
     seen = groups(data, "validation", settings.eval_samples, whole=settings.wire.carry == "prompt")
 
     def source(task: Task, split: Split) -> Iterator[Example]:

@@ -2,60 +2,19 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
 from latentwire.lm.loading.lora import Lora
-from latentwire.tasks.world.reading import TIERS
-from latentwire.tasks.world.sums import WorldTier
-from latentwire.training.config import Loop, Settings
+from latentwire.training.config import Loop
+from latentwire.training.data import PassageData
+from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, Objective
 from latentwire.training.schedules import annealed
+from latentwire.training.settings import Settings
 from latentwire.wires.latent.modules import LatentConfig
 from latentwire.wires.latent.ridge import Ridge
-
-
-class WorldPassages(Settings):
-    """Passages of the made-up world with all questions of some tiers; evaluation takes the validation split.
-
-    tiers: `sums` may be among them: then one passage in as many as there are tiers is a word problem.
-    """
-
-    kind: Literal["world"] = "world"
-    tiers: tuple[WorldTier, ...] = Field(default=TIERS, min_length=1)
-
-
-class TaskPassages(Settings):
-    """Any task with contexts and answers in words; examples that share a context are asked together.
-
-    A task of the made-up world is trained on its own train split. Of a file, one group in twenty, by its hash, is
-    kept for evaluation.
-
-    data: the task's file, where it is read from one; it must be another than the one evaluated in the end.
-    """
-
-    kind: Literal["task"]
-    task: str
-    data: Path | None = None
-
-
-class TextPassages(Settings):
-    """Unlabelled text: the reader goes on behind the latents of what comes before (self-study).
-
-    path: JSONL lines with a `text` each, or a file of any other ending with a text a line. Texts are cut into
-    pieces of `context` words to be encoded and up to `continuation` words to be answered with. One text in twenty,
-    by its hash and at least one, is kept for evaluation.
-    """
-
-    kind: Literal["text"]
-    path: Path
-    context: int = Field(default=128, ge=1)
-    continuation: int = Field(default=64, ge=1)
-
-
-PassageData = Annotated[WorldPassages | TaskPassages | TextPassages, Field(discriminator="kind")]
 
 
 class KeepProb(Settings):

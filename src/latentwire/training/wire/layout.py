@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pydantic import ValidationError
 
 from latentwire.errors import UserError
-from latentwire.training.wire.config import Fit, TextPassages
+from latentwire.training.wire.config import Fit
 from latentwire.wires.latent.latent_config import LatentConfig
 
 
@@ -30,7 +30,7 @@ def settled(settings: Fit, log: Callable[[str], None]) -> Fit:
             told = error.errors()[0]["msg"].removeprefix("Value error, ")
             raise UserError(f"wire: {kind} chooses layout {layout}: {told}.") from error
         log(f"layout: {layout}, chosen by {kind}")
-    if wire.carry == "prompt" and isinstance(settings.data, TextPassages):
+    if wire.carry == "prompt" and not settings.data.asks:
         # What is encoded would be a bare piece in training and a worded prompt wherever the wire is read.
         raise UserError(
             "data: found text, which makes no prompts, under carry: prompt, expected data with questions or "

@@ -3,31 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
-from itertools import groupby, islice
+from itertools import islice
 
 from latentwire.errors import UserError
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.model import LM
-from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
-from latentwire.tasks import resolve
-from latentwire.tasks.base import Split, Task
+from latentwire.tasks.base import Split
 from latentwire.tasks.files import digest
-from latentwire.tasks.world.sums import WorldTier, training_passage
+from latentwire.training.data import ContextExamples, PassageData
 from latentwire.training.jobs import spread
-from latentwire.training.wire.config import PassageData, TaskPassages, TextPassages, WorldPassages
-from latentwire.training.wire.texts import pieces
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.reader_text import asking
 
 PER_JOB = 500
 """Passages that one process makes at a time; fewer are made here."""
-
-HELD_OUT = 20
-"""One group in so many is kept for evaluation."""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of what stands behind a context, and of the answer with its end-of-sequence token."""
@@ -106,8 +99,8 @@ class Passage:
     """One context. group: what it shares with others. text: by reader, the ids of it and of what stands before.
     pairs: by reader, its questions; the same questions in the same order for all readers.
 
-    behind: by reader, what is asked behind latents, where that is something else. Where whole prompts are carried,
-    `context` and `text` are the prompt, and `singly` holds a passage for each question.
+    behind: by reader, what is asked after latents, where that is something else. Where whole prompts are carried,
+    `context` and `text` are the prompt.
     """
 
     group: str
@@ -115,7 +108,6 @@ class Passage:
     text: dict[str, list[int]]
     pairs: dict[str, list[Pair]]
     behind: dict[str, list[list[int]]] = field(default_factory=dict)
-    singly: tuple[Passage, ...] = ()
 
     def asks(self, reader: str, number: int) -> list[int]:
         """Token ids of what a reader is asked behind latents."""
@@ -142,127 +134,83 @@ def passages(
     """
     tokenizing = {name: Asking.of(lm, wire) for name, lm in readers.items()}
     whole = wire is not None and wire.carry == "prompt"
-    if isinstance(data, TextPassages):
-        return [_told(tokenizing, *piece) for piece in pieces(data, split, count)]
-    if isinstance(data, TaskPassages) or split != "train":
-        told = (
-            _tokenize(_worded_as(words, tokenizing), examples) for words, examples in _of_task(data, split, whole)
-        )
-        return list(islice((one for each in told for one in each.singly or (each,)), count))
-    words = json.dumps([{name: each.words for name, each in tokenizing.items()}, data.tiers, count, whole])
-    return list(_of_training(_World(words, data.tiers, tokenizing, count, whole)))
+    if data.generated and split == "train":
+        words = json.dumps([{name: each.words for name, each in tokenizing.items()}, count, whole])
+        return list(_generated(_Generated(words, data, tokenizing, count, whole)))
+    told = (tokenize(shared, tokenizing) for shared in data.contexts(split))
+    return list(islice((passage for each in told for passage in each), count))
 
 
 @dataclass(frozen=True)
-class _World:
-    """Passages of the world's training split. words: tells them from others; what follows need not be compared."""
+class _Generated:
+    """Generated passages of a training split. words: with the data, all that makes them what they are."""
 
     words: str
-    tiers: Sequence[WorldTier] = field(compare=False)
+    data: PassageData
     tokenizing: Mapping[str, Asking] = field(compare=False)
     count: int = field(compare=False)
     whole: bool = field(compare=False)
 
 
 @lru_cache(maxsize=1)
-def _of_training(wanted: _World) -> Sequence[Passage]:
-    """Kept: stages of a study mostly train on the same ones, and to make them takes long."""
-    make, count = partial(_of_world, wanted.tiers, wanted.tokenizing), wanted.count
+def _generated(wanted: _Generated) -> Sequence[Passage]:
+    """Cached: most stages of a study train on the same passages, and making them takes long."""
+    make, count = partial(_range_of, wanted.data, wanted.tokenizing), wanted.count
     if not wanted.whole:
-        return _at_once(make, range(count))
-    found: list[Passage] = []
-    made, asked = 0, max(1, len(make(range(1))[0].singly))
-    while len(found) < count:
-        # How many questions a passage has is known once it is made.
-        numbers = range(made, made + -(-(count - len(found)) // asked))
-        found += [one for each in _at_once(make, numbers) for one in each.singly]
+        return [passage for shared in _at_once(make, range(count)) for passage in shared]
+    passages: list[Passage] = []
+    made, asked = 0, max(1, len(make(range(1))[0]))
+    while len(passages) < count:
+        # How many questions a context has is known once it is made.
+        numbers = range(made, made + -(-(count - len(passages)) // asked))
+        passages += [passage for shared in _at_once(make, numbers) for passage in shared]
         made = numbers.stop
-        asked = max(1, len(found) // made)
-    return found[:count]
+        asked = max(1, len(passages) // made)
+    return passages[:count]
 
 
-def _at_once(make: Callable[[range], list[Passage]], numbers: range) -> list[Passage]:
-    """What is made of the numbers, in several processes where they are many."""
+def _at_once(make: Callable[[range], list[list[Passage]]], numbers: range) -> list[list[Passage]]:
+    """What is made of the numbers, in several processes where there are many."""
     jobs = [numbers[at : at + PER_JOB] for at in range(0, len(numbers), PER_JOB)]
     if len(jobs) == 1:
         return make(jobs[0])
-    return [each for part in spread(make, jobs) for each in part]
+    return [shared for part in spread(make, jobs) for shared in part]
 
 
-def _of_world(tiers: Sequence[WorldTier], tokenizing: Mapping[str, Asking], numbers: range) -> list[Passage]:
-    return [_tokenize(tokenizing, training_passage(tiers, number)) for number in numbers]
+def _range_of(data: PassageData, tokenizing: Mapping[str, Asking], numbers: range) -> list[list[Passage]]:
+    contexts = islice(data.contexts("train", numbers.start), len(numbers))
+    return [tokenize(shared, tokenizing) for shared in contexts]
 
 
-def _worded_as(words: PromptFormat | None, tokenizing: Mapping[str, Asking]) -> Mapping[str, Asking]:
-    """The readers with a task's own prompt format, where it has one: an evaluation words its prompts so too."""
-    if words is None:
-        return tokenizing
-    return {name: replace(each, format=words) for name, each in tokenizing.items()}
-
-
-def _of_task(
-    data: WorldPassages | TaskPassages, split: Split, whole: bool
-) -> Iterator[tuple[PromptFormat | None, list[Example]]]:
-    """Examples that share a context with their task's prompt format, the tasks taking turns.
-
-    whole: there may be no context.
-    """
-    named, path = ([data.task], data.data) if isinstance(data, TaskPassages) else (list(data.tiers), None)
-    tasks = resolve(named, path)
-    if isinstance(data, TaskPassages) and path is None and not all(task.apart for task in tasks):
-        raise UserError(
-            f"data: found {data.task} without a file, whose only examples are those it is evaluated on; expected "
-            "data, a file to train on."
-        )
-    examples_of = partial(kept, split) if isinstance(data, TaskPassages) else lambda task: task.source(split)
-    streams = [
-        (task.format, groupby(examples_of(task), key=lambda each: (each.group, each.context))) for task in tasks
-    ]
-    while streams:
-        for words, stream in list(streams):
-            found = next(stream, None)
-            if found is None:
-                streams.remove((words, stream))
-                continue
-            first, *others = found[1]
-            if first.choices:  # then answers are how the prompts of all of them go on
-                raise UserError(f"data: {first.id} has choices, expected an answer in words alone.")
-            if not first.answers or not (first.context or whole):
-                raise UserError(f"data: {first.id} has no context or no answer in words, expected both.")
-            yield words, [first, *others]
-
-
-def groups(data: WorldPassages | TaskPassages, split: Split, count: int, *, whole: bool) -> set[str]:
-    """The groups that the first `count` passages are of. whole: prompts are carried, each a passage."""
+def groups(data: PassageData, split: Split, count: int, *, whole: bool) -> set[str]:
+    """The groups of the first `count` passages. whole: prompts are carried, each question is a passage."""
     found: set[str] = set()
-    for _, examples in _of_task(data, split, whole):
+    for shared in data.contexts(split):
         if count <= 0:
             break
-        found.add(examples[0].group)
-        count -= len(examples) if whole else 1
+        found.add(shared.examples[0].group)
+        count -= len(shared.examples) if whole else 1
     return found
 
 
-def kept(split: Split, task: Task) -> Iterator[Example]:
-    """A task's examples of a split, where these lie apart. Else one group in `HELD_OUT`, by hash, is kept for
-    evaluation, whole."""
-    if task.apart:
-        yield from task.source(split)
-        return
-    for example in task.source("test"):
-        kept = int(digest(example.group)[:8], 16) % HELD_OUT == 0
-        if kept == (split != "train"):
-            yield example
+def tokenize(shared: ContextExamples, tokenizing: Mapping[str, Asking]) -> list[Passage]:
+    """One passage for a context; one for each of its questions where whole prompts are carried."""
+    if shared.continues:
+        return [_continued(shared.examples[0], tokenizing)]
+    whole = any(asking.wire.carry == "prompt" for asking in tokenizing.values())
+    first = shared.examples[0]
+    if first.choices:  # then answers are how the prompts of all of them go on
+        raise UserError(f"data: {first.id} has choices, expected an answer in words alone.")
+    if not first.answers or not (first.context or whole):
+        raise UserError(f"data: {first.id} has no context or no answer in words, expected both.")
+    if shared.format is not None:  # an evaluation words the prompts of such a task so too
+        tokenizing = {name: replace(asking, format=shared.format) for name, asking in tokenizing.items()}
+    if whole:
+        return [_passage([example], _worded(example, tokenizing), tokenizing) for example in shared.examples]
+    return [_passage(shared.examples, first.context, tokenizing)]
 
 
-def _tokenize(tokenizing: Mapping[str, Asking], examples: Sequence[Example]) -> Passage:
-    if any(each.wire.carry == "prompt" for each in tokenizing.values()):
-        singly = tuple(_passage(tokenizing, [each], _worded(tokenizing, each)) for each in examples)
-        return replace(singly[0], singly=singly)
-    return _passage(tokenizing, examples, examples[0].context)
-
-
-def _passage(tokenizing: Mapping[str, Asking], examples: Sequence[Example], carried: str) -> Passage:
+def _passage(examples: Sequence[Example], carried: str, tokenizing: Mapping[str, Asking]) -> Passage:
     told = {name: each.told(examples) for name, each in tokenizing.items()}
     return Passage(
         group=examples[0].group,
@@ -273,7 +221,7 @@ def _passage(tokenizing: Mapping[str, Asking], examples: Sequence[Example], carr
     )
 
 
-def _worded(tokenizing: Mapping[str, Asking], example: Example) -> str:
+def _worded(example: Example, tokenizing: Mapping[str, Asking]) -> str:
     """The prompt that is carried, the same for all readers."""
     found = {each.format.body(example.context, example.question) for each in tokenizing.values()}
     if len(found) > 1:
@@ -284,15 +232,15 @@ def _worded(tokenizing: Mapping[str, Asking], example: Example) -> str:
     return found.pop()
 
 
-def _told(tokenizing: Mapping[str, Asking], group: str, context: str, rest: str) -> Passage:
-    """A passage whose one question is the first token of what follows, and whose answer is all the others."""
+def _continued(example: Example, tokenizing: Mapping[str, Asking]) -> Passage:
+    """A passage whose one question is the first token of the continuation, and whose answer is all the others."""
     told = {
-        name: each.tokenizer(f" {rest}", add_special_tokens=False)["input_ids"]
+        name: each.tokenizer(f" {example.answers[0]}", add_special_tokens=False)["input_ids"]
         for name, each in tokenizing.items()
     }
     return Passage(
-        group=group,
-        context=context,
-        text={name: each.format.before(context, each) for name, each in tokenizing.items()},
+        group=example.group,
+        context=example.context,
+        text={name: each.format.before(example.context, each) for name, each in tokenizing.items()},
         pairs={name: [(list(ids[:1]), list(ids[1:]))] for name, ids in told.items()},
     )

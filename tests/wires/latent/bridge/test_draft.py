@@ -7,8 +7,8 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives import Align, AnswerCrossEntropy, FlowMatching
-from latentwire.training.wire.config import WorldPassages
 from latentwire.wires.latent import drafts as draft
 from latentwire.wires.latent.adapters import DeepPrefixConfig, FuseConfig
 from latentwire.wires.latent.drafts import Drafts

@@ -17,12 +17,15 @@ from latentwire.lm.prefix import pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.world.reading import ask_all
+from latentwire.training.data import ContextExamples
+from latentwire.training.data.task import TaskData
+from latentwire.training.data.text import TextData
 from latentwire.training.objectives import AnswerCrossEntropy, Contrast, Distill
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit, TaskPassages, TextPassages
+from latentwire.training.wire.config import Fit
 from latentwire.training.wire.fit import fit
 from latentwire.training.wire.layout import settled
-from latentwire.training.wire.passages import Asking, _tokenize, passages
+from latentwire.training.wire.passages import Asking, passages, tokenize
 from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent.adapters import BothConfig, DeepPrefixConfig, EmbeddingsConfig
@@ -168,7 +171,7 @@ def test_every_question_is_a_passage_of_its_own_where_prompts_are_carried(lm, tm
         {"id": str(n), "context": "", "question": f"What is {n} + 1?", "answers": [str(n + 1)]} for n in range(60)
     ]
     (tmp_path / "sums.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    data = TaskPassages(kind="task", task="jsonl", data=tmp_path / "sums.jsonl")
+    data = TaskData(kind="task", task="jsonl", data=tmp_path / "sums.jsonl")
     sums = passages(data, {lm.name: lm}, "train", 3, built)
     assert all(each.context.startswith("Question: What is") for each in sums)
     with pytest.raises(UserError, match="no context"):
@@ -180,7 +183,7 @@ def test_readers_that_word_prompts_differently_cannot_share_a_message(lm):
     built = config(lm, carry="prompt")
     both = {"one": Asking.of(lm, built), "other": replace(other, wire=built)}
     with pytest.raises(UserError, match="word a prompt differently"):
-        _tokenize(both, EXAMPLES[:1])
+        tokenize(ContextExamples(EXAMPLES[:1]), both)
 
 
 @pytest.mark.parametrize(("carry", "layout"), LAYOUTS)
@@ -290,7 +293,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
     assert said == ["layout: only, chosen by contrast"]
     assert settled(settings(carry="prompt", layout="text"), said.append).wire.layout == "text"
     assert settled(settings(), said.append).wire.shown == "question"
-    text = settings(carry="prompt").model_copy(update={"data": TextPassages(kind="text", path=tmp_path / "x")})
+    text = settings(carry="prompt").model_copy(update={"data": TextData(kind="text", path=tmp_path / "x")})
     with pytest.raises(UserError, match="data: found text, which makes no prompts, under carry: prompt"):
         settled(text, said.append)
     assert len(said) == 2
