@@ -15,7 +15,7 @@ from latentwire.lm.prompts import Prompt
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.world.reading import stated
 from latentwire.wires import Wire
-from latentwire.wires.latent.latent_wire import Latent, LatentWire
+from latentwire.wires.latent.latent_wire import Latent, LatentWireBase
 from latentwire.wires.latent.message import Latents
 
 SAMPLE = 32
@@ -61,7 +61,7 @@ def message_sizes(
 
 
 def _plain(arm: Arm) -> bool:
-    blank = isinstance(arm.wire, LatentWire) and arm.wire.control in ("zero", "mean")
+    blank = isinstance(arm.wire, LatentWireBase) and arm.wire.control in ("zero", "mean")
     return arm.variant is None and arm.reader is None and not blank
 
 
@@ -77,7 +77,7 @@ def _size(wire: Wire, prompts: Sequence[Prompt], lm: LM, facts: float | None) ->
 
 
 def _series(wire: Wire) -> str:
-    if not isinstance(wire, LatentWire):
+    if not isinstance(wire, LatentWireBase):
         return wire.kind
     name = wire.kind
     if isinstance(wire, Latent):
