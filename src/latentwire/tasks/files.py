@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import difflib
+import gzip
 import hashlib
+import lzma
+import zlib
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -13,16 +16,25 @@ from latentwire.errors import UserError
 
 
 def read_bytes(path: Path) -> bytes:
-    """The content of `path` without a UTF-8 byte order mark.
+    """The content of `path`, unpacked if it ends in `.gz` or `.xz`, without a UTF-8 byte order mark.
 
-    Raises UserError if there is no such file, it is a folder, or it may not be read.
+    Raises:
+        UserError: there is no such file, it is a folder, it may not be read, or it is not what its ending says.
     """
     if path.is_dir():
         raise UserError(f"{path}: expected a file, found a folder.")
     try:
-        return path.read_bytes().removeprefix(b"\xef\xbb\xbf")
+        content = path.read_bytes()
     except OSError as error:
         raise UserError(f"{path}: expected a readable file, found: {error.strerror}.") from error
+    try:
+        if path.suffix == ".gz":
+            content = gzip.decompress(content)
+        elif path.suffix == ".xz":
+            content = lzma.decompress(content)
+    except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
+        raise UserError(f"{path}: expected a {path.suffix} file, found damaged content: {error}.") from error
+    return content.removeprefix(b"\xef\xbb\xbf")
 
 
 def decode(content: bytes, where: str) -> str:
