@@ -12,10 +12,11 @@ from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
 from latentwire.lm.masks import attention
 from latentwire.training import loop
-from latentwire.training.config import Finetuning, Stopping
+from latentwire.training.config import Stopping
 from latentwire.training.data.world import WorldData
 from latentwire.training.finetuning.checks import check
 from latentwire.training.finetuning.finetune import finetune
+from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.finetuning.row_audit import audit_rows
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.stopping import Judge, Leak
@@ -303,3 +304,84 @@ def test_a_finetuning_through_the_split_kernel_is_the_same_one_and_says_so(tmp_p
 def test_a_kernel_that_cannot_train_here_is_refused(tmp_path):
     with pytest.raises(UserError, match="FlexAttention has no backward pass on a CPU"):
         run(tmp_path / "run", attention="flex")
+
+
+OBJECTIVES = [
+    {"kind": "answer_ce", "weight": 0.5},
+    {"kind": "first_tokens", "tokens": 2},
+    {"kind": "growing_tokens"},
+    {"kind": "distill", "tokens": 3, "top": 20},
+    {"kind": "distill_hidden", "layers": [-1], "auto": True},
+]
+
+
+@pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
+def test_a_finetuning_takes_every_objective_on_answers_and_resumes_exactly_with_them(tmp_path, monkeypatch, lora):
+    changes = {"objectives": OBJECTIVES, "lora": lora, "accumulation": 2, "steps": 4}
+    run(tmp_path / "whole", **changes)
+
+    class Killed(BaseException):
+        pass
+
+    def die(self, honest=loop.Training._train_step):
+        if self.done == 3:
+            raise Killed
+        honest(self)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Training, "_train_step", die)
+        with pytest.raises(Killed):
+            run(tmp_path / "parts", **changes)
+    run(tmp_path / "parts", **changes)
+    whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    assert all(torch.equal(whole[key], parts[key]) for key in whole)
+    lines = [json.loads(line) for line in (tmp_path / "whole" / "diagnostics.jsonl").read_text().splitlines()]
+    first = next(line for line in lines if "loss" in line)
+    assert set(first["objectives"]) == {objective["kind"] for objective in OBJECTIVES}
+    assert first["adapting"]["scales"]["distill_hidden"] > 0
+
+
+def test_the_teacher_of_a_finetuning_is_the_model_as_it_was_reading_causally(tmp_path):
+    def distances(name, **changes):
+        run(tmp_path / name, objectives=[{"kind": "answer_ce"}, {"kind": "distill"}], steps=3, **changes)
+        lines = map(json.loads, (tmp_path / name / "diagnostics.jsonl").read_text().splitlines())
+        return [line["objectives"]["distill"] for line in lines if "loss" in line]
+
+    for lora in (None, Lora(rank=2)):
+        causal = distances(f"causal-{lora is None}", wire="text", lora=lora, learning_rate=1e-2)
+        assert causal[0] == pytest.approx(0, abs=1e-6), "before the first step they are the same model"
+        assert causal[2] > 1e-5
+        assert distances(f"prefix-{lora is None}", lora=lora)[0] > 1e-5, "the student reads the prompt both ways"
+
+
+def test_a_model_that_only_distills_itself_under_its_own_mask_does_not_change(tmp_path):
+    lm = start()
+    before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
+    run(tmp_path / "run", lm, wire="text", objectives=[{"kind": "distill"}], learning_rate=1e-6, steps=1)
+    for name, tensor in lm.model.state_dict().items():
+        torch.testing.assert_close(tensor, before[name], atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "kind", ["contrast", "scale", "align", "manifold", "info_nce", "reconstruct", "gist", "flow"]
+)
+def test_a_finetuning_refuses_objectives_on_latents_with_what_it_takes(kind):
+    with pytest.raises(ValueError, match=f"{kind}.*a finetuning has none; expected answer_ce, first_tokens"):
+        Finetuning(**{**SMALL, "objectives": [{"kind": kind}]})
+
+
+def test_a_layer_to_follow_that_the_model_lacks_is_refused_before_anything_is_trained():
+    settings = Finetuning(**{**SMALL, "objectives": [{"kind": "distill_hidden", "layers": [9]}]})
+    with pytest.raises(UserError, match="found 9, expected one of"):
+        check(settings, start())
+
+
+def test_first_tokens_of_a_packed_step_weigh_as_much_as_all_of_them(tmp_path):
+    """Split into passes the loss stays the whole step's: lengths are counted over all of its rows."""
+
+    def losses(name, **changes):
+        run(tmp_path / name, objectives=[{"kind": "first_tokens"}], steps=2, rows=3, **changes)
+        lines = map(json.loads, (tmp_path / name / "diagnostics.jsonl").read_text().splitlines())
+        return [line["loss"] for line in lines if "loss" in line]
+
+    assert losses("passes", accumulation=3) == pytest.approx(losses("whole"), rel=1e-4)

@@ -11,8 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from latentwire.lm.prefix import Forced
 from latentwire.training import losses
-from latentwire.training.finetuning.objectives import AnswerCrossEntropy
-from latentwire.training.losses import Head, cross_entropy, kl, top_kl
+from latentwire.training.losses import Head, cross_entropy, kl, summed_nats, top_kl
 from tests.support.models import tiny_lm
 
 N, D, V, K = 37, 16, 96, 5
@@ -206,7 +205,7 @@ def test_the_objective_trains_a_model_as_the_plain_head_does(family: str, autoca
             hidden = lm.run(ids, columns, Reading(columns))[0]
             if way == "chunked":
                 assert Head.of(lm) is not None
-                loss = AnswerCrossEntropy().loss(lm, Forced(hidden, ids[0]))
+                loss = summed_nats(lm, Forced(hidden, ids[0]))
             else:
                 loss = torch.nn.functional.cross_entropy(lm.head(hidden).float(), ids[0], reduction="sum")
         loss.backward()
@@ -224,7 +223,7 @@ def test_a_head_with_adapters_is_asked_itself() -> None:
         lm = tiny_lm()
         get_peft_model(lm.model, LoraConfig(r=2, init_lora_weights=False, **how))
         hidden, labels = draw(6, 32), torch.arange(6)
-        loss = AnswerCrossEntropy().loss(lm, Forced(hidden, labels))
+        loss = summed_nats(lm, Forced(hidden, labels))
         expected = torch.nn.functional.cross_entropy(lm.head(hidden), labels, reduction="sum")
         torch.testing.assert_close(loss, expected)
         loss.backward()

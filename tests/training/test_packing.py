@@ -8,9 +8,9 @@ import torch
 from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.prompts import CAUSAL
 from latentwire.training.finetuning.documents import IGNORE, Document
-from latentwire.training.finetuning.objectives import AnswerCrossEntropy
 from latentwire.training.finetuning.packing import Plan, collate, pack
-from latentwire.training.step import Step, read
+from latentwire.training.finetuning.row_step import RowEvidence, RowStep
+from latentwire.training.objectives import AnswerCrossEntropy
 from tests.support.models import FAMILIES, tiny_lm
 
 
@@ -40,12 +40,15 @@ def test_a_packed_document_reads_as_it_would_alone(family, block):
     lm = tiny_lm(family)
     made = documents(5, block=block)
     with torch.no_grad():
-        packed, first = read(lm, collate([made[:3], made[3:]]))
-        alone = [read(lm, collate([[each]])) for each in made]
-    torch.testing.assert_close(packed.hidden, torch.cat([a.hidden for a, _ in alone]), atol=1e-4, rtol=0)
-    assert torch.equal(packed.labels, torch.cat([a.labels for a, _ in alone]))
-    assert torch.equal(first, torch.cat([f for _, f in alone]))
-    assert int(first.sum()) == 5
+        packed = RowEvidence(collate([made[:3], made[3:]]), lm)
+        alone = [RowEvidence(collate([[each]]), lm) for each in made]
+        hidden, labels = (torch.cat([getattr(each.student, of) for each in alone]) for of in ("hidden", "labels"))
+    torch.testing.assert_close(packed.student.hidden, hidden, atol=1e-4, rtol=0)
+    assert torch.equal(packed.student.labels, labels)
+    assert torch.equal(packed.place, torch.cat([each.place for each in alone]))
+    assert torch.equal(packed.first, (packed.place == 0).nonzero()[:, 0])
+    assert list(packed.lengths) == [length for document in made for length in document.answers]
+    assert len(packed.first) == 5
 
 
 def test_layers_of_a_wire_reach_the_rows():
@@ -53,7 +56,7 @@ def test_layers_of_a_wire_reach_the_rows():
     made = documents(2)
     with torch.no_grad():
         everywhere, nowhere, causal = (
-            read(lm, rows)[0].hidden
+            RowEvidence(rows, lm).student.hidden
             for rows in (
                 collate([made]),
                 collate([made], LayerRange(0, 0)),
@@ -67,7 +70,7 @@ def test_layers_of_a_wire_reach_the_rows():
 def test_the_loss_is_the_plain_cross_entropy_of_the_answers():
     lm = tiny_lm()
     made = documents(4)
-    losses = Step(lm, [AnswerCrossEntropy()])(collate([made[:2], made[2:]]))
+    losses = RowStep(lm, [AnswerCrossEntropy()])(collate([made[:2], made[2:]]))
     expected = 0.0
     for each in made:
         logits = lm.head(read_all(lm, each)).float()
@@ -119,6 +122,6 @@ def test_rows_of_a_fixed_shape_read_as_those_without_padding():
     made = documents(5)
     small, fixed = collate([made[:3], made[3:]]), collate([made[:3], made[3:]], shape=(4, 128))
     assert fixed.ids.shape == fixed.labels.shape == fixed.columns.positions.shape == (4, 128)
-    ours, theirs = (Step(lm, [AnswerCrossEntropy()])(rows) for rows in (fixed, small))
+    ours, theirs = (RowStep(lm, [AnswerCrossEntropy()])(rows) for rows in (fixed, small))
     assert ours.labels == theirs.labels
     torch.testing.assert_close(ours.total, theirs.total)

@@ -29,9 +29,9 @@ from latentwire.lm.model import LM
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.scoring.questions import IGNORE
 from latentwire.training.finetuning.documents import Document
-from latentwire.training.finetuning.objectives import AnswerCrossEntropy
 from latentwire.training.finetuning.packing import Rows, collate, pack
-from latentwire.training.step import Step
+from latentwire.training.finetuning.row_step import RowStep
+from latentwire.training.objectives import AnswerCrossEntropy
 
 REGIMES = {
     "cuda": (Regime(16, 1024, 32, 8), Regime(2, 8192, 4, 2, long=True)),
@@ -147,7 +147,7 @@ class _Bench:
             lm = LM(self.model, _no_tokenizer(), name=self.setup.shape, attention_kernel=kernel)
         except UserError as error:
             return Row(name, {}, at, str(error))
-        step = Step(lm, [AnswerCrossEntropy()])
+        step = RowStep(lm, [AnswerCrossEntropy()])
         labels = sum(label != IGNORE for each in documents for label in each.labels)
 
         def run() -> None:

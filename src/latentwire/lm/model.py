@@ -253,6 +253,10 @@ class LM:
         model: PreTrainedModel = copy.deepcopy(self.model, dict(shared))
         return LM(model, self.tokenizer, name=self.name, prompt_format=self.format)
 
+    def copied(self) -> LM:
+        """A second model with weights of its own, equal to this one's; it needs the memory of one more model."""
+        return LM(copy.deepcopy(self.model), self.tokenizer, name=self.name, prompt_format=self.format)
+
     def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor:
         """Final hidden states `(B, 1, D)` of one token a row, `(B, 1)`, read in a decoding step."""
         decoder: nn.Module = self.model.get_decoder()

@@ -12,7 +12,7 @@ from latentwire.errors import UserError, one_of
 from latentwire.evaluation import arms
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.gates import EXAMPLES, Gate
-from latentwire.training.config import Finetuning
+from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.objectives import Imitate
 from latentwire.training.objectives.imitation import STAGE
 from latentwire.training.settings import Settings

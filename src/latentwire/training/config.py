@@ -1,15 +1,11 @@
-"""The typed settings of a finetuning, as a study's YAML writes them."""
+"""The typed settings that every training has, as a study's YAML writes them."""
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field
 
-from latentwire import wires
-from latentwire.lm.loading.lora import Lora
-from latentwire.training.data import DocumentData
-from latentwire.training.data.world import WorldData
 from latentwire.training.settings import Settings
 
 
@@ -55,32 +51,3 @@ class Loop(Settings):
     samples: int = Field(default=4, ge=0)
     stopping: Stopping = Stopping()
     seed: int = 0
-
-
-class Finetuning(Loop):
-    """One finetuning of a model over one wire.
-
-    rows and row_tokens: packed rows a step and their length in tokens. train_samples: how many examples to draw
-    from the data. attention: the kernel that reads the rows; auto takes the fastest that is right and says why.
-    """
-
-    wire: str = "text"
-    force_leaky: bool = False
-    data: DocumentData = WorldData()
-    train_samples: int | None = Field(default=None, ge=1)
-    rows: int = Field(default=8, ge=1)
-    row_tokens: int = Field(default=1024, ge=16)
-    lora: Lora | None = None
-    attention: Literal["auto", "sdpa", "eager", "flex", "split"] = "auto"
-    activation_checkpointing: bool = False
-
-    @model_validator(mode="after")
-    def _passes_have_rows(self) -> Self:
-        if self.accumulation > self.rows:
-            raise ValueError(f"accumulation: found {self.accumulation}, expected at most the {self.rows} rows")
-        return self
-
-    @field_validator("wire")
-    @classmethod
-    def _known_wire(cls, value: str) -> str:
-        return wires.parse(value).label

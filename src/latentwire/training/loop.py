@@ -78,7 +78,7 @@ class Training:
         norms: dict[str, float] = {}
         for part in parts:
             losses: Losses = self.step(part, self.done / settings.steps)
-            adapts = adapting is not None and adapting.wants_norms and losses.firsts > 0
+            adapts = adapting.wants_norms and losses.firsts > 0
             if not norms and (logged or adapts):
                 norms = _gradient_norms(losses)
             # Gradients are averaged over processes: the sum over all labels needs their number back.
@@ -101,13 +101,12 @@ class Training:
         found = _summed(accelerator, _numbers(sums))
         loss = found["total"] / labels
         accuracy = found["right"] / found["firsts"] if found["firsts"] else None
-        if adapting is not None:
-            adapting.stepped(accuracy, {name: int(n) for name, n in _under(found, "skipped/").items()})
-            # Where the text was read the norms are those of hidden states, not of a message.
-            if adapting.wants_norms and accuracy is not None:
-                adapting.measured(
-                    {n: each / accelerator.num_processes for n, each in _summed(accelerator, norms).items()}
-                )
+        adapting.stepped(accuracy, {name: int(n) for name, n in _under(found, "skipped/").items()})
+        # Where the text was read the norms are those of hidden states, not of a message.
+        if adapting.wants_norms and accuracy is not None:
+            adapting.measured(
+                {n: each / accelerator.num_processes for n, each in _summed(accelerator, norms).items()}
+            )
         self.tokens += trainee.tokens(self.done)
         self.done += 1
         self.seconds += time.monotonic() - started
@@ -123,8 +122,9 @@ class Training:
                 "objective_gradient_norms": norms,
                 "first_token_accuracy": accuracy,
                 "memory_gib": round(memory_gib(), 3),
+                "adapting": adapting.state(),
             }
-            self.diagnostics.write(line if adapting is None else {**line, "adapting": adapting.state()})
+            self.diagnostics.write(line)
         self.stopped = self.judge.trained(self.done - 1, loss) or ""
 
     def _evaluate(self) -> None:
@@ -166,7 +166,7 @@ class Training:
             "stopped": self.stopped,
             "judge": judge,
             "rows": self.trainee.sha256(),
-            "adapting": None if self.trainee.adapting is None else self.trainee.adapting.state(),
+            "adapting": self.trainee.adapting.state(),
         }
         optimizer = self.optimizer.optimizer if with_optimizer else None
         checkpoints.save(self.folder / "checkpoints" / name, self.trainee.module, optimizer, state)
@@ -180,8 +180,7 @@ class Training:
             raise UserError(f"resume: {found} was trained on other rows than these; start a fresh run.")
         self.done, self.tokens, self.seconds = state["step"], state["tokens"], state["seconds"]
         self.stopped = state["stopped"]
-        if self.trainee.adapting is not None:
-            self.trainee.adapting.restore(state["adapting"])
+        self.trainee.adapting.restore(state["adapting"])
         self.judge = Judge(self.settings.stopping, **state["judge"])
         self.log(f"resumed at step {self.done} of {self.settings.steps}")
         return True
@@ -211,7 +210,7 @@ class Training:
             train_rows_sha256=self.trainee.sha256(),
             tokens=self.tokens,
             seconds=self.seconds,
-            skipped={} if self.trainee.adapting is None else dict(self.trainee.adapting.skipped),
+            skipped=dict(self.trainee.adapting.skipped),
         )
 
 

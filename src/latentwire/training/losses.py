@@ -21,9 +21,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from latentwire.lm.model import LM
+from latentwire.lm.prefix import Forced
 
 CHUNK_BYTES = 2**29
 """Of a chunk's logits: 2,048 tokens in bfloat16 at a vocabulary of 131,072, enough for products at full speed."""
@@ -70,6 +72,22 @@ def cross_entropy(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
         return total
 
     return _chunked(hidden, head, divergence)
+
+
+def summed_nats(lm: LM, forced: Forced, chosen: Tensor | None = None) -> Tensor:
+    """Summed cross-entropy of the N labels, or of the chosen ones, `(N,)` bool."""
+    hidden, labels = forced.hidden, forced.labels
+    if chosen is not None:
+        hidden, labels = hidden[chosen], labels[chosen]
+    head = Head.of(lm)
+    if head is not None:
+        return cross_entropy(hidden, head, labels)
+    return F.cross_entropy(lm.head(hidden).float(), labels, reduction="sum")
+
+
+def token_nats(lm: LM, forced: Forced) -> Tensor:
+    """Cross-entropy of each label, `(N,)`."""
+    return F.cross_entropy(lm.head(forced.hidden).float(), forced.labels, reduction="none")
 
 
 def kl(

@@ -1,31 +1,37 @@
 """`Step`: one module whose forward is the whole training step.
 
 Wire, reader and objectives run inside one forward, so that a distributed wrapper around it sees every parameter
-exactly once: a head that is called apart from its backbone skips gradient averaging under DDP without a word.
+exactly once: a head that is called apart from its backbone silently skips gradient averaging under DDP.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from latentwire.lm.masks.reading import Reading
-from latentwire.lm.model import LM
-from latentwire.lm.prefix import Forced
-from latentwire.lm.scoring.questions import IGNORE
-from latentwire.training.finetuning.objectives import Objective
-from latentwire.training.finetuning.packing import Rows
+from latentwire.training.losses import summed_nats
+from latentwire.training.objectives import Term
+from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.objectives.answer_evidence import AnswerEvidence
 
 
 @dataclass(frozen=True, eq=False)
 class Losses:
-    """total: what to send backward, a weighted sum over tokens. terms: each objective's sum.
-    labels: how many tokens were learned. first_right, firsts: first answer tokens predicted right (a number on the
-    device: to ask for it is to wait), and all of them. at: where gradient norms of single objectives are taken.
-    skipped: by objective, how often there was no memory for it."""
+    """What one pass of a step came to.
+
+    Attributes:
+        total: The weighted sum over tokens to send backward.
+        terms: Each objective's sum.
+        labels: How many tokens were learned.
+        first_right: How many first answer tokens were predicted right, on the device: reading it waits for it.
+        firsts: How many first answer tokens there were.
+        at: Where gradient norms of single objectives are taken.
+        skipped: By objective, how often it did not fit into memory.
+    """
 
     total: Tensor
     terms: dict[str, Tensor]
@@ -36,32 +42,83 @@ class Losses:
     skipped: Mapping[str, int] = field(default_factory=dict)
 
 
+@dataclass(frozen=True)
+class Measured:
+    """An evaluation on held-out examples.
+
+    Attributes:
+        loss: Nats a token.
+        right: First answer tokens predicted right.
+        firsts: All first answer tokens.
+    """
+
+    loss: float
+    right: int
+    firsts: int
+
+
 class Step(nn.Module):
-    """A reader and its objectives on packed rows."""
+    """What is trained and its objectives. A subclass says what a part of a step's data is evidence of.
 
-    def __init__(self, lm: LM, objectives: Sequence[Objective]) -> None:
+    Args:
+        objectives: The terms of the loss.
+        adapting: Running numbers that scale them.
+    """
+
+    def __init__(self, objectives: Sequence[Term], adapting: Adapting) -> None:
         super().__init__()
-        self.model = lm.model
-        self._lm = lm
-        self._objectives = objectives
+        self._objectives, self.adapting = objectives, adapting
 
-    def forward(self, rows: Rows, share: float = 0.0) -> Losses:
-        forced, first = read(self._lm, rows)
-        terms = {each.name: each.loss(self._lm, forced) for each in self._objectives}
-        total = torch.stack([each.weight * terms[each.name] for each in self._objectives]).sum()
-        with torch.no_grad():
-            right = self._lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]
-        return Losses(total, terms, len(forced.labels), right.sum(), int(first.sum()), (forced.hidden,))
+    def evidence(self, part: Any) -> Sequence[AnswerEvidence]:
+        """What the objectives look at, one for each reader; nothing is computed yet."""
+        raise NotImplementedError
+
+    def forward(self, part: Any, share: float = 0.0) -> Losses:
+        """All objectives on one part, when `share` of the training's steps (0 to 1) are done."""
+        readers = self.evidence(part)
+        terms: dict[str, Tensor] = {}
+        skipped: dict[str, int] = {}
+        total = torch.zeros((), device=next(self.parameters()).device)
+        for objective in self._objectives:
+            kind = objective.kind
+            if objective.needs_message and readers[0].textual:
+                terms[kind], skipped[kind] = torch.zeros_like(total), 0
+                continue
+            losses = [objective.loss(evidence) for evidence in readers]
+            computed = [loss.to(total) for loss in losses if loss is not None]
+            skipped[kind] = len(losses) - len(computed)
+            terms[kind] = torch.stack(computed).sum() if computed else torch.zeros_like(total)
+            total = total + objective.weight_at(share) * self.adapting.scale(kind) * terms[kind]
+        # Before accuracies are taken without gradients: what is computed there first would have none.
+        at = readers[0].at
+        # How well a wire's readers read the text says nothing about the wire.
+        right, firsts = (torch.zeros_like(total), 0) if readers[0].textual else first_right(readers)
+        if not total.requires_grad:  # every objective was left out: a step that changes nothing
+            total = total + 0 * torch.stack([tensor.sum().to(total) for tensor in at]).sum()
+        labels = sum(evidence.labels for evidence in readers)
+        return Losses(total, terms, labels, right, firsts, at, skipped)
+
+    @torch.no_grad()
+    def measure(self, parts: Iterable[Any]) -> Measured:
+        """Cross-entropy of the answers and accuracy of their first tokens, over held-out parts."""
+        loss, labels, right, firsts = 0.0, 0, 0, 0
+        for part in parts:
+            readers = self.evidence(part)
+            loss += sum(float(summed_nats(evidence.lm, evidence.student)) for evidence in readers)
+            labels += sum(evidence.labels for evidence in readers)
+            part_right, part_firsts = first_right(readers)
+            right, firsts = right + int(part_right), firsts + part_firsts
+        return Measured(loss / labels, right, firsts)
 
 
-def labels_of(rows: Rows) -> int:
-    """How many tokens rows teach."""
-    return int((rows.labels[:, 1:] != IGNORE).sum())
-
-
-def read(lm: LM, rows: Rows) -> tuple[Forced, Tensor]:
-    """Hidden states `(N, D)` that predict the rows' N labels, and which of them are an answer's first `(N,)`."""
-    hidden = lm.run(rows.ids, rows.columns, Reading(rows.columns, rows.layers))
-    labelled = rows.labels[:, 1:] != IGNORE
-    first = labelled & (rows.labels[:, :-1] == IGNORE)
-    return Forced(hidden[:, :-1][labelled], rows.labels[:, 1:][labelled]), first[labelled]
+@torch.no_grad()
+def first_right(readers: Sequence[AnswerEvidence]) -> tuple[Tensor, int]:
+    """How many first answer tokens the readers predict right, and how many there are."""
+    right = torch.zeros((), device=readers[0].student.hidden.device)
+    firsts = 0
+    for evidence in readers:
+        first = evidence.first
+        guessed: Tensor = evidence.lm.head(evidence.student.hidden[first]).argmax(-1)
+        right += (guessed == evidence.student.labels[first]).sum().to(right)
+        firsts += len(first)
+    return right, firsts

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -10,14 +10,8 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-
-@dataclass(frozen=True)
-class Measured:
-    """An evaluation. loss: nats a token. right, firsts: first answer tokens predicted right, and all of them."""
-
-    loss: float
-    right: int
-    firsts: int
+from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.step import Measured, Step
 
 
 @dataclass(frozen=True)
@@ -43,35 +37,13 @@ class Trained:
     skipped: dict[str, int] = field(default_factory=dict)
 
 
-class Adapting(Protocol):
-    """Numbers that change what is trained on as training goes."""
-
-    @property
-    def wants_norms(self) -> bool:
-        """Whether the objectives' gradient norms are needed in every step of known accuracy, logged or not."""
-
-    def stepped(self, accuracy: float | None, skipped: Mapping[str, int]) -> None:
-        """Told after a step: the accuracy of first tokens, None if unknown, and what there was no memory for."""
-
-    def measured(self, norms: Mapping[str, float]) -> None:
-        """Told the objectives' gradient norms, after a step whose accuracy is known."""
-
-    @property
-    def skipped(self) -> dict[str, int]:
-        """By objective, how often there was no memory for it so far."""
-
-    def state(self) -> dict[str, Any]: ...
-
-    def restore(self, state: Mapping[str, Any]) -> None: ...
-
-
 class Trainee(Protocol):
     """What is trained: a model over a wire, or a wire before its readers.
 
     step: called with a part and the share of steps done, gives `Losses`. module: whose parameters are trained.
     """
 
-    step: nn.Module
+    step: Step
 
     @property
     def module(self) -> nn.Module: ...
@@ -101,8 +73,8 @@ class Trainee(Protocol):
         """What it says to some of them."""
 
     @property
-    def adapting(self) -> Adapting | None:
-        """What adapts to how training goes, saved with every checkpoint; None where nothing does."""
+    def adapting(self) -> Adapting:
+        """The running numbers that objectives follow, saved with every checkpoint."""
 
     def export(self, folder: Path) -> None:
         """Write what has been trained; training can go on."""

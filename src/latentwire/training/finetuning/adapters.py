@@ -15,19 +15,31 @@ from latentwire.lm.model import LM
 class Trainable:
     """A model made trainable: all of it, or low-rank adapters on every linear layer but the head.
 
+    Args:
+        lm: The model, changed in place.
+        lora: The adapters; None trains all weights.
+        keeps_teacher: Keep the model as it is now in `teacher`: beside adapters it costs nothing, beside full
+            weights it is a frozen copy.
+
     Raises:
-        UserError: it stands behind a learned prefix, or adapters are asked for on layers that it has not.
+        UserError: The model has a learned prefix, or adapters are asked for on layers that it does not have.
     """
 
-    def __init__(self, lm: LM, lora: Lora | None) -> None:
+    def __init__(self, lm: LM, lora: Lora | None, *, keeps_teacher: bool = False) -> None:
         if lm.prefix_tuning is not None:
             # What is exported is the model alone, which answers otherwise without it.
             raise UserError(f"model: found {lm.name} with a prefix, expected a model without a learned prefix.")
         self._lm = lm
         self._adapted: Any = None
+        self.teacher: LM | None = None
         if lora is None:
+            if keeps_teacher:
+                self.teacher = lm.copied()
+                self.teacher.model.requires_grad_(False)
             lm.model.requires_grad_(True)
             return
+        if keeps_teacher:
+            self.teacher = lm.twin()  # shares every weight, and gets no adapters
         from peft import get_peft_model
 
         # The adapters go into the layers of `lm.model` itself, which reads on as before.

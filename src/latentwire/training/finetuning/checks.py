@@ -8,7 +8,8 @@ from latentwire import wires
 from latentwire.lm.loading.lora import check_layers
 from latentwire.lm.masks.kernel_choice import Choice, choose
 from latentwire.lm.model import LM
-from latentwire.training.config import Finetuning
+from latentwire.lm.tapping import depth
+from latentwire.training.finetuning.finetuning_config import Finetuning
 
 
 def check(settings: Finetuning, lm: LM) -> None:
@@ -26,6 +27,8 @@ def check(settings: Finetuning, lm: LM) -> None:
     next(iter(settings.data.sources("train", 1, settings.eval_samples)))
     if settings.lora is not None:
         check_layers(lm, settings.lora)
+    for objective in settings.objectives:
+        objective.taps(depth(lm))
     kernel(settings, lm)
 
 

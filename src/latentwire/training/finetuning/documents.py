@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
+from itertools import groupby
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
@@ -23,6 +25,12 @@ class Document:
     ids: list[int]
     labels: list[int]
     blocks: list[int]
+
+    @cached_property
+    def answers(self) -> list[int]:
+        """Tokens of each answer: a conversation has several."""
+        runs = groupby(self.labels, lambda label: label != IGNORE)
+        return [len(list(run)) for learned, run in runs if learned]
 
 
 def document(source: Source, wire: Wire, lm: LM) -> Document:

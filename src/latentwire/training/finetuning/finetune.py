@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,18 +18,19 @@ from latentwire.lm.decoding import Decoding
 from latentwire.lm.masks import attention, flex
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
-from latentwire.training.config import Finetuning
 from latentwire.training.data import Source
 from latentwire.training.finetuning.adapters import Trainable
 from latentwire.training.finetuning.checks import check, kernel
 from latentwire.training.finetuning.documents import Document, document
-from latentwire.training.finetuning.objectives import AnswerCrossEntropy
+from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.finetuning.packing import Plan, Rows, collate, pack
 from latentwire.training.finetuning.row_audit import audit_rows, without_leaks
+from latentwire.training.finetuning.row_step import RowStep, labels_of
 from latentwire.training.loop import Training, seed_of
-from latentwire.training.step import Step, labels_of, read
+from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.step import Measured, Step
 from latentwire.training.stopping import Leak
-from latentwire.training.trainee import Measured, Trained
+from latentwire.training.trainee import Trained
 from latentwire.wires import Wire
 
 SAMPLE_TOKENS = 48
@@ -77,9 +79,12 @@ class _Finetuning:
         self.eval_rows = self._eval_batches(self._documents(held_out))
         self.plan = self._plan()
         torch.manual_seed(seed_of(settings.seed, "adapters"))
-        self.trainable = Trainable(lm, settings.lora)
-        self._objective = AnswerCrossEntropy()
-        self.step: nn.Module = Step(lm, [self._objective])
+        follows = any(objective.needs_teacher for objective in settings.objectives)
+        self.trainable = Trainable(lm, settings.lora, keeps_teacher=follows)
+        if self.trainable.teacher is not None:
+            attention.install(self.trainable.teacher.model, attention.kernel(lm.model))
+        self.adapting = Adapting(settings.objectives)
+        self.step: Step = RowStep(lm, settings.objectives, self.adapting, self.trainable.teacher)
         self._stream: Iterator[list[list[Document]]] = iter(())
         self._step = -1
         self._current: list[list[Document]] = []
@@ -91,10 +96,6 @@ class _Finetuning:
     @property
     def device(self) -> torch.device:
         return self.lm.device
-
-    @property
-    def adapting(self) -> None:
-        return None
 
     def mode(self, training: bool) -> None:
         self.lm.model.train(training)
@@ -108,7 +109,9 @@ class _Finetuning:
     def parts(self, step: int, process: int, processes: int) -> list[Rows]:
         mine = self._rows(step)[process::processes]
         size = -(-len(mine) // self.settings.accumulation)
-        return [self._collate(mine[at : at + size], size) for at in range(0, len(mine), size)]
+        answers = [length for row in self._rows(step) for document in row for length in document.answers]
+        parts = [self._collate(mine[at : at + size], size) for at in range(0, len(mine), size)]
+        return [replace(part, answers=answers) for part in parts]
 
     def labels(self, part: Rows) -> int:
         return labels_of(part)
@@ -174,16 +177,8 @@ class _Finetuning:
         if not self.settings.force_leaky:
             self.log(f"audit of {self.wire.label} and its rows: nothing leaks")
 
-    @torch.no_grad()
     def evaluate(self) -> Measured:
-        loss, labels, right, firsts = 0.0, 0, 0, 0
-        for rows in self.eval_rows:
-            forced, first = read(self.lm, rows)
-            loss += float(self._objective.loss(self.lm, forced))
-            labels += len(forced.labels)
-            right += int((self.lm.head(forced.hidden[first]).argmax(-1) == forced.labels[first]).sum())
-            firsts += int(first.sum())
-        return Measured(loss / labels, right, firsts)
+        return self.step.measure(self.eval_rows)
 
     def samples(self) -> list[dict[str, Any]]:
         examples = [each for each in self.held_out if isinstance(each, Example)][: self.settings.samples]

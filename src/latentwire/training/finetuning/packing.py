@@ -6,7 +6,7 @@ import hashlib
 import random
 from bisect import bisect_left, insort
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 
 import torch
@@ -23,14 +23,19 @@ from latentwire.training.finetuning.documents import Document
 class Rows:
     """A batch of packed rows.
 
-    ids, labels: `(B, T)`. columns: documents numbered within a row, positions starting anew in each.
-    layers: the layers in which blocks count; None for all.
+    Attributes:
+        ids: `(B, T)` token ids.
+        labels: `(B, T)`, `IGNORE` where nothing is learned.
+        columns: Documents are numbered within a row, and positions start anew in each.
+        layers: The layers in which blocks count; None for all.
+        answers: Tokens of every answer in the whole step, of which these rows may be a part; None takes their own.
     """
 
     ids: Tensor
     labels: Tensor
     columns: Columns
     layers: LayerRange | None = None
+    answers: Sequence[int] | None = None
 
     def to(self, device: torch.device) -> Rows:
         columns = Columns(
@@ -39,7 +44,7 @@ class Rows:
             self.columns.blocks.to(device),
             self.columns.documents.to(device),
         )
-        return Rows(self.ids.to(device), self.labels.to(device), columns, self.layers)
+        return replace(self, ids=self.ids.to(device), labels=self.labels.to(device), columns=columns)
 
 
 def collate(

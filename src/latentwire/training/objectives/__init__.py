@@ -1,10 +1,14 @@
-"""Objectives of a wire's training, by family. A new one is a class with a `kind`, and a line in `Objective`."""
+"""Objectives of every training. A new one is a class with a `kind`, and a line in `Objective`.
+
+Those on answers (`answers`, `teaching`) train wires and models alike. Those with `needs_message` look at a wire's
+latents, so a finetuning refuses them.
+"""
 
 from __future__ import annotations
 
 from typing import Annotated
 
-from pydantic import Field
+from pydantic import AfterValidator, Field
 
 from latentwire.training.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
 from latentwire.training.objectives.contexts import Gist, Reconstruct
@@ -28,6 +32,7 @@ __all__ = [
     "InfoNce",
     "Manifold",
     "Objective",
+    "Objectives",
     "Reconstruct",
     "Scale",
     "Term",
@@ -50,3 +55,17 @@ Objective = Annotated[
     | FlowMatching,
     Field(discriminator="kind"),
 ]
+
+
+def _each_kind_once(value: tuple[Objective, ...]) -> tuple[Objective, ...]:
+    kinds = [objective.kind for objective in value]
+    twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
+    if twice is not None:
+        raise ValueError(f"found {twice!r} twice, expected every objective once")
+    if value[0].auto:
+        raise ValueError(f"found auto on the first, {kinds[0]!r}, expected it on others only")
+    return value
+
+
+Objectives = Annotated[tuple[Objective, ...], Field(min_length=1), AfterValidator(_each_kind_once)]
+"""The objectives of one training, the first of which sets the scale of those with `auto`."""

@@ -8,9 +8,11 @@ import torch.nn.functional as F
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from latentwire.training.objectives.term import Term, first_of, summed_nats, token_nats
+from latentwire.training.losses import summed_nats, token_nats
+from latentwire.training.objectives.term import Term, first_of
 
 if TYPE_CHECKING:
+    from latentwire.training.objectives.answer_evidence import AnswerEvidence
     from latentwire.training.wire.evidence import Evidence
 
 
@@ -19,7 +21,7 @@ class AnswerCrossEntropy(Term):
 
     kind: Literal["answer_ce"] = "answer_ce"
 
-    def loss(self, evidence: Evidence) -> Tensor:
+    def loss(self, evidence: AnswerEvidence) -> Tensor:
         return summed_nats(evidence.lm, evidence.student)
 
 
@@ -32,7 +34,7 @@ class FirstTokens(Term):
     kind: Literal["first_tokens"] = "first_tokens"
     tokens: int = Field(default=1, ge=1)
 
-    def loss(self, evidence: Evidence) -> Tensor:
+    def loss(self, evidence: AnswerEvidence) -> Tensor:
         chosen, scale = first_of(evidence, self.tokens)
         return summed_nats(evidence.lm, evidence.student, chosen) * scale
 
@@ -64,7 +66,7 @@ class GrowingTokens(Term):
         risen = min(1.0, max(0.0, (accuracy - self.low) / (self.high - self.low)))
         return self.tokens + int((self.most - self.tokens) * risen)
 
-    def loss(self, evidence: Evidence) -> Tensor:
+    def loss(self, evidence: AnswerEvidence) -> Tensor:
         chosen, scale = first_of(evidence, self.tokens_at(evidence.best_accuracy))
         return summed_nats(evidence.lm, evidence.student, chosen) * scale
 

@@ -12,7 +12,8 @@ from pydantic import Field
 from torch import Tensor
 
 from latentwire.lm.scoring.questions import IGNORE, Questions
-from latentwire.training.objectives.term import Term, summed_nats
+from latentwire.training.losses import summed_nats
+from latentwire.training.objectives.term import Term
 
 if TYPE_CHECKING:
     from latentwire.training.wire.evidence import Evidence

@@ -1,8 +1,8 @@
-"""Objectives that follow a teacher: the same frozen reader, without any adapter, reading the text."""
+"""Objectives that follow a teacher: the model as it was before training, reading the text causally."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, ClassVar, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from latentwire.training import losses
 from latentwire.training.objectives.term import Term, first_of
 
 if TYPE_CHECKING:
-    from latentwire.training.wire.evidence import Evidence
+    from latentwire.training.objectives.answer_evidence import AnswerEvidence
 
 
 class Distill(Term):
@@ -24,12 +24,14 @@ class Distill(Term):
     top: against the teacher's likeliest tokens only, all others counted as one.
     """
 
+    needs_teacher: ClassVar[bool] = True
+
     kind: Literal["distill"] = "distill"
     tokens: int | None = Field(default=None, ge=1)
     temperature: float = Field(default=1.0, gt=0)
     top: int | None = Field(default=None, ge=1)
 
-    def loss(self, evidence: Evidence) -> Tensor | None:
+    def loss(self, evidence: AnswerEvidence) -> Tensor | None:
         teacher = evidence.teacher
         if teacher is None:
             return None
@@ -63,6 +65,8 @@ class DistillHidden(Term):
         share of the teacher's own mean square, token by token, so that width and scale do not matter.
     """
 
+    needs_teacher: ClassVar[bool] = True
+
     kind: Literal["distill_hidden"] = "distill_hidden"
     layers: tuple[int, ...] | None = Field(default=None, min_length=1)
     tokens: int | None = Field(default=None, ge=1)
@@ -75,7 +79,7 @@ class DistillHidden(Term):
                 raise UserError(f"objectives.layers: found {each}, expected one of the reader's {count} layers.")
         return tuple(each % count for each in self.layers)
 
-    def loss(self, evidence: Evidence) -> Tensor | None:
+    def loss(self, evidence: AnswerEvidence) -> Tensor | None:
         if evidence.teacher is None:
             return None
         chosen, scale = first_of(evidence, self.tokens)

@@ -1,24 +1,22 @@
-"""What every objective of a wire's training has: a kind, a weight with its schedule, and a loss."""
+"""What every objective has: a kind, a weight with its schedule, what it needs, and a loss."""
 
 from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch.nn.functional as F
 from pydantic import Field
 from torch import Tensor
 
 from latentwire.errors import UserError
-from latentwire.training import losses
 from latentwire.training.schedules import annealed
 from latentwire.training.settings import Settings
 from latentwire.wires.latent.drafts import Drafting
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
-    from latentwire.lm.prefix import Forced
+    from latentwire.training.objectives.answer_evidence import AnswerEvidence
     from latentwire.training.wire.evidence import Evidence
     from latentwire.wires.latent.latent_config import Layout
     from latentwire.wires.latent.modules import LatentModules
@@ -27,14 +25,19 @@ if TYPE_CHECKING:
 class Term(Settings):
     """One weighted term of the loss.
 
-    weight: at the first step. final: at the last one, on a cosine between; None keeps the weight.
-    auto: scaled besides, so that its gradient with respect to the message is as large as the first objective's.
+    Attributes:
+        weight: At the first step.
+        final: The weight at the last step, on a cosine between the two; None keeps the weight constant.
+        auto: Also rescale the term so that its gradient norm (at a wire's message, or at the hidden states of a
+            finetuning) equals that of the first objective.
     """
 
     needs_message: ClassVar[bool] = False
-    """It says nothing in a step in which the reader reads the text."""
+    """It looks at a wire's latents: no finetuning can use it, and steps in which readers read the text skip it."""
     needs_soft: ClassVar[bool] = False
-    """It compares soft tokens with embeddings: the reader must get such."""
+    """It compares soft tokens with embeddings, so the reader must receive soft tokens."""
+    needs_teacher: ClassVar[bool] = False
+    """It follows the model as it was before training."""
 
     kind: str
     weight: float = Field(default=1.0, ge=0)
@@ -42,68 +45,60 @@ class Term(Settings):
     auto: bool = False
 
     @abstractmethod
-    def loss(self, evidence: Evidence) -> Tensor | None:
-        """A sum over the N answer tokens, or scaled as if it were one; in nats where it is a likelihood.
+    def loss(self, evidence: Any) -> Tensor | None:
+        """The term's value, a scalar to be divided by N, the number of answer tokens.
 
-        None where it could not be computed for lack of memory: such steps are counted.
+        Args:
+            evidence: An `AnswerEvidence`; for a term with `needs_message` the `Evidence` of a wire's training.
+
+        Returns:
+            A sum over the N answer tokens, or a value scaled as if it were one, in nats where it is a likelihood.
+            None where it did not fit into memory: such steps are counted.
         """
 
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
-        """Raise a `UserError` if the wire is none that it can say anything about."""
+        """Raise a `UserError` if this term cannot be computed for the wire."""
 
     def weight_at(self, share: float) -> float:
-        """The weight when `share` of the steps are done, 0 to 1."""
+        """The weight once `share` of the steps, 0 to 1, are done."""
         return annealed(self.weight, self.final, share)
 
     @property
     def layout(self) -> Layout | None:
-        """The layout that is chosen for it where the wire sets none; None leaves it to others."""
+        """The wire layout to choose where the wire's settings name none; None leaves it to others."""
         return None
 
     def taps(self, count: int) -> tuple[int, ...]:
-        """The layers, of `count`, behind which it needs the reader's hidden states."""
+        """The layers, of `count`, whose output hidden states it needs."""
         return ()
 
 
-def summed_nats(lm: LM, forced: Forced, chosen: Tensor | None = None) -> Tensor:
-    """Summed cross-entropy of the N labels, or of the chosen ones, `(N,)` bool."""
-    hidden, labels = forced.hidden, forced.labels
-    if chosen is not None:
-        hidden, labels = hidden[chosen], labels[chosen]
-    head = losses.Head.of(lm)
-    if head is not None:
-        return losses.cross_entropy(hidden, head, labels)
-    return F.cross_entropy(lm.head(hidden).float(), labels, reduction="sum")
-
-
-def token_nats(lm: LM, forced: Forced) -> Tensor:
-    """Cross-entropy of each label, `(N,)`."""
-    return F.cross_entropy(lm.head(forced.hidden).float(), forced.labels, reduction="none")
-
-
 def refuse_draft(kind: str, modules: LatentModules) -> None:
-    """Raise a `UserError` where the source writes a draft: its latents stand for no token of the text."""
+    """Raise a `UserError` if the source writes a draft: its latents stand for no token of the text."""
     encoder = modules.config.encoder
     if isinstance(encoder, Drafting) and encoder.draft:
         raise UserError(
-            f"objectives: {kind} found draft: true, expected false: a draft stands for none of the text."
+            f"objectives: {kind} found draft: true, expected false: the latents of a draft stand for no token of "
+            "the text."
         )
 
 
-def first_of(evidence: Evidence, tokens: int | None) -> tuple[Tensor | None, float]:
-    """Which of the N answer tokens are among the first `tokens` of theirs, and all by how many they are.
+def first_of(evidence: AnswerEvidence, tokens: int | None) -> tuple[Tensor | None, float]:
+    """Select the first `tokens` of every answer, and the factor that makes them weigh as much as all tokens.
 
-    Scaled by the latter a few tokens weigh as much as all would. It is the whole step's, so that a step divided
-    among passes and processes has the same loss.
+    The factor is taken over the whole step, so that a step split among passes and processes has the same loss.
+
+    Returns:
+        A `(N,)` bool mask, or None for all tokens, and the factor.
     """
     if tokens is None:
         return None, 1.0
     lengths = evidence.lengths
-    return evidence.questions.place < tokens, sum(lengths) / max(1, sum(min(each, tokens) for each in lengths))
+    return evidence.place < tokens, sum(lengths) / max(1, sum(min(length, tokens) for length in lengths))
 
 
 def soft_tokens(evidence: Evidence) -> Tensor:
-    """The reader's soft tokens `(B, M, D)` in float32. Raises `UserError` where it gets none."""
+    """The reader's soft tokens `(B, M, D)` in float32. Raises `UserError` where it receives none."""
     soft = evidence.delivered.content
     if soft is None:
         raise UserError(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
 from latentwire.lm.loading.lora import Lora
 from latentwire.training.config import Loop
 from latentwire.training.data import PassageData
 from latentwire.training.data.world import WorldPassages
-from latentwire.training.objectives import AnswerCrossEntropy, Distill, Objective
+from latentwire.training.objectives import AnswerCrossEntropy, Distill, Objectives
 from latentwire.training.schedules import annealed
 from latentwire.training.settings import Settings
 from latentwire.wires.latent.modules import LatentConfig
@@ -58,7 +58,7 @@ class Fit(Loop):
 
     wire: LatentConfig = LatentConfig()
     data: PassageData = WorldPassages()
-    objectives: tuple[Objective, ...] = Field(default=(AnswerCrossEntropy(weight=0.5), Distill()), min_length=1)
+    objectives: Objectives = (AnswerCrossEntropy(weight=0.5), Distill())
     contexts: int | None = Field(default=None, ge=1)
     passages: int = Field(default=128, ge=1)
     questions: int = Field(default=8, ge=1)
@@ -71,17 +71,6 @@ class Fit(Loop):
     learning_rate: float = Field(default=1.5e-3, gt=0)
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: int = Field(default=200, ge=0)
-
-    @field_validator("objectives")
-    @classmethod
-    def _each_kind_once(cls, value: tuple[Objective, ...]) -> tuple[Objective, ...]:
-        kinds = [each.kind for each in value]
-        twice = next((kind for kind in kinds if kinds.count(kind) > 1), None)
-        if twice is not None:
-            raise ValueError(f"found {twice!r} twice, expected every objective once")
-        if value[0].auto:
-            raise ValueError(f"found auto on the first, {kinds[0]!r}, expected it on others only")
-        return value
 
     @property
     def readers(self) -> list[str]:

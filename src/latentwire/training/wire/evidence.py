@@ -135,6 +135,31 @@ class Evidence:
         """N."""
         return len(self.questions.place)
 
+    @property
+    def place(self) -> Tensor:
+        """`(N,)`: each answer token's index within its answer."""
+        return self.questions.place
+
+    @property
+    def first(self) -> Tensor:
+        """`(A,)`: which of the N tokens are an answer's first."""
+        return self.questions.first
+
+    @property
+    def textual(self) -> bool:
+        """The readers read the text in this step instead of the latents."""
+        return self.encoded.part.textual
+
+    @property
+    def at(self) -> tuple[Tensor, ...]:
+        """Where gradient norms of single objectives are taken.
+
+        It is the message, or the hidden states where gradients end before it: in a textual step, and where nothing
+        of the encoder is trained, as for a new reader.
+        """
+        tensors = () if self.textual else self.message.tensors
+        return tensors if any(tensor.requires_grad for tensor in tensors) else (self.student.hidden,)
+
     def draw(self, name: str, row: int) -> random.Random:
         """A stream of draws for a context of this step."""
         return self.encoded.part.draw(name, row)

@@ -17,15 +17,15 @@ from latentwire.lm.prefix import STEADY
 from latentwire.tasks.base import Split
 from latentwire.training import checkpoints
 from latentwire.training.loop import Training, seed_of
-from latentwire.training.objectives import AnswerCrossEntropy
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.trainee import Measured, Trained
+from latentwire.training.step import Measured, Step
+from latentwire.training.trainee import Trained
 from latentwire.training.wire.config import Fit
 from latentwire.training.wire.feed import Feed
 from latentwire.training.wire.layout import settled
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.start import begin
-from latentwire.training.wire.step import FitStep, Part, collate, first_right
+from latentwire.training.wire.step import FitStep, Part, collate
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent import ridge
 from latentwire.wires.latent.modules import LatentModules, fingerprint
@@ -130,7 +130,7 @@ class _Fitting:
         self.adapting = Adapting(settings.objectives)
         teachings = {name: Teaching(lm, log, STEADY) for name, lm in readers.items()}
         step = FitStep(self.modules, self.readers, teachings, settings.objectives, self.adapting)
-        self.step: nn.Module = step
+        self.step: Step = step
         self._check_carriers()
         _check_pieces(self.modules, readers, settings)
         if settings.ridge is not None and start is not None:
@@ -145,7 +145,6 @@ class _Fitting:
         self._after = {name: self.modules.after_anchor(lm) for name, lm in readers.items()}
         self._feed = Feed(settings, train, self._devices, self._after, step.ahead)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
-        self._objective = AnswerCrossEntropy()
         trained = sum(each.numel() for each in self.modules.trained().values())
         log(f"{len(train):,} contexts, {trained / 1e6:.2f} M parameters to train")
 
@@ -195,18 +194,8 @@ class _Fitting:
         asked = [[range(passage.asked) for passage in each] for each in batches]
         return [collate(each, n, self._devices, after=self._after) for each, n in zip(batches, asked, strict=True)]
 
-    @torch.no_grad()
     def evaluate(self) -> Measured:
-        loss, labels, right, firsts = 0.0, 0, 0, 0
-        step = self.step
-        assert isinstance(step, FitStep)
-        for part in self._held_out_parts:
-            found = step.evidence(part)
-            loss += sum(float(self._objective.loss(each)) for each in found)
-            labels += part.labels
-            some = first_right(found)
-            right, firsts = right + int(some[0]), firsts + some[1]
-        return Measured(loss / labels, right, firsts)
+        return self.step.measure(self._held_out_parts)
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY
@@ -15,7 +14,7 @@ from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.lm.tapping import depth
 from latentwire.training.objectives import Term
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.step import Losses
+from latentwire.training.step import Step
 from latentwire.training.wire.evidence import Encoded, Evidence
 from latentwire.training.wire.passages import Pair, Passage
 from latentwire.training.wire.teacher import Teaching
@@ -106,7 +105,7 @@ def collate(
     )
 
 
-class FitStep(nn.Module):
+class FitStep(Step):
     """A wire, its readers and the objectives on one part.
 
     Args:
@@ -121,10 +120,9 @@ class FitStep(nn.Module):
         objectives: Sequence[Term],
         adapting: Adapting,
     ) -> None:
-        super().__init__()
+        super().__init__(objectives, adapting)
         self.modules_ = modules
         self._readers, self._teachings = dict(readers), dict(teachings)
-        self._objectives, self._adapting = objectives, adapting
         self._taps = {
             name: sorted({layer for each in objectives for layer in each.taps(depth(lm))})
             for name, lm in readers.items()
@@ -133,7 +131,7 @@ class FitStep(nn.Module):
     def evidence(self, part: Part) -> list[Evidence]:
         """Each reader's, of one message."""
         encoded = Encoded(self.modules_, part)
-        best = self._adapting.best
+        best = self.adapting.best
         return [
             Evidence(encoded, name, lm, self._teachings[name], self._taps[name], best)
             for name, lm in self._readers.items()
@@ -144,42 +142,3 @@ class FitStep(nn.Module):
         self.modules_.ahead(contexts)
         for each in self._teachings.values():
             each.ahead(contexts)
-
-    def forward(self, part: Part, share: float = 0.0) -> Losses:
-        found = self.evidence(part)
-        terms: dict[str, Tensor] = {}
-        skipped: dict[str, int] = {}
-        total = torch.zeros((), device=next(iter(self.modules_.parameters())).device)
-        for each in self._objectives:
-            skipped[each.kind] = 0
-            if part.textual and each.needs_message:
-                terms[each.kind] = torch.zeros_like(total)
-                continue
-            losses = [each.loss(one) for one in found]
-            skipped[each.kind] = sum(loss is None for loss in losses)
-            heard = [loss.to(total) for loss in losses if loss is not None]
-            terms[each.kind] = torch.stack(heard).sum() if heard else torch.zeros_like(total)
-            weight = each.weight_at(share) * self._adapting.scale(each.kind)
-            total = total + weight * terms[each.kind]
-        # Before accuracies are taken, which needs no gradients: what is computed there first would have none.
-        message = () if part.textual else found[0].message.tensors
-        # Where nothing of the encoder learns, as for a new reader, gradients end before the message.
-        at = message if any(each.requires_grad for each in message) else (found[0].student.hidden,)
-        # How well a reader reads the text says nothing of the latents.
-        right, firsts = (torch.zeros_like(total), 0) if part.textual else first_right(found)
-        if not total.requires_grad:  # everything was left out: a step that changes nothing
-            total = total + 0 * torch.stack([each.sum().to(total) for each in at]).sum()
-        return Losses(total, terms, part.labels, right, firsts, at, skipped)
-
-
-@torch.no_grad()
-def first_right(found: Sequence[Evidence]) -> tuple[Tensor, int]:
-    """How many first answer tokens the readers predict right, and how many there are."""
-    right = torch.zeros((), device=found[0].student.hidden.device)
-    firsts = 0
-    for each in found:
-        first = each.questions.first
-        guessed: Tensor = each.lm.head(each.student.hidden[first]).argmax(-1)
-        right += (guessed == each.student.labels[first]).sum().to(right)
-        firsts += len(first)
-    return right, firsts

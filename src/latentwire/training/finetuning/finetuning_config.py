@@ -1,0 +1,65 @@
+"""The typed settings of a finetuning, as a study's YAML writes them."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from latentwire import wires
+from latentwire.lm.loading.lora import Lora
+from latentwire.training.config import Loop
+from latentwire.training.data import DocumentData
+from latentwire.training.data.world import WorldData
+from latentwire.training.objectives import AnswerCrossEntropy, Objectives
+
+
+class Finetuning(Loop):
+    """One finetuning of a model over one wire.
+
+    Attributes:
+        wire: The wire over which prompts are read, in its command-line spelling; it must deliver plain tokens.
+        force_leaky: Train although the wire leaks labels.
+        data: The examples to learn from.
+        train_samples: How many of them to draw; None takes as many as the steps need.
+        rows: Packed rows in a step.
+        row_tokens: Their length in tokens.
+        objectives: The terms of the loss; the teacher of `distill` and `distill_hidden` is the model as it was
+            before training, reading the same rows causally.
+        lora: Train low-rank adapters; None trains all weights.
+        attention: The kernel that reads the rows; `auto` takes the fastest that is right and says why.
+        activation_checkpointing: Compute activations again in the backward pass instead of keeping them.
+    """
+
+    wire: str = "text"
+    force_leaky: bool = False
+    data: DocumentData = WorldData()
+    objectives: Objectives = (AnswerCrossEntropy(),)
+    train_samples: int | None = Field(default=None, ge=1)
+    rows: int = Field(default=8, ge=1)
+    row_tokens: int = Field(default=1024, ge=16)
+    lora: Lora | None = None
+    attention: Literal["auto", "sdpa", "eager", "flex", "split"] = "auto"
+    activation_checkpointing: bool = False
+
+    @field_validator("objectives")
+    @classmethod
+    def _only_on_answers(cls, value: Objectives) -> Objectives:
+        strange = next((objective.kind for objective in value if objective.needs_message), None)
+        if strange is not None:
+            raise ValueError(
+                f"found {strange!r}, which looks at the latents of a wire, and a finetuning has none; expected "
+                "answer_ce, first_tokens, growing_tokens, distill or distill_hidden"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _passes_have_rows(self) -> Self:
+        if self.accumulation > self.rows:
+            raise ValueError(f"accumulation: found {self.accumulation}, expected at most the {self.rows} rows")
+        return self
+
+    @field_validator("wire")
+    @classmethod
+    def _known_wire(cls, value: str) -> str:
+        return wires.parse(value).label
