@@ -217,7 +217,7 @@ def test_a_chat_template_that_strips_keeps_the_segments_right(context: str) -> N
 
 def test_a_chat_template_that_rewrites_or_is_missing_is_refused() -> None:
     form = PromptFormat(template="chat")
-    for chat, said in ((CHAT.replace("trim", "upper"), "word for word"), (None, "no chat template")):
+    for chat, said in ((CHAT.replace("trim", "upper"), "changes the words"), (None, "no chat template")):
         with pytest.raises(UserError, match=said) as error:
             form.tokens("Ada has 12 apples.", "How many?", reader(tiny_tokenizer(chat=chat)))
         assert "\n" not in str(error.value)

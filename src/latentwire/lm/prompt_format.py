@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, model_validator
 
 from latentwire.errors import UserError
+from latentwire.lm import chat_template
 from latentwire.lm.prompts import Example, Prompt, Tokens
 from latentwire.lm.reader import Tokenizes
 
@@ -18,11 +19,22 @@ PLACE = "Context."
 class PromptFormat(BaseModel):
     """How a reader's prompts look. Saved in every checkpoint, the same in training and evaluation.
 
-    template: `question` writes context, `Question: ...` and the anchor on lines of their own; `raw`
-        writes context and question as they are and no anchor (for prompts that a benchmark words
-        itself); `chat` puts context and question into a user turn of the tokenizer's chat template.
-    delimiter: what stands between prompt and answer under `raw`; the other templates have a space there.
-    anchor: what the answer follows. anchor_block: whether the anchor belongs to a bidirectional block.
+    Attributes:
+        template: `question` writes context, `Question: ...` and the anchor on lines of their own; `raw` writes
+            context and question as they are and no anchor (for prompts that a benchmark words itself); `chat`
+            puts context and question into a user turn of the tokenizer's chat template.
+        delimiter: what stands between prompt and answer where a benchmark words its prompts; elsewhere a space
+            follows the anchor.
+        anchor: the text that the answer follows; in a chat it begins the model's turn.
+        anchor_block: whether the anchor belongs to a bidirectional block.
+        instruction: a line between context and question that says how to answer.
+        system: the text of a chat's system turn; None leaves that turn to the template.
+        thinking: whether a chat lets the model think first, where its template has a switch for it.
+        verbatim: whether a chat's user turn is a benchmark's prompt word for word; then there is no anchor.
+
+    Example:
+        >>> form = PromptFormat(template="chat", instruction="Answer with a few words copied from the passage.")
+        >>> prompt, (answer,) = form.encode(example, lm)
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -31,6 +43,25 @@ class PromptFormat(BaseModel):
     delimiter: str = ""
     anchor: str = "Answer:"
     anchor_block: Literal["inside", "causal"] = "inside"
+    instruction: str = ""
+    system: str | None = None
+    thinking: bool = False
+    verbatim: bool = False
+
+    @model_validator(mode="after")
+    def _fields_belong_to_the_template(self) -> PromptFormat:
+        chat_only = {"system": self.system is not None, "thinking": self.thinking, "verbatim": self.verbatim}
+        for name in [name for name, given in chat_only.items() if given and self.template != "chat"]:
+            raise ValueError(f"{name}: found it beside template {self.template}, expected template chat")
+        if self.template == "raw" and self.instruction:
+            raise ValueError("instruction: found one beside template raw, which writes prompts as they are")
+        return self
+
+    def around(self, words: PromptFormat) -> PromptFormat:
+        """The format for a benchmark that words its own prompts: as it words them, in a chat where this is one."""
+        if self.template != "chat":
+            return words
+        return self.model_copy(update={"verbatim": True, "anchor": ""})
 
     def encode(self, example: Example, lm: Tokenizes) -> tuple[Prompt, tuple[list[int], ...]]:
         """The prompt, and the answer's token ids: one list a choice, or one for the first answer.
@@ -47,26 +78,32 @@ class PromptFormat(BaseModel):
 
     def encode_all(self, examples: Sequence[Example], lm: Tokenizes) -> list[tuple[Prompt, tuple[list[int], ...]]]:
         """`encode` of each, faster: the tokenizer is called once."""
-        texts = [self._with_answers(example, lm) for example in examples]
-        ids = iter(self._all_ids([text for each in texts for text in each], lm))
+        joint = self.joint(lm)
+        texts = [self._with_answers(example, joint, lm) for example in examples]
+        ids = iter(self._all_ids([text for of_example in texts for text in of_example], lm))
         return [
-            _prompt_and_answers(example, *(next(ids) for _ in each))
-            for example, each in zip(examples, texts, strict=True)
+            _prompt_and_answers(example, *(next(ids) for _ in of_example))
+            for example, of_example in zip(examples, texts, strict=True)
         ]
 
-    def _with_answers(self, example: Example, lm: Tokenizes) -> list[str]:
-        """The prompt's text alone, and with each answer behind it."""
+    def _with_answers(self, example: Example, joint: str, lm: Tokenizes) -> list[str]:
+        """The prompt's text alone, and followed by each answer."""
         if example.choices and example.answers:
             raise ValueError(f"{example.id} has a prompt for each choice, expected one of its requests()")
         text = self.render(example.context, example.question, lm)[0]
-        return [self._kept(text), *(self._answered(text, each) for each in example.choices or example.answers[:1])]
+        return [self._kept(text), *(text + joint + answer for answer in example.choices or example.answers[:1])]
 
-    def _answered(self, text: str, answer: str) -> str:
-        return f"{text}{self.delimiter}{answer}" if self.template == "raw" else f"{text} {answer}"
+    def joint(self, lm: Tokenizes) -> str:
+        """What stands between a prompt's text and its answer."""
+        if self.template == "raw":
+            return self.delimiter
+        if self.template == "chat" and not self.anchor:
+            return chat_template.around_answer(lm, thinking=self.thinking)[0]
+        return " "
 
     def whole(self, context: str, question: str, answer: str, lm: Tokenizes) -> list[int]:
-        """Tokens of a prompt with an answer behind it, tokenized as one text."""
-        return self._ids(self._answered(self.render(context, question, lm)[0], answer), lm)
+        """Tokens of a prompt followed by an answer, tokenized as one text."""
+        return self._ids(self.render(context, question, lm)[0] + self.joint(lm) + answer, lm)
 
     def tokens(self, context: str, question: str, lm: Tokenizes) -> Tokens:
         """Tokens of a prompt; the context may be empty.
@@ -108,9 +145,12 @@ class PromptFormat(BaseModel):
         text, boundary = self.render(context or PLACE, "?", lm)
         start = text.index(context or PLACE)
         text = text[: boundary if context else start]
-        found = lm.tokenizer(text, add_special_tokens=self.template != "chat", return_offsets_mapping=True)
-        ids = _unended(found["input_ids"], text, lm)
-        spans = [(int(a) - start, int(b) - start) for a, b in found["offset_mapping"][: len(ids)]]
+        encoding = lm.tokenizer(text, add_special_tokens=self.template != "chat", return_offsets_mapping=True)
+        ids, offsets = _unended(encoding["input_ids"], text, lm), encoding["offset_mapping"]
+        spans = [(int(first) - start, int(end) - start) for first, end in offsets[: len(ids)]]
+        if self.template == "chat":
+            ids, moved = chat_template.with_one_bos(ids, lm, chat_template.begins_with_bos(lm))
+            spans = [(-start, -start)] * moved + spans[max(-moved, 0) :]
         return ids, spans
 
     def behind(self, question: str, lm: Tokenizes) -> list[int]:
@@ -173,39 +213,46 @@ class PromptFormat(BaseModel):
             UserError: a chat template is asked for and the tokenizer has none, or it rewrites what it is given.
         """
         text = self.body(context, question)
-        boundary = len(text) - len(self.body("", question))
+        behind = len(question) if self.verbatim else len(self.body("", question))
+        boundary = len(text) - behind
         if self.template == "raw":
             return text, boundary
         if self.template == "question":
             return f"{text}\n{self.anchor}", boundary
-        if not getattr(lm.tokenizer, "chat_template", None):
-            raise UserError(f"format: found chat, but the tokenizer of {lm.name} has no chat template.")
-        turns = [{"role": "user", "content": text}]
-        chat = str(lm.tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True))
-        # Many templates strip what a user says.
+        system = [] if self.system is None else [("system", self.system)]
+        chat = chat_template.render([*system, ("user", text)], lm, thinking=self.thinking)
+        # Many templates strip what a user says. The last match: a system text may hold the same words.
         said, indent = text.strip(), len(text) - len(text.lstrip())
-        start = chat.find(said)
+        start = chat.rfind(said)
         if start < 0:
-            raise UserError(f"format: the chat template of {lm.name} does not hold the prompt word for word.")
+            raise UserError(
+                f"prompts: found template chat for {lm.name}, whose chat template changes the words of a prompt; "
+                "expected a template that keeps them, or template question."
+            )
         return f"{chat}{self.anchor}", start + min(max(boundary - indent, 0), len(said))
 
     def body(self, context: str, question: str) -> str:
-        """Context and question as they are worded, without the anchor and the chat's turns."""
+        """Context, instruction and question as they are worded, without the anchor and the chat's turns."""
         if self.template == "raw":
             return context + question
+        if self.verbatim:
+            return f"{self.instruction}\n{context}{question}" if self.instruction else context + question
         worded = f"Question: {question}" if self.template == "question" else question
-        return f"{context}\n{worded}" if context else worded
+        asked = f"{self.instruction}\n{worded}" if self.instruction else worded
+        return f"{context}\n{asked}" if context else asked
 
     def conversation(self, turns: Sequence[tuple[str, str]], lm: Tokenizes, *, answering: bool) -> list[int]:
         """Tokens of (role, text) turns; with `answering` up to where the model's next turn begins.
 
         Without a chat template, turns are lines of `Role: text`.
         """
-        if getattr(lm.tokenizer, "chat_template", None):
-            messages = [{"role": role, "content": text} for role, text in turns]
-            text = str(lm.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=answering))
-            return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
-        ids: list[int] = []
+        if chat_template.template_of(lm):
+            if self.system is not None and turns[0][0] != "system":
+                turns = [("system", self.system), *turns]
+            text = chat_template.render(turns, lm, thinking=self.thinking, answering=answering)
+            ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+            return chat_template.with_one_bos(ids, lm, chat_template.begins_with_bos(lm))[0]
+        ids = []
         for role, text in turns:
             # Piece by piece, so that what stands before never depends on what follows.
             ids += self._piece(f"{role.capitalize()}:", lm, first=not ids) + self._piece(f" {text}\n", lm)
@@ -223,9 +270,15 @@ class PromptFormat(BaseModel):
         return self._all_ids([text], lm)[0]
 
     def _all_ids(self, texts: Sequence[str], lm: Tokenizes) -> list[list[int]]:
-        # A chat template writes its own special tokens.
-        called = _token_ids(texts, lm, special=self.template != "chat")
-        return [_unended(ids, text, lm) for ids, text in zip(called, texts, strict=True)]
+        chat = self.template == "chat"  # whose template writes its own special tokens
+        called = _token_ids(texts, lm, special=not chat)
+        rows = [_unended(ids, text, lm) for ids, text in zip(called, texts, strict=True)]
+        begins = chat and chat_template.begins_with_bos(lm)
+        return [chat_template.with_one_bos(ids, lm, begins)[0] for ids in rows] if chat else rows
+
+    def end_ids(self, lm: Tokenizes) -> frozenset[int]:
+        """Tokens that end an answer besides those that end a text: the end of a chat's turn."""
+        return chat_template.end_of_turn(lm) if self.template == "chat" else frozenset()
 
 
 def _token_ids(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[list[int]]:
