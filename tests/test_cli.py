@@ -80,6 +80,17 @@ def test_eval_prints_a_table_and_writes_the_same_numbers(capsys, monkeypatch, fo
     assert set(found["metrics"]["text"]["jsonl"]["exact_match"]) == {"value", "low", "high", "n"}
 
 
+def test_eval_shows_prompts_as_they_are_asked(capsys, monkeypatch, folder, data):
+    words = ["--model", folder, "--task", "jsonl", "--data", data, "--wire", "text", "--wire", "text,mask=prefix"]
+    status, out, err = run(capsys, monkeypatch, "eval", *words, "--show", 1, "--instruction", "Be brief.")
+    assert status == 0, err
+    line = LINES[0]
+    assert f"{line['context']}\nBe brief.\nQuestion: {line['question']}\nAnswer:" in out
+    assert "see each other in both directions" in out
+    assert out.count(">>> answer ") == 2
+    assert "instruction 'Be brief.' and not ''" in out, "the model was saved with another format"
+
+
 def write_adapter(kind, place):
     model = tiny_model(max_position_embeddings=256)
     if kind == "lora":
@@ -150,6 +161,18 @@ WRONG = {
         "empty.jsonl",
     ),
     "not JSON": (["eval", "--model", "{folder}", "--task", "jsonl", "--data", "{tmp}/bad.jsonl"], "line 1"),
+    "a chat without a template": (
+        ["eval", "--model", "{folder}", "--task", "one_hop", "--chat"],
+        "whose tokenizer has no chat template",
+    ),
+    "a system text without a chat": (
+        ["audit", "--model", "{folder}", "--system", "Be brief."],
+        "expected template chat",
+    ),
+    "no prompt format": (
+        ["eval", "--model", "{folder}", "--task", "one_hop", "--prompt-format", "{tmp}/no.json"],
+        "no.json cannot be read",
+    ),
     "no adapter": (
         ["eval", "--model", "{folder}", "--task", "one_hop", "--adapter", "{tmp}"],
         "found no adapter_config.json",

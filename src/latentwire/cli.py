@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from rich.table import Table
 
     from latentwire.lm.model import LM
+    from latentwire.lm.prompt_settings import PromptSettings
 
 app = typer.Typer(
     name="latentwire",
@@ -35,6 +36,15 @@ Model = Annotated[
     str, typer.Option(help="embedded:heron, embedded:wren, a local folder, a .gguf file or a hub id.")
 ]
 Adapter = Annotated[Path | None, typer.Option(help="The folder of a PEFT adapter: LoRA or prefix tuning.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Ask in the model's chat template.")]
+Instruction = Annotated[
+    str | None, typer.Option(help="A line before each question, such as: Answer with a few words of the passage.")
+]
+System = Annotated[str | None, typer.Option(help="The text of the chat's system turn.")]
+FormatFile = Annotated[
+    Path | None,
+    typer.Option("--prompt-format", help="A JSON or YAML file of prompt settings; the options above go over it."),
+]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
 _UsageError: Any = typer.BadParameter.__base__
@@ -85,14 +95,24 @@ def eval_(
             "the gap between nothing and the text it closes, and whether it is its message that does.",
         ),
     ] = False,
-    limit: Annotated[int | None, typer.Option(help="The first so many examples of each task.")] = None,
+    chat: Chat = False,
+    instruction: Instruction = None,
+    system: System = None,
+    prompt_format: FormatFile = None,
+    show: Annotated[
+        int, typer.Option(help="Print the first N prompts of each task with their mask and answers.", min=0)
+    ] = 0,
+    limit: Annotated[int | None, typer.Option(help="The first N examples of each task.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
     from latentwire.evaluation import arms as parsing
+    from latentwire.evaluation.arms import relay_sources
+    from latentwire.evaluation.prompts_shown import departures, shown
     from latentwire.evaluation.report import Report
     from latentwire.evaluation.several_readers import evaluate_readers
     from latentwire.files import write_atomically
+    from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.runs.log import counted
     from latentwire.tasks import resolve
 
@@ -102,16 +122,22 @@ def eval_(
     tasks = resolve(task, data, include_path)
     if json_file is not None:
         _check_writable(json_file)
-    lm = _load(model, adapter)
+    prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
+    lm = _load(model, adapter, prompts)
     others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
-    readers: dict[str | None, LM] = {name: lm if name == model else _load(name, None) for name in others}
+    readers: dict[str | None, LM] = {name: lm if name == model else _load(name, None, prompts) for name in others}
     readers[None] = lm
+    sources = relay_sources(readers, arms, prompts)
+    remarks = departures(readers, arms)
     started = time.monotonic()
     with counted("eval", "answers", len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as add:
         result = evaluate_readers(readers, tasks, arms, limit=limit, progress=lambda arm, task, done: add(done))
     seconds = time.monotonic() - started
     report = Report.of(readers, tasks, arms, result, limit)
-    _print(report.parts(model))
+    if show:
+        _print(shown(readers, tasks, arms, result, show, limit))
+    _print([*report.parts(model), *remarks])
+    del sources  # alive until here: wires hold them weakly
     if json_file is not None:
         numbers = {"model": model, "wire": arms[0].label, **report.numbers()}
         if adapter is not None:
@@ -130,15 +156,21 @@ def audit(
         typer.Option(help="A WIRE as in eval; may be repeated. [default: text and text,mask=prefix]"),
     ] = None,
     adapter: Adapter = None,
+    chat: Chat = False,
+    instruction: Instruction = None,
+    system: System = None,
+    prompt_format: FormatFile = None,
 ) -> None:
     """Does this model, with this attention, leak or see ahead? Status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
     from latentwire.evaluation.report import audited
+    from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.tasks import resolve
 
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
-    lm = _load(model, adapter)
+    prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
+    lm = _load(model, adapter, prompts)
     examples = [example for task in resolve(["world"], None) for example in task.examples("validation", 4)]
     problems = 0
     for each in chosen:
@@ -326,14 +358,14 @@ def _check_writable(file: Path) -> None:
         raise UserError(f"json: {file} cannot be written, expected a file in a folder that can.")
 
 
-def _load(model: str, adapter: Path | None) -> LM:
+def _load(model: str, adapter: Path | None, prompts: PromptSettings | None) -> LM:
     from transformers.utils import logging
 
     from latentwire.lm.model import LM
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return LM.load(model, adapter=adapter)
+    return LM.load(model, adapter=adapter, prompts=prompts)
 
 
 def _console() -> Console:

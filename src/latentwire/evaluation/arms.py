@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Self, get_args
@@ -11,11 +11,13 @@ from latentwire.errors import UserError, one_of
 from latentwire.evaluation.items import Item, item_of, reading
 from latentwire.evaluation.variants import Variant, counterfactual, deranged, partners
 from latentwire.lm.model import LM
+from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
 from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
-from latentwire.wires.latent.latent_wire import Latent
+from latentwire.wires.latent.latent_wire import Latent, share
+from latentwire.wires.relay import Relay
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SAMPLE = 64
@@ -94,6 +96,23 @@ def _sending(original: Example, asked: Example, of: Example, reader: LM) -> Item
     """An example asked over the message of another's context and question."""
     sent = Prompt(context=of.context, question=of.question)
     return replace(item_of(asked, reader, sent), original=original)
+
+
+def relay_sources(
+    readers: Mapping[str | None, LM], arms: Sequence[Arm], prompts: PromptSettings | None
+) -> list[LM]:
+    """Load the models that write for relays with the readers' prompt settings; to be held while arms read.
+
+    Raises:
+        UserError: as `LM.load`.
+    """
+    loaded = []
+    for arm in arms if prompts is not None else ():
+        lm = readers[arm.reader]
+        if isinstance(arm.wire, Relay) and arm.wire.source != lm.name:
+            loaded.append(LM.load(arm.wire.source, dtype=lm.model.dtype, device=str(lm.device), prompts=prompts))
+            share(loaded[-1], lm)
+    return loaded
 
 
 def parse_all(texts: Sequence[str], model: str, *, controls: bool = False) -> list[Arm]:

@@ -54,11 +54,11 @@ def item_of(example: Example, reader: LM, sent: Prompt | None = None) -> Item:
 
 
 def reading(lm: LM, task: Task) -> LM:
-    """The same model, with the task's own prompt format where it has one."""
+    """The same model, asked in the task's own words where it has some."""
     if task.format is None:
         return lm
     reader = copy(lm)
-    reader.format = task.format
+    reader.format = lm.format.around(task.format)
     return reader
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -11,6 +12,7 @@ import torch
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.runs.store import Run
 from latentwire.wires import Wire
 
@@ -37,12 +39,14 @@ def load(
     adapter: str | None,
     dtype: str | None,
     device: str | None,
+    prompts: PromptSettings | None,
     options: dict[str, Any],
 ) -> Loaded:
     """Load what the arguments name.
 
     Args:
         model: what `LM.load` takes, or a model that is loaded already.
+        prompts: how a model that is not loaded yet is asked, where lm-eval's own words are put into a chat.
         wire: KIND or KIND,OPTION=VALUE; None takes the one that the run was trained with, else `text`.
         options: the wire's options as arguments of their own, because lm-eval splits at every comma.
 
@@ -61,10 +65,13 @@ def load(
     written = ",".join([wire or "text", *(f"{name}={value}" for name, value in options.items())])
     parsed = wires.parse(written)
     if isinstance(model, LM):
+        if prompts is not None:
+            model = copy(model)
+            model.format = prompts.over(model.format, model)
         return Loaded(model, parsed.bind(model), model.name, None)
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         device = None  # lm-eval asks for cuda:0 unless told otherwise; its own model falls back too
-    lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter)
+    lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter, prompts=prompts)
     return Loaded(lm, parsed.bind(lm), source, run)
 
 

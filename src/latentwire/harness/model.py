@@ -24,12 +24,15 @@ from latentwire.harness.requests import Asked, Verbatim, alike, decoding, parts,
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.lm.prompts import CAUSAL, Example, Prompt
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.together import BATCH_TOKENS, Together, Work
 from latentwire.wires.text_wire import TextWire
 
 log = logging.getLogger(__name__)
+RAW = PromptFormat(template="raw", anchor="")
+"""lm-eval's prompts as they are."""
 
 
 class LatentWire(HarnessLM):  # type: ignore[misc]
@@ -38,6 +41,9 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
     Args:
         model: what `LM.load` takes, or a loaded one; run: instead of it a finetuning's run folder.
         checkpoint: of the run: best or final.
+        chat, instruction, system, prompt_format: as the options of `latentwire eval`: lm-eval's prompts word for
+            word in a user turn of the model's chat template, after the instruction. Instead of lm-eval's own
+            `--apply_chat_template`.
         wire: KIND or KIND,OPTION=VALUE. Options may also be arguments of their own (`wire=text,mask=prefix`).
         batch_tokens: columns of a forward pass. lm-eval's `batch_size` is in rows and changes nothing here.
 
@@ -54,21 +60,40 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
         adapter: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        chat: bool = False,
+        instruction: str | None = None,
+        system: str | None = None,
+        prompt_format: str | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
         **options: Any,
     ) -> None:
         super().__init__()
+        asked = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
         self.loaded = load(
-            model, wire, run, checkpoint, adapter=adapter, dtype=dtype, device=device, options=options
+            model,
+            wire,
+            run,
+            checkpoint,
+            adapter=adapter,
+            dtype=dtype,
+            device=device,
+            prompts=asked,
+            options=options,
         )
+        self.chat = asked is not None and self.loaded.lm.format.template == "chat"
+        if asked is not None and not self.chat:
+            raise UserError(
+                f"model_args: found {', '.join(asked.model_dump(exclude_none=True))} without a chat, expected "
+                "chat=true too: lm-eval words its prompts itself, and only a chat has a place for more."
+            )
         if not isinstance(self.loaded.wire, TextWire):
             raise UserError(f"wire: {self.loaded.wire.label} delivers no text, which is all that lm-eval has.")
         self.batch_tokens = batch_tokens
         self.work = Work()
         self.reader = copy(self.loaded.lm)
-        self.reader.format = PromptFormat(template="raw", anchor="")
+        self.reader.format = self._words()
         self.tokenizer = self.loaded.lm.tokenizer
         self._device = self.loaded.lm.device
         if self.loaded.wire.leaks:
@@ -101,7 +126,7 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
         prompts, behind = [], []
         for group in groups:
             context = self._bare(requests[group[0]].args[0])
-            choices = tuple(requests[n].args[1] for n in group)
+            choices = tuple(self._answer(requests[n].args[1]) for n in group)
             example = Example(id=repr(context[-40:]), group="", context=context, question="", choices=choices)
             prompt, answers = self.reader.format.encode(example, self.reader)
             prompts.append(prompt)
@@ -122,7 +147,7 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
         rows, behind, of = [], [], []
         for n, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
-                token_list=self.reader.format.whole("", "", self._bare(request.args[0]), self.reader),
+                token_list=RAW.whole("", "", self._bare(request.args[0]), self.reader),
                 prefix_token=self.prefix_token_id,
                 # Where the last token may be seen it is read too.
                 max_seq_len=self.loaded.lm.max_positions - int(self.wire.leaks),
@@ -153,7 +178,7 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
         """Each context's continuation up to a stop string, the end of the text or `max_gen_toks` tokens."""
         reader = copy(self.reader)
-        reader.format = Verbatim(template="raw", anchor="")
+        reader.format = self._words(Verbatim(template="raw", anchor=""))
         asked = []
         for n, request in enumerate(requests):
             prompt = Prompt(context=self._bare(request.args[0]), question="")
@@ -168,6 +193,14 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
                     found[each.at] = text.text
                 bar.update(len(batch))
         return found
+
+    def _words(self, words: PromptFormat = RAW) -> PromptFormat:
+        """How lm-eval's prompts are read: as they are, or as they are in a chat."""
+        return self.loaded.lm.format.around(words) if self.chat else words
+
+    def _answer(self, continuation: str) -> str:
+        """A continuation; in a chat it begins the model's turn, where no blank stands before it."""
+        return continuation.lstrip(" ") if self.chat else continuation
 
     def _delivered(self, prompts: Sequence[Prompt]) -> Iterator[Prefix]:
         for part in parts(prompts):
@@ -197,6 +230,9 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
     chat_template = TemplateLM.chat_template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
+        """For `--apply_chat_template`. Raises `UserError` beside chat=true, which would put a chat into a chat."""
+        if self.chat:
+            raise UserError("apply_chat_template: found it beside chat=true, expected one of the two.")
         return str(
             self.tokenizer.apply_chat_template(
                 chat_history,

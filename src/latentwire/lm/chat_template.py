@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
+
+from transformers import PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
 from latentwire.lm.reader import Tokenizes
@@ -38,7 +42,7 @@ def render(
             f"prompts: found template chat for {lm.name}, whose tokenizer has no chat template; expected an "
             "instruct model, or template question."
         )
-    switches = {name: thinking for name in THINKING if name in template}
+    switches: dict[str, Any] = {name: thinking for name in THINKING if name in template}
     messages = [{"role": role, "content": text} for role, text in turns]
     try:
         text: Any = lm.tokenizer.apply_chat_template(
@@ -85,7 +89,26 @@ def around_answer(lm: Tokenizes, *, thinking: bool = False) -> tuple[str, str]:
 
     Both are empty for a template whose finished turn does not begin as the open one does.
     """
-    turns = [("user", "?")]
+    return _around_answer(lm.tokenizer, lm.name, template_of(lm), thinking)
+
+
+def end_of_turn(lm: Tokenizes) -> frozenset[int]:
+    """The special token with which the template ends the model's turn; empty where it writes none."""
+    return _end_of_turn(lm.tokenizer, lm.name, template_of(lm))
+
+
+@dataclass(frozen=True)
+class _Named:
+    tokenizer: PreTrainedTokenizerBase
+    name: str
+    eos_ids: frozenset[int] = frozenset()
+
+
+@lru_cache(maxsize=16)
+def _around_answer(
+    tokenizer: PreTrainedTokenizerBase, name: str, template: str, thinking: bool
+) -> tuple[str, str]:
+    lm, turns = _Named(tokenizer, name), [("user", "?")]
     opened = render(turns, lm, thinking=thinking)
     closed = render([*turns, ("assistant", ANSWER)], lm, thinking=thinking, answering=False)
     if not closed.startswith(opened) or ANSWER not in closed[len(opened) :]:
@@ -94,11 +117,11 @@ def around_answer(lm: Tokenizes, *, thinking: bool = False) -> tuple[str, str]:
     return before, after
 
 
-def end_of_turn(lm: Tokenizes) -> frozenset[int]:
-    """The special token with which the template ends the model's turn; empty where it writes none."""
-    _, after = around_answer(lm)
-    special = set(lm.tokenizer.all_special_ids) | set(lm.tokenizer.added_tokens_decoder)
-    first = lm.tokenizer(after.lstrip(), add_special_tokens=False)["input_ids"][:1]
+@lru_cache(maxsize=16)
+def _end_of_turn(tokenizer: PreTrainedTokenizerBase, name: str, template: str) -> frozenset[int]:
+    after = _around_answer(tokenizer, name, template, False)[1].lstrip()
+    first = tokenizer(after, add_special_tokens=False)["input_ids"][:1] if after else []
+    special = {*tokenizer.all_special_ids, *tokenizer.added_tokens_decoder}
     return frozenset(int(token) for token in first if token in special)
 
 

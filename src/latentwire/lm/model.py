@@ -26,6 +26,7 @@ from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
 from latentwire.lm.prompt_format import PromptFormat
+from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.lm.rotary import Rotary
 from latentwire.lm.scoring import continuations as scoring
 from latentwire.lm.scoring.continuations import Continuations, Score
@@ -42,7 +43,10 @@ class LM:
     Construction installs our attention functions and checks, on a few tokens, that the model
     reads under a mask as the mask says and that its head gives its own logits.
 
-    `prefix_tuning`, None unless an adapter brings one, stands before everything that is read.
+    Attributes:
+        format: how its prompts are worded. saved_format: the format saved beside weights or adapter, with which
+            they were trained; None where there is none.
+        prefix_tuning: stands before everything that is read; None unless an adapter brings one.
 
     Raises:
         UserError: the model cannot be read right; one sentence says why.
@@ -61,6 +65,7 @@ class LM:
         self.tokenizer = tokenizer
         self.name = name
         self.format = prompt_format or PromptFormat()
+        self.saved_format: PromptFormat | None = None
         self.prefix_tuning: PrefixTuning | None = None
         attention.install(model, attention_kernel)
         # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
@@ -79,6 +84,7 @@ class LM:
         adapter: str | PathLike[str] | None = None,
         attention_kernel: str | None = None,
         bits: Literal[4] | None = None,
+        prompts: PromptSettings | None = None,
     ) -> LM:
         """Load `embedded:NAME`, a local folder, a `.gguf` file or a hub id.
 
@@ -93,6 +99,7 @@ class LM:
                 them while they are frozen.
             attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
             bits: round the weights to 4 bits (NF4, by bitsandbytes, on a GPU); such a model only reads.
+            prompts: changes to the prompt format that is saved beside the model.
 
         Raises:
             UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization
@@ -108,6 +115,9 @@ class LM:
             prompt_format=loaded.prompt_format,
             attention_kernel=attention_kernel,
         )
+        lm.saved_format = loaded.saved_format
+        if prompts is not None:
+            lm.format = prompts.over(lm.format, lm)
         if adapter is not None and adapter_files.kind(adapter) == adapter_files.PREFIX_TUNING:
             lm.prefix_tuning = prefix_adapters.load(lm, adapter)
         return lm
@@ -151,12 +161,13 @@ class LM:
         """By how much the model rotates further than positions say: virtual tokens stand before the first."""
         return 0 if self.prefix_tuning is None else self.prefix_tuning.tokens
 
-    @cached_property
+    @property
     def eos_ids(self) -> frozenset[int]:
-        """Tokens that end a text: the tokenizer's and those of the generation configuration."""
-        found = getattr(self.model.generation_config, "eos_token_id", None)
-        ids = found if isinstance(found, list) else [found]
-        return frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        """Tokens that end an answer: the tokenizer's, the generation configuration's and the prompt format's."""
+        configured = getattr(self.model.generation_config, "eos_token_id", None)
+        ids = configured if isinstance(configured, list) else [configured]
+        known = frozenset(i for i in [*ids, self.tokenizer.eos_token_id] if i is not None)
+        return known | self.format.end_ids(self)
 
     @cached_property
     def rotary(self) -> Rotary:

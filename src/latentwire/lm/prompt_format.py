@@ -280,6 +280,10 @@ class PromptFormat(BaseModel):
         """Tokens that end an answer besides those that end a text: the end of a chat's turn."""
         return chat_template.end_of_turn(lm) if self.template == "chat" else frozenset()
 
+    def answer_end(self, lm: Tokenizes) -> list[int]:
+        """The token that a model learns to end an answer with, as a list; empty for a model without one."""
+        return sorted(self.end_ids(lm) or lm.eos_ids)[:1]
+
 
 def _token_ids(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[list[int]]:
     return list(lm.tokenizer(list(texts), add_special_tokens=special)["input_ids"]) if texts else []

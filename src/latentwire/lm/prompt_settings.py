@@ -106,8 +106,8 @@ class PromptSettings(BaseModel):
             text = made.render("", "?", lm)[0]
             if made.system and made.system.strip() not in text:
                 raise UserError(
-                    f"prompts: found a system text for {lm.name}, whose chat template leaves it out; expected none, "
-                    "or the text as instruction."
+                    f"prompts: found a system text for {lm.name}, whose chat template leaves it out; expected "
+                    "none, or the text as instruction."
                 )
             chat_template.around_answer(lm, thinking=made.thinking)
         return made

@@ -12,6 +12,7 @@ from typing import Any
 
 from latentwire.evaluation.evaluate import evaluate as evaluate_tasks
 from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcomes
+from latentwire.evaluation.prompts_shown import departures
 from latentwire.evaluation.sizes import message_sizes
 from latentwire.evaluation.summary import summarize
 from latentwire.files import write_atomically
@@ -47,6 +48,8 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     total = sum(sizes.values())
     outcomes = _finished(folder, sizes.keys())
     there = {outcome.task for outcome in outcomes}
+    for sentence in departures({None: lm}, [replace(arm, reader=None) for arm in wires]):
+        log(sentence)
     for task in plan.tasks:
         if task.remark:
             log(task.remark)

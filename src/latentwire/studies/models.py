@@ -104,7 +104,8 @@ class Readers:
 
     def _prepare(self, name: str, lm: LM) -> None:
         """Load a source for a reader, in its dtype as other sources, if the study says how."""
-        if name not in self._plan.study.loading:
+        study = self._plan.study
+        if name not in study.loading and name not in study.prompts:
             return
         if name not in self._sources:
             folder = self._plan.models.get(name) or model_folder(name)
@@ -113,11 +114,11 @@ class Readers:
         share(self._sources[name], lm)
 
     def _options(self, model: str, dtype: torch.dtype | None) -> dict[str, Any]:
-        asked = self._plan.study.loading.get(model)
+        asked, prompts = self._plan.study.loading.get(model), self._plan.study.prompts.get(model)
         if asked is None:
-            return {"dtype": dtype}
+            return {"dtype": dtype, "prompts": prompts}
         rounded = torch.bfloat16 if asked.bits else dtype
-        return {"dtype": rounded, "device_map": asked.device_map, "bits": asked.bits}
+        return {"dtype": rounded, "device_map": asked.device_map, "bits": asked.bits, "prompts": prompts}
 
     def _folder(self, model: str, start: str | None, checkpoint: Checkpoint) -> Path:
         if start is None:

@@ -125,6 +125,8 @@ def make(study: Study) -> Plan:
         # Where a model lies changes no number beyond rounding.
         if bits := {each: 4 for each in read_with if each in study.loading and study.loading[each].bits}:
             configuration |= {"bits": bits}
+        if asked := {each: study.prompts[each] for each in read_with if each in study.prompts}:
+            configuration |= {"prompts": {each: how.model_dump(exclude_none=True) for each, how in asked.items()}}
         if isinstance(stage, Evaluate):
             configuration |= {"split": study.split, "limit": study.limit, "tasks": list(data)}
             configuration |= {"dtype": study.dtype or _default_dtype()}

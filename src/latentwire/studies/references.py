@@ -27,6 +27,10 @@ def check(study: Study) -> None:
             _known(f"loading.{model}", model, known, "a model of this study")
         if model == study.model and any(isinstance(stage, Finetune) for stage in study.stages.values()):
             raise UserError(f"loading.{model}: found a model that is finetuned, expected one that only reads.")
+    for model in study.prompts:
+        if model not in study.models():
+            known = dict.fromkeys([*study.models(), *study.sources()])
+            _known(f"prompts.{model}", model, known, "a model of this study")
     for name, stage in study.stages.items():
         key = f"stages.{name}.start_from"
         if stage.start_from is not None:

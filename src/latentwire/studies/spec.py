@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from latentwire.errors import one_of
+from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.studies.claims import Comparison, Effects, Gate
 from latentwire.studies.stages import Evaluate, FitWire, Name, Stage
 from latentwire.tasks import DATA_KINDS
@@ -59,6 +60,7 @@ class Study(Settings):
 
     limit: the first so many examples of each task. dtype: what evaluations read in (without it float32 on a
     CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case. loading: by model.
+    prompts: by model, how it is asked in training and in evaluation; without an entry as its own files say.
     oracles: by name, readings (STAGE/ARM) of which the best counts, example by example: what could be had of them
     together by one who knew whom to believe.
     """
@@ -71,6 +73,7 @@ class Study(Settings):
     split: Split = "test"
     dtype: Literal["float32", "bfloat16"] | None = None
     loading: dict[str, Loading] = Field(default_factory=dict)
+    prompts: dict[str, PromptSettings] = Field(default_factory=dict)
     stages: dict[Name, Stage] = Field(min_length=1)
     effects: Effects | None = None
     oracles: dict[Name, Readings] = Field(default_factory=dict)

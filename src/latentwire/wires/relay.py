@@ -101,7 +101,10 @@ class Relay(Sized, TextWire):
             return source.format.tokens(context, question, source).ids
         if chat:
             told = question if self.question else self.cue or CHAT_CUE
-            return PromptFormat(template="chat", anchor="").tokens(context, told, source).ids
+            alone = {"template": "chat", "anchor": "", "verbatim": False}
+            if not self.question:
+                alone["instruction"] = ""  # which says how to answer, and nothing is asked here
+            return source.format.model_copy(update=alone).tokens(context, told, source).ids
         return PromptFormat(template="raw", anchor="").tokens(context, f"\n{self.cue or CUE}", source).ids
 
 

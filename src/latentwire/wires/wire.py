@@ -15,6 +15,7 @@ from latentwire.lm.prompts import Prompt
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
+    from latentwire.lm.prompt_format import PromptFormat
 
 
 class Message(ABC):
@@ -82,6 +83,10 @@ class Wire(BaseModel, ABC):
     def reader(self, lm: LM) -> LM:
         """Who reads what this (bound) wire delivers: the model itself, unless it has learned along with it."""
         return lm
+
+    def trained_format(self, lm: LM) -> PromptFormat | None:
+        """The prompt format of `lm` that this wire was trained with; None where that is unknown or none was."""
+        return None
 
     def carried(self, prompts: Sequence[Prompt], lm: LM) -> list[str]:
         """What is encoded of each prompt that `lm` is asked: its context."""

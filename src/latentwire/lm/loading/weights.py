@@ -39,7 +39,12 @@ _DEQUANTIZED = ("fp8", "gguf")
 class Loaded:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
-    prompt_format: PromptFormat
+    saved_format: PromptFormat | None
+
+    @property
+    def prompt_format(self) -> PromptFormat:
+        """The format saved beside weights or adapter, the default one where there is none."""
+        return self.saved_format or PromptFormat()
 
 
 def locate(spec: str) -> str:
@@ -76,9 +81,14 @@ class Described:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def saved_format(self) -> PromptFormat | None:
+        """The prompt format saved beside the model, None where there is none."""
+        return None if self.options else _stored_format(self.source)
+
+    @property
     def format(self) -> PromptFormat:
-        """The prompt format saved beside the model, the default one where there is none."""
-        return PromptFormat() if self.options else _stored_format(self.source)
+        """`saved_format`, or the default one."""
+        return self.saved_format or PromptFormat()
 
 
 def described(spec: str) -> Described:
@@ -140,10 +150,10 @@ def load(
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     aligned_memory.align(model, spec)
-    prompt_format = found.format
+    saved_format = found.saved_format
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
-        prompt_format = _stored_format(str(adapter))  # how it was trained
-    return Loaded(model.eval(), tokenizer, prompt_format)
+        saved_format = _stored_format(str(adapter))  # how it was trained
+    return Loaded(model.eval(), tokenizer, saved_format)
 
 
 def _straight(device: torch.device) -> DeviceMap | None:
@@ -238,14 +248,14 @@ def _forget_quantization(model: Any, dtype: torch.dtype) -> None:
     model._weight_conversions = None
 
 
-def _stored_format(source: str) -> PromptFormat:
+def _stored_format(source: str) -> PromptFormat | None:
     if Path(source).is_dir():
         found = Path(source) / FORMAT_FILE
         path = str(found) if found.exists() else None
     else:
         path = cached_file(source, FORMAT_FILE, _raise_exceptions_for_missing_entries=False)
     if path is None:
-        return PromptFormat()
+        return None
     try:
         return PromptFormat.model_validate_json(Path(path).read_text())
     except ValidationError as error:

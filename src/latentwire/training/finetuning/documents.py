@@ -45,7 +45,7 @@ def document(source: Source, wire: Wire, lm: LM) -> Document:
     prefix = wire([prompt], lm)
     if prefix.ids is None or prefix.memory is not None:
         raise UserError(f"wire: {wire.label} delivers no plain tokens, so its rows cannot be packed.")
-    answer = answers[max(source.gold, 0)] + sorted(lm.eos_ids)[:1]
+    answer = answers[max(source.gold, 0)] + lm.format.answer_end(lm)
     ids, blocks = prefix.ids[0].tolist(), prefix.columns.blocks[0].tolist()
     return Document(
         ids=ids + answer,

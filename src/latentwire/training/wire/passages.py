@@ -86,7 +86,7 @@ class Asking(Tokenizing):
                 f"data: the tokenizer of {self.name} cuts the answer to {examples[0].id} in another way behind "
                 "its context than behind the question alone, expected the same tokens."
             )
-        ends = sorted(self.eos_ids)[:1]
+        ends = self.format.answer_end(self)
         return [[*answer, *ends] for answer in answers]
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
@@ -204,7 +204,7 @@ def tokenize(shared: ContextExamples, tokenizing: Mapping[str, Asking]) -> list[
     if not first.answers or not (first.context or whole):
         raise UserError(f"data: {first.id} has no context or no answer in words, expected both.")
     if shared.format is not None:  # an evaluation words the prompts of such a task so too
-        tokenizing = {name: replace(asking, format=shared.format) for name, asking in tokenizing.items()}
+        tokenizing = {name: replace(asking, format=asking.format.around(shared.format)) for name, asking in tokenizing.items()}
     if whole:
         return [_passage([example], _worded(example, tokenizing), tokenizing) for example in shared.examples]
     return [_passage(shared.examples, first.context, tokenizing)]

@@ -9,6 +9,7 @@ from torch import Size, Tensor
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+from latentwire.lm.prompt_settings import departure
 from latentwire.training.wire.config import Fit
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.modules import LatentModules, key_of, read_config
@@ -35,7 +36,10 @@ def begin(
     config = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
     if start is None:
         return attach(modules, readers, config), config
-    before = saved(start)
+    before, formats = saved(start), read_config(start).formats or {}
+    for name, lm in readers.items():
+        if remark := departure(lm.format, formats.get(name), f"{start}, over which {name} reads,"):
+            log(remark)
     if settings.new_reader is not None:
         return _add(modules, readers, settings.new_reader, before, start)
     if not before.nothing and config != before.model_copy(update={"without": ()}):
@@ -79,7 +83,8 @@ def _add(
 ) -> tuple[dict[str, LM], ReaderConfig]:
     known = read_config(start)
     rest = {name: each for name, each in modules.config.adapters.items() if name != new}
-    wanted = modules.config.model_copy(update={"adapters": rest, "fingerprints": known.fingerprints})
+    recorded = {"fingerprints": known.fingerprints, "formats": known.formats}
+    wanted = modules.config.model_copy(update={"adapters": rest, **recorded})
     # What a wire leaves to its layout is what another one writes out.
     mine, theirs = (each.model_copy(update={"positions": each.spread}) for each in (wanted, known))
     if new not in known.adapters and mine != theirs:

@@ -8,6 +8,7 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
 from latentwire.errors import UserError
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.wires.latent.adapters import AdapterKind, FuseConfig, NativeConfig
 from latentwire.wires.latent.checkpoint import CONFIG
 from latentwire.wires.latent.encoders import EncoderKind, SelfConfig
@@ -26,7 +27,7 @@ class LatentConfig(BaseModel):
 
     source: the encoder's model, and its device. adapters: by reader, the models that read the wire
         (`embedded:heron`, a folder, a hub id). fingerprints: of the weights that the wire was trained with, by
-        model; None before.
+        model; None before. formats: the prompt formats that it was trained with, by model; None before.
     width: of a latent as it crosses, made by a linear map of all that the encoder gives; None sends that itself.
     refiner: layers in which latents, being vectors, see each other before they cross.
     private: so many of a context's latents are each reader's own; the rest is seen by all.
@@ -53,6 +54,7 @@ class LatentConfig(BaseModel):
     positions: Literal["spread", "contiguous"] | None = None
     bos_after_anchor: bool = False
     fingerprints: dict[str, str] | None = None
+    formats: dict[str, PromptFormat] | None = None
 
     @property
     def shown(self) -> Layout:

@@ -26,6 +26,7 @@ from latentwire.wires.wire import Message, Wire
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
+    from latentwire.lm.prompt_format import PromptFormat
 
 Control = Literal["zero", "mean", "8bit", "6bit", "4bit"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
@@ -134,7 +135,12 @@ class Latent(LatentWireBase):
         config = read_config(folder)
         if lm.name not in config.adapters:
             raise UserError(f"wire: {self.path} is read by {', '.join(config.adapters)}, found {lm.name}.")
-        modules = LatentModules(config, {lm.name: lm}, source_of(config.source, lm))
+        source = source_of(config.source, lm)
+        if trained := (config.formats or {}).get(source.name):
+            # How an encoder reads belongs to the wire; how its reader is asked is the user's to say.
+            source = copy(source)
+            source.format = trained
+        modules = LatentModules(config, {lm.name: lm}, source)
         reader = restore(modules, {lm.name: lm}, folder)[lm.name]
         bound = self.model_copy()
         bound._modules, bound._reader = modules.for_reading(), lm.name
@@ -147,6 +153,9 @@ class Latent(LatentWireBase):
         learned = copy(self._learned)
         learned.format = lm.format
         return learned
+
+    def trained_format(self, lm: LM) -> PromptFormat | None:
+        return (self.config.formats or {}).get(lm.name)
 
     def latents(self, contexts: Sequence[str]) -> Latents:
         found: Latents = self.modules(contexts)

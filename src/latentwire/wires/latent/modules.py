@@ -47,6 +47,7 @@ class LatentModules(nn.Module):
         super().__init__()
         self.config = config
         self.encoder = config.encoder.build(source)
+        self._align(readers)
         with torch.no_grad():
             sample: Latents = self.encoder([SAMPLE])
         self.refine = Refiner(sample, config.width, config.refiner).to(source.device)
@@ -68,11 +69,21 @@ class LatentModules(nn.Module):
         models |= {f"encoder {name}": each for name, each in self.encoder.frozen.items()}
         self._fingerprints = Fingerprints(models)
         self._known = dict(config.fingerprints or {})
+        self._formats = {name: lm.format for name, lm in {source.name: source, **readers}.items()}
+        self._known_formats = dict(config.formats or {})
         self._rounded = False
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
+
+    def _align(self, readers: Mapping[str, LM]) -> None:
+        """Let an encoder that counts another model's tokens see them as that model's prompts begin."""
+        if not isinstance(self.encoder, Own | Source) or (name := self.encoder.settings.align) is None:
+            return
+        trained = (self.config.formats or {}).get(name)
+        if form := readers[name].format if name in readers else trained:
+            self.encoder.align_to(form)
 
     def pad_to(self, multiple: int) -> None:
         """Pad contexts to a multiple of columns, where the encoder reads them with a decoder."""
@@ -191,7 +202,8 @@ class LatentModules(nn.Module):
         lacking = [name for name in self._away() if name not in self._kept]
         if lacking:
             raise UserError(f"wire: found no adapter for {lacking[0]}, expected one for every reader it names.")
-        config = self.config.model_copy(update={"fingerprints": self._fingerprints.filled(self._known)})
+        known = {"fingerprints": self._fingerprints.filled(self._known)}
+        config = self.config.model_copy(update={**known, "formats": {**self._known_formats, **self._formats}})
         checkpoint.write(folder, config, {**self._absent, **self.pieces()}, dtype)
 
     def restore(self, folder: Path, *, new: Collection[str] = ()) -> None:
@@ -219,6 +231,7 @@ class LatentModules(nn.Module):
                 each.copy_(found[name])
         self._kept, self._absent = known.adapters.keys(), absent
         self._known = {**(known.fingerprints or {}), **self._known}
+        self._known_formats = {**(known.formats or {}), **self._known_formats}
 
     def _away(self) -> list[str]:
         return [name for name in self.config.adapters if key_of(name) not in self.adapters]

@@ -86,9 +86,10 @@ class SelfEncoder(nn.Module):
             inject(self._lm, Lora(rank=settings.rank, alpha=settings.alpha)) if adapted else nn.ModuleDict()
         )
         self._layers = _layers(settings, depth(lm))
-        self._format = PromptFormat(template="chat") if settings.scaffold == "chat" else self._lm.format
-        other = None if settings.align is None else Tokenizing.load(settings.align)
-        self._other = None if other is None else marked(other.format, other)
+        chat = {"template": "chat"} if settings.scaffold == "chat" else {}
+        self._format = self._lm.format.model_copy(update=chat)
+        self._counted = None if settings.align is None else Tokenizing.load(settings.align)
+        self._other = None if self._counted is None else marked(self._counted.format, self._counted)
         self._marked, self._before = marked(self._format, lm), remembered(self._format, lm)
         if self._other is not None and (settings.select.slots or settings.bos is not None):
             raise UserError(
@@ -152,6 +153,11 @@ class SelfEncoder(nn.Module):
             return False
         self.adapters.to(dtype)
         return True
+
+    def align_to(self, form: PromptFormat) -> None:
+        """Count the other model's tokens as in prompts of this format, not as its files say."""
+        assert self._counted is not None
+        self._other = marked(form, self._counted)
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """Tokenize contexts that will be read soon; another thread may do so. Drafts are not written ahead."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.tapping import chosen_layers, depth, tapping
 from latentwire.wires.latent.align import Spans, marked, overlaps, remembered
 from latentwire.wires.latent.drafts import Drafting
@@ -87,8 +88,8 @@ class SourceEncoder(nn.Module):
         count = depth(lm)
         default = range(0 if settings.translator is None else count // 2, count)
         self._layers = chosen_layers(default if settings.layers is None else settings.layers, count)
-        other = None if settings.align is None else Tokenizing.load(settings.align)
-        self._wanted = None if other is None else marked(other.format, other)
+        self._counted = None if settings.align is None else Tokenizing.load(settings.align)
+        self._wanted = None if self._counted is None else marked(self._counted.format, self._counted)
         self._marked, self._before = marked(lm.format, lm), remembered(lm.format, lm)
         self.drafts = settings.drafts(lm)
         read, made = self.read(["A few words."]), settings.translator
@@ -113,6 +114,11 @@ class SourceEncoder(nn.Module):
         parts = plain.split([count * width for count, width in heads], -1)
         each = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, heads, strict=True)]
         return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
+
+    def align_to(self, form: PromptFormat) -> None:
+        """Count the other model's tokens as in prompts of this format, not as its files say."""
+        assert self._counted is not None
+        self._wanted = marked(form, self._counted)
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """Tokenize contexts that will be read soon; another thread may do so. Drafts are not written ahead."""

@@ -1,0 +1,128 @@
+"""`prompts:` of a study: one prompt format a model, in training, checkpoints, evaluation, relays and controls."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from latentwire.errors import UserError
+from latentwire.lm.loading.saving import FORMAT_FILE
+from latentwire.lm.prompt_format import PromptFormat
+from latentwire.runs.log import Log
+from latentwire.runs.store import LOG
+from latentwire.studies import loading, plan, runner
+from latentwire.wires.latent.config import read_config
+from latentwire.wires.latent.wire import locate
+from tests.support.studies import model_folder, small_study, written
+from tests.support.wire_studies import encoder, fit
+
+CHAT = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}[assistant]"
+PROMPTS = {"template": "chat", "instruction": "Be brief.", "system": "S"}
+FORM = PromptFormat(template="chat", instruction="Be brief.", system="S")
+
+
+@pytest.fixture(scope="module")
+def chatty(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A model with a chat template, and no prompt format beside it."""
+    folder = tmp_path_factory.mktemp("chat") / "chatty"
+    shutil.copytree(model_folder("llama", 2048), folder)
+    (folder / FORMAT_FILE).unlink()
+    (folder / "chat_template.jinja").write_text(CHAT)
+    return str(folder)
+
+
+def study_of(model: str, stages: dict[str, Any], **changes: Any) -> dict[str, Any]:
+    raw = small_study(model=model, stages=stages, effects=None, comparisons=[], gates=[], limit=8)
+    return raw | {"tasks": ["one_hop"]} | changes
+
+
+def carried(tmp_path: Path, raw: dict[str, Any]) -> runner.Carried:
+    return runner.run(loading.load(str(written(tmp_path, raw))), tmp_path / "runs", Log())
+
+
+@pytest.fixture(scope="module")
+def trained(chatty: str, tmp_path_factory: pytest.TempPathFactory) -> runner.Carried:
+    place = tmp_path_factory.mktemp("study")
+    arms = {
+        "wire": "stage:fit",
+        "mean": "stage:fit:mean",
+        "text": "text",
+        "relay": f"relay,tokens=3,source={chatty}",
+    }
+    finetuning = {"kind": "finetune", "wire": "text", "steps": 1, "eval_steps": 1}
+    stages = {
+        "fit": fit(chatty, encoder(), {chatty: {"kind": "native"}}),
+        "tune": finetuning,
+        "after": {"kind": "evaluate", "start_from": "tune", "arms": {"text": "text"}},
+        "read": {"kind": "evaluate", "arms": arms},
+    }
+    return carried(place, study_of(chatty, stages, prompts={chatty: PROMPTS}))
+
+
+def test_checkpoints_hold_the_prompts_that_they_were_trained_with(trained, chatty):
+    config = read_config(locate(str(trained.runs["fit"].folder)))
+    assert config.formats == {chatty: FORM}
+    saved = json.loads((trained.runs["tune"].folder / "checkpoints" / "best" / FORMAT_FILE).read_text())
+    assert PromptFormat(**saved) == FORM
+    assert trained.runs["read"].record.configuration["prompts"] == {chatty: PROMPTS}
+
+
+def test_where_training_and_evaluation_agree_nothing_is_said(trained):
+    for stage in ("after", "read"):
+        assert "another prompt format" not in (trained.runs[stage].folder / LOG).read_text()
+
+
+def test_a_wire_read_with_other_prompts_says_so_in_one_line(trained, chatty, tmp_path):
+    wire = str(trained.runs["fit"].folder)
+    again = carried(
+        tmp_path, study_of(chatty, {"read": {"kind": "evaluate", "arms": {"wire": wire, "text": "text"}}})
+    )
+    log = (again.runs["read"].folder / LOG).read_text()
+    lines = [line for line in log.splitlines() if "another prompt format" in line]
+    assert len(lines) == 1
+    assert f"the wire {wire} is read with another prompt format" in lines[0]
+    assert "template 'question' and not 'chat'" in lines[0]
+
+
+def test_a_finetuned_model_read_with_other_prompts_says_so_in_one_line(trained, tmp_path):
+    model = str(trained.runs["tune"].folder / "checkpoints" / "best")
+    stages = {"read": {"kind": "evaluate", "arms": {"text": "text"}}}
+    again = carried(tmp_path, study_of(model, stages, prompts={model: {"instruction": "Be long."}}))
+    lines = [line for line in (again.runs["read"].folder / LOG).read_text().splitlines() if "another" in line]
+    assert len(lines) == 1
+    assert "instruction 'Be long.' and not 'Be brief.'" in lines[0]
+
+
+def test_other_prompts_make_another_stage(chatty, tmp_path):
+    stages = {
+        "read": {"kind": "evaluate", "arms": {"text": "text"}},
+        "fit": fit(chatty, encoder(), {chatty: {"kind": "native"}}),
+    }
+    made = [
+        plan.make(loading.load(str(written(tmp_path, study_of(chatty, stages, prompts=prompts)))))
+        for prompts in ({}, {chatty: PROMPTS}, {chatty: {**PROMPTS, "system": "T"}})
+    ]
+    for stage in stages:
+        assert len({each.stages[stage].identity for each in made}) == 3
+
+
+@pytest.mark.parametrize(
+    ("prompts", "problem"),
+    [
+        ({"nobody": PROMPTS}, "prompts.nobody: found 'nobody', expected a model of this study"),
+        ({"{model}": {"templat": "chat"}}, "templat"),
+        ({"{model}": {"template": "chat"}}, "tokenizer has no chat template"),
+        ({"{model}": {"system": "S"}}, "expected template chat"),
+    ],
+)
+def test_prompts_that_cannot_be_are_refused_before_anything_is_written(tmp_path, prompts, problem):
+    model = str(model_folder())
+    filled = {name.format(model=model): how for name, how in prompts.items()}
+    raw = study_of(model, {"read": {"kind": "evaluate", "arms": {"text": "text"}}}, prompts=filled)
+    with pytest.raises(UserError, match=problem):
+        carried(tmp_path, raw)
+    assert not (tmp_path / "runs").exists()
