@@ -15,8 +15,8 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG
 from latentwire.studies import loading, plan, runner
-from latentwire.wires.latent.config import read_config
-from latentwire.wires.latent.wire import locate
+from latentwire.wires.latent.latent_config import read_config
+from latentwire.wires.latent.latent_wire import locate
 from tests.support.studies import model_folder, small_study, written
 from tests.support.wire_studies import encoder, fit
 

@@ -204,7 +204,10 @@ def tokenize(shared: ContextExamples, tokenizing: Mapping[str, Asking]) -> list[
     if not first.answers or not (first.context or whole):
         raise UserError(f"data: {first.id} has no context or no answer in words, expected both.")
     if shared.format is not None:  # an evaluation words the prompts of such a task so too
-        tokenizing = {name: replace(asking, format=asking.format.around(shared.format)) for name, asking in tokenizing.items()}
+        tokenizing = {
+            name: replace(asking, format=asking.format.around(shared.format))
+            for name, asking in tokenizing.items()
+        }
     if whole:
         return [_passage([example], _worded(example, tokenizing), tokenizing) for example in shared.examples]
     return [_passage(shared.examples, first.context, tokenizing)]

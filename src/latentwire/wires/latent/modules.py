@@ -79,7 +79,10 @@ class LatentModules(nn.Module):
 
     def _align(self, readers: Mapping[str, LM]) -> None:
         """Let an encoder that counts another model's tokens see them as that model's prompts begin."""
-        if not isinstance(self.encoder, Own | Source) or (name := self.encoder.settings.align) is None:
+        if (
+            not isinstance(self.encoder, SelfEncoder | SourceEncoder)
+            or (name := self.encoder.settings.align) is None
+        ):
             return
         trained = (self.config.formats or {}).get(name)
         if form := readers[name].format if name in readers else trained:
