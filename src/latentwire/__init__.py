@@ -10,25 +10,68 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from latentwire.api.auditing import audit as audit
+    from latentwire.api.compressed import Compressed as Compressed
+    from latentwire.api.compressed import compress as compress
+    from latentwire.api.results import Results as Results
+    from latentwire.api.results import evaluate as evaluate
+    from latentwire.api.spelling import load as load
+    from latentwire.api.spelling import task as task
+    from latentwire.api.spelling import wire as wire
+    from latentwire.api.study_results import OpenedRun as OpenedRun
+    from latentwire.api.study_results import StudyResults as StudyResults
+    from latentwire.api.study_results import open_run as open_run
+    from latentwire.api.study_results import run_study as run_study
+    from latentwire.api.wire_training import TrainedWire as TrainedWire
+    from latentwire.api.wire_training import train as train
     from latentwire.errors import UserError as UserError
+    from latentwire.evaluation.outcomes import Outcome as Outcome
+    from latentwire.evaluation.statistics import Comparison as Comparison
+    from latentwire.evaluation.statistics import Estimate as Estimate
     from latentwire.lm.decoding import Decoding as Decoding
     from latentwire.lm.masks.blocks import blocks as blocks
     from latentwire.lm.model import LM as LM
     from latentwire.lm.prefix import Prefix as Prefix
     from latentwire.lm.prompt_format import PromptFormat as PromptFormat
     from latentwire.lm.prompts import Example as Example
+    from latentwire.tasks.base import Task as Task
+    from latentwire.wires.base import Message as Message
+    from latentwire.wires.base import Wire as Wire
+    from latentwire.wires.text import TextWire as TextWire
 
 __version__ = "0.1.0"
 
 _HOME = {
     "LM": "lm.model",
+    "Comparison": "evaluation.statistics",
+    "Compressed": "api.compressed",
     "Decoding": "lm.decoding",
+    "Estimate": "evaluation.statistics",
     "Example": "lm.prompts",
+    "Message": "wires.base",
+    "OpenedRun": "api.study_results",
+    "Outcome": "evaluation.outcomes",
     "Prefix": "lm.prefix",
     "PromptFormat": "lm.prompt_format",
+    "Results": "api.results",
+    "StudyResults": "api.study_results",
+    "Task": "tasks.base",
+    "TextWire": "wires.text",
+    "TrainedWire": "api.wire_training",
     "UserError": "errors",
+    "Wire": "wires.base",
+    "audit": "api.auditing",
     "blocks": "lm.masks.blocks",
+    "compress": "api.compressed",
+    "evaluate": "api.results",
+    "load": "api.spelling",
+    "open_run": "api.study_results",
+    "run_study": "api.study_results",
+    "task": "api.spelling",
+    "train": "api.wire_training",
+    "wire": "api.spelling",
 }
+"""Where each public name lives, below this package."""
 __all__ = sorted([*_HOME, "__version__"])
 
 
@@ -36,3 +79,7 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return __all__

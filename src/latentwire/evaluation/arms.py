@@ -115,8 +115,8 @@ def relay_sources(
     return loaded
 
 
-def parse_all(texts: Sequence[str], model: str, *, controls: bool = False) -> list[Arm]:
-    """Arms as the command line writes them, each once.
+def parse_all(texts: Sequence[str | Wire | Arm], model: str, *, controls: bool = False) -> list[Arm]:
+    """Arms as the command line writes them, or as they are, each once.
 
     Args:
         model: who reads where no reader is named. controls: what tells of a trained wire how much goes over it,
@@ -125,7 +125,7 @@ def parse_all(texts: Sequence[str], model: str, *, controls: bool = False) -> li
     Raises:
         UserError: as `parse`.
     """
-    named = [parse(text) for text in texts]
+    named = [parse(text) if isinstance(text, str) else Arm.of(text) for text in texts]
     # The model by its name is the model: its arms are compared with those that name nobody.
     arms = [replace(arm, reader=None) if arm.reader == model else arm for arm in named]
     if controls:
