@@ -14,6 +14,8 @@ FACTS = [
     for n, (name, town) in enumerate([("Ada", "Rome"), ("Bob", "Oslo"), ("Eve", "Bern"), ("Max", "Lima")])
 ]
 
+BARE = lw.Example(id="x", group="x", context="", question="?")
+
 
 @pytest.fixture(scope="module")
 def lm():

@@ -76,9 +76,7 @@ class Compressed:
             UserError: `questions` is one text, or as `ask`.
         """
         if isinstance(questions, str):
-            raise UserError(
-                f"questions: found the text {questions!r:.40}, expected a list; `ask` takes one question."
-            )
+            raise UserError(f"questions: found {questions!r:.40}, expected a list; `ask` takes one question.")
         return [self.ask(question, **options) for question in questions]
 
     def __repr__(self) -> str:
