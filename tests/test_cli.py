@@ -1,6 +1,7 @@
 """The commands as a user meets them, wrong input above all."""
 
 import json
+import os
 import re
 import shutil
 import subprocess
@@ -277,6 +278,21 @@ def test_the_help_of_init_names_every_template(capsys, monkeypatch):
 def test_help_imports_no_torch():
     code = "import sys; from latentwire.cli import app; assert 'torch' not in sys.modules, 'slow help'"
     subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("module", ["latentwire.cli", "latentwire.harness.__main__"])
+@pytest.mark.parametrize(("chosen", "expected"), [(None, "passive"), ("active", "active")])
+def test_threads_wait_passively_unless_the_user_says_otherwise(module, chosen, expected):
+    """Set before PyTorch loads its OpenMP runtime, which reads it once."""
+    code = (
+        f"import os, sys, importlib; importlib.import_module({module!r}); "
+        "print('torch' in sys.modules, os.environ['OMP_WAIT_POLICY'])"
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    environment |= {} if chosen is None else {"OMP_WAIT_POLICY": chosen}
+    words = [sys.executable, "-c", code]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", expected]
 
 
 def test_grow_refuses_what_it_could_not_put_anywhere(capsys, monkeypatch, tmp_path):

@@ -48,6 +48,8 @@ FormatFile = Annotated[
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
 _UsageError: Any = typer.BadParameter.__base__
+# Before PyTorch is loaded: its waiting threads would spin, and two processes on the same cores fall to a tenth.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 DEFAULT_WIRES = ["text", "text,mask=prefix", "none"]
 
 

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 from latentwire.errors import UserError
 from latentwire.harness import register
+
+# As in `latentwire.cli`: before PyTorch is loaded.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main() -> None:
