@@ -298,7 +298,7 @@ def test_threads_wait_passively_unless_the_user_says_otherwise(module, chosen, e
 def test_grow_refuses_what_it_could_not_put_anywhere(capsys, monkeypatch, tmp_path):
     (tmp_path / "there").mkdir()
     for words, part in (
-        (["finch"], "nearest is"),
+        (["finch"], "expected one of heron, wren."),
         (["heron", "-o", tmp_path / "there"], "exists already"),
         (["heron", "-o", tmp_path / "no" / "place"], "cannot be written"),
     ):

@@ -1,4 +1,4 @@
-"""The one exception that is the user's to mend, and the words for a name that is none of the valid ones."""
+"""`UserError` for input that the user can correct, and the nearest valid name for its message."""
 
 from __future__ import annotations
 
@@ -7,14 +7,34 @@ from difflib import get_close_matches
 
 
 class UserError(Exception):
-    """Bad input, told in one sentence: the field, what was found, what was expected.
+    """Bad input, said in one sentence: the field, what was found, what was expected.
 
     The command line prints it without a traceback and exits with status 2.
+
+    Example:
+        >>> raise UserError("limit: found -3, expected a whole number of examples, 1 or more.")
+        Traceback (most recent call last):
+        latentwire.errors.UserError: limit: found -3, expected a whole number of examples, 1 or more.
     """
 
 
 def one_of(found: str, valid: Iterable[str]) -> str:
-    """`one of a, b, c (nearest: b)`, for a sentence about a name that is none of them."""
+    """`one of a, b, c (nearest: b)`, for a message about a name that is none of the valid ones.
+
+    Example:
+        >>> one_of("txt", ["text", "none"])
+        'one of text, none (nearest: text)'
+    """
     names = list(valid)
-    near = get_close_matches(found, names, n=1)
-    return f"one of {', '.join(names)}" + (f" (nearest: {near[0]})" if near else "")
+    return f"one of {', '.join(names)}{nearest(found, names)}"
+
+
+def nearest(found: str, valid: Iterable[str]) -> str:
+    """` (nearest: b)`, or nothing where no valid name is spelt like `found`.
+
+    Example:
+        >>> nearest("txt", ["text", "none"])
+        ' (nearest: text)'
+    """
+    near = get_close_matches(found, list(valid), n=1)
+    return f" (nearest: {near[0]})" if near else ""

@@ -79,7 +79,7 @@ WRONG = {
     ),
     "a checkpoint that is none": ("stages.plain_after.checkpoint", "bets", r"checkpoint: found 'bets'.*best"),
     "weights from an evaluation": ("stages.plain_after.start_from", "ablated", r"'ablated', an evaluation"),
-    "an unknown task": ("tasks", ["one_hob"], r"tasks\.0: .*one_hob.*nearest: 'one_hop'"),
+    "an unknown task": ("tasks", ["one_hob"], r"tasks\.0: .*one_hob.*nearest: one_hop"),
     "a task twice": ("tasks", ["one_hop", "one_hop"], r"tasks\.1: found 'one_hop' a second time"),
     "an unknown wire": ("stages.baseline.arms.text", "txt", r"stages\.baseline\.arms: text: found 'txt'.*text"),
     "an unknown wire to train on": ("stages.prefix_ft.wire", "txt", r"stages\.prefix_ft\.wire: found 'txt'"),

@@ -186,7 +186,7 @@ def test_a_yaml_of_ones_own_is_found_through_its_folder(tmp_path: Path) -> None:
     assert (first.context, first.choices, first.gold) == ("A quiz. Who? Say:", ("Ada", "Bob"), 1)
     assert task.format is not None
     assert task.format.delimiter == " - "
-    with pytest.raises(UserError, match=r"found 'my_quis' .nearest: 'my_quiz'"):
+    with pytest.raises(UserError, match=r"found 'my_quis' .nearest: my_quiz"):
         resolve(["my_quis"], None, tmp_path)
     with pytest.raises(UserError, match="include-path: expected a folder"):
         resolve(["my_quiz"], None, tmp_path / "mine.yaml")
@@ -276,7 +276,7 @@ def test_a_missing_file_is_named(tmp_path: Path, official: Path) -> None:
 
 
 def test_what_cannot_be_scored_here_is_refused(official: Path) -> None:
-    with pytest.raises(UserError, match=r"found 'arc_eazy' .nearest: 'arc_easy'"):
+    with pytest.raises(UserError, match=r"found 'arc_eazy' .nearest: arc_easy"):
         resolve(["arc_eazy"], None)
     with pytest.raises(UserError, match="found its group 'mmlu'"):
         resolve(["mmlu"], None)
@@ -304,7 +304,7 @@ def test_without_lm_eval_or_the_hub_a_task_is_refused_with_status_2(capsys: Any,
             assert status == 2
             assert "not installed; pip install 'latentwire[harness]'" in err
             assert len(err.strip().splitlines()) == 1
-        with pytest.raises(UserError, match="nearest: 'piqa'"):
+        with pytest.raises(UserError, match="nearest: piqa"):
             resolve(["pica"], None)
     finally:
         harness._manager.cache_clear()

@@ -59,7 +59,7 @@ def test_unanswerable_questions_are_left_out_and_counted_in_a_warning(tmp_path):
         ([question("q1")], "question 'q1' has no 'is_impossible', so expected texts under 'answers'"),
         ([question("q1", "  ")], "question 'q1' has no 'is_impossible', so expected texts under 'answers'"),
         ([question("q1", "Ann"), question("q1", "Ann")], "each question's id once, found 'q1' twice"),
-        ([{"id": "q1", "qestion": "?"}], r"qas\[0\]\.question' is missing, .*nearest: 'qestion'"),
+        ([{"id": "q1", "qestion": "?"}], r"qas\[0\]\.question' is missing, .*nearest: qestion"),
         ([question("q1") | {"answers": "Ann"}], r"qas\[0\]\.answers': expected a valid array, found 'Ann'"),
         ([question(7, "Ann")], r"qas\[0\]\.id': expected a valid string, found 7"),
     ],

@@ -55,7 +55,7 @@ def test_files_are_tasks_named_after_their_kind(folder):
     [("onehop", "one_hop"), ("choises", "choices"), ("sqad", "squad"), ("shifted/one_hope", "shifted/one_hop")],
 )
 def test_an_unknown_name_is_answered_with_the_nearest(asked, nearest):
-    with pytest.raises(UserError, match=f"found '{asked}' .nearest: '{nearest}'"):
+    with pytest.raises(UserError, match=f"found '{asked}' .nearest: {nearest}"):
         resolve([asked], None)
 
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from latentwire.errors import UserError
+from latentwire.files import write_atomically
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,12 +49,7 @@ class Outcome:
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
     """Write `outcomes` to `path`, one line each. A kill leaves the old file or the new one, whole."""
-    unfinished = path.with_name(path.name + ".tmp")
-    with unfinished.open("w", encoding="utf-8", newline="\n") as file:
-        file.writelines(outcome.to_json() + "\n" for outcome in outcomes)
-        file.flush()
-        os.fsync(file.fileno())
-    unfinished.replace(path)
+    write_atomically(path, "".join(outcome.to_json() + "\n" for outcome in outcomes))
 
 
 def read_outcomes(path: Path) -> list[Outcome]:

@@ -5,10 +5,9 @@ Trained wires that ship with the package lie beside them.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from pathlib import Path
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 
 NAMES = ("heron", "wren")
 WIRES = tuple(sorted(file.parent.name for file in Path(__file__).parent.glob("*/wire.json")))
@@ -21,19 +20,13 @@ def folder(name: str) -> Path:
     Raises `UserError` for a name that is not one of `NAMES`.
     """
     if name not in NAMES:
-        nearest = get_close_matches(name, NAMES, n=1, cutoff=0.0)[0]
-        raise UserError(
-            f"embedded model: found {name!r}, expected one of {', '.join(NAMES)}; the nearest is {nearest!r}"
-        )
+        raise UserError(f"embedded model: found {name!r}, expected {one_of(name, NAMES)}.")
     return Path(__file__).parent / name
 
 
 def wire_folder(name: str) -> Path:
     """The folder of an embedded wire. Raises `UserError` for a name that is not one of `WIRES`."""
     if name not in WIRES:
-        near = get_close_matches(name, WIRES, n=1)
-        expected = f"one of {', '.join(WIRES)}" if WIRES else "a folder: this package ships no wire"
-        raise UserError(
-            f"wire: found 'embedded:{name}', expected {expected}" + (f" (nearest: {near[0]})." if near else ".")
-        )
+        expected = one_of(name, WIRES) if WIRES else "a folder: this package ships no wire"
+        raise UserError(f"wire: found 'embedded:{name}', expected {expected}.")
     return Path(__file__).parent / name

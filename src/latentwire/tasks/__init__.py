@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, nearest
 from latentwire.tasks import harness, hotpot, jsonl, official, reading
 from latentwire.tasks.base import Task
-from latentwire.tasks.files import nearest
 
 TIERS = ("one_hop", "reverse", "two_hop", "later")
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import difflib
 import gzip
 import hashlib
 import lzma
 import zlib
-from collections.abc import Iterable
 from pathlib import Path
 
 from pydantic import ValidationError
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, nearest
 
 
 def read_bytes(path: Path) -> bytes:
@@ -49,12 +47,6 @@ def decode(content: bytes, where: str) -> str:
 def digest(*parts: str) -> str:
     """16 hexadecimal digits that name the content of `parts`, the same for ever."""
     return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
-
-
-def nearest(name: str, others: Iterable[str]) -> str:
-    """` (nearest: 'x')`, the one of `others` that is spelt most like `name`, or nothing if none is close."""
-    close = difflib.get_close_matches(name, list(others), n=1)
-    return f" (nearest: {close[0]!r})" if close else ""
 
 
 def first_mistake(error: ValidationError) -> str:
