@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from latentwire.lm.prompt_format import PromptFormat as PromptFormat
     from latentwire.lm.prompts import Example as Example
     from latentwire.tasks.base import Task as Task
-    from latentwire.wires.base import Message as Message
-    from latentwire.wires.base import Wire as Wire
-    from latentwire.wires.text import TextWire as TextWire
+    from latentwire.wires.text_wire import TextWire as TextWire
+    from latentwire.wires.wire import Message as Message
+    from latentwire.wires.wire import Wire as Wire
 
 __version__ = "0.1.0"
 
@@ -48,7 +48,7 @@ _HOME = {
     "Decoding": "lm.decoding",
     "Estimate": "evaluation.statistics",
     "Example": "lm.prompts",
-    "Message": "wires.base",
+    "Message": "wires.wire",
     "OpenedRun": "api.study_results",
     "Outcome": "evaluation.outcomes",
     "Prefix": "lm.prefix",
@@ -56,10 +56,10 @@ _HOME = {
     "Results": "api.results",
     "StudyResults": "api.study_results",
     "Task": "tasks.base",
-    "TextWire": "wires.text",
+    "TextWire": "wires.text_wire",
     "TrainedWire": "api.wire_training",
     "UserError": "errors",
-    "Wire": "wires.base",
+    "Wire": "wires.wire",
     "audit": "api.auditing",
     "blocks": "lm.masks.blocks",
     "compress": "api.compressed",

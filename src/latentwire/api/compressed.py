@@ -13,8 +13,8 @@ from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Prompt
-from latentwire.wires.base import Message, Wire
 from latentwire.wires.latent.message import Latents
+from latentwire.wires.wire import Message, Wire
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,7 +14,7 @@ from latentwire.evaluation.arms import Arm, parse_all
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.wires.base import Wire
+from latentwire.wires.wire import Wire
 
 ModelLike = LM | str | PathLike[str]
 """A loaded model, or what `LM.load` takes: `embedded:NAME`, a folder, a `.gguf` file or a hub id."""

@@ -17,8 +17,8 @@ from latentwire.lm.model import LM
 from latentwire.training.trainee import Trained
 from latentwire.training.wire.config import Fit
 from latentwire.training.wire.fit import check, fit
-from latentwire.wires.latent.config import LatentConfig
-from latentwire.wires.latent.wire import Latent, locate
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.latent_wire import Latent, locate
 
 SETTINGS = "settings.json"
 

@@ -1,7 +1,7 @@
-"""Benchmarks: this engine beside what a user would otherwise run, in one process, with the floor of the machine.
+"""Benchmarks: this engine beside what a user would otherwise run, in one process, and beside the machine's limit.
 
-Each benchmark is one module with a function `measure(setup) -> Iterator[Row]` and, in `PARTS`, the names of what
-can be measured alone; its name stands here.
+A benchmark is one module with a function `measure(setup) -> Iterator[Row]` and a tuple `PARTS`, the names of
+what can be measured alone. `NAMES` lists the benchmarks.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ NAMES = {
 
 
 def measure(name: str, setup: Setup) -> Iterator[Row]:
-    """Rows of a benchmark, each as soon as it is measured."""
-    found: Iterator[Row] = import_module(f"latentwire.bench.{name}").measure(setup)
-    yield from found
+    """The rows of a benchmark, each as soon as it has been measured."""
+    rows: Iterator[Row] = import_module(f"latentwire.bench.{name}").measure(setup)
+    yield from rows
 
 
 def parts(name: str) -> tuple[str, ...]:
-    """What `Setup.only` may name."""
-    found: tuple[str, ...] = import_module(f"latentwire.bench.{name}").PARTS
-    return found
+    """The parts of a benchmark that `Setup.only` may name."""
+    names: tuple[str, ...] = import_module(f"latentwire.bench.{name}").PARTS
+    return names

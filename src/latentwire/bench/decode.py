@@ -1,4 +1,4 @@
-"""Greedy decoding behind a prompt, milliseconds a step, beside Transformers' `generate` and the memory floor.
+"""Greedy decoding after a prompt, milliseconds a step, beside Transformers' `generate` and the memory floor.
 
 A step is timed as (time for 65 tokens - time for 1) / 64, the same for all, so that reading the prompt does not
 count; each time is the fastest of three. The floor is the time a copy takes for as many bytes as a step must read:
@@ -40,8 +40,8 @@ WAYS: dict[str, tuple[tuple[int, ...], Merging, dict[str, Any]]] = {
 }
 """Ways of compiling: at which batches, what is merged, options of the compiler."""
 PARTS = ("modes", "compiled", "ways", "prefill")
-"""Our modes and the peers; the fastest mode alone; ways of compiling, and the whole model by the best of them;
-reading prompts."""
+"""All modes and the peers; the fastest mode alone; ways of compiling, and the whole model compiled by the best of
+them; reading prompts."""
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("transformers generate, dynamic cache", {}),
     "static": ("transformers generate, static cache", {"cache_implementation": "static"}),
@@ -49,7 +49,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Ours in every mode and the peers at batch 1 and 32; with `sweep` other batches, prompts, shapes and ways."""
+    """Every mode and the peers at batch 1 and 32; with `sweep` also other batches, prompts, shapes and ways."""
     gpu = setup.device.type == "cuda"
     lm = LM(setup.model(), tokenizer(), name=setup.shape)
     if setup.wants("modes"):

@@ -1,4 +1,4 @@
-"""How one step of decoding is timed, ours and Transformers', and how many bytes it must read."""
+"""One step of decoding, timed for this engine and for Transformers, and how many bytes it must read."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ OURS: dict[str, tuple[Mode, Attention]] = {
 
 
 def tokenizer() -> PreTrainedTokenizerFast:
-    """One token a byte: what an `LM` needs to be built, no more."""
+    """A tokenizer with one token for each byte, which is all that an `LM` needs to be built."""
     alphabet = {letter: number for number, letter in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
     core = Tokenizer(BPE(vocab=alphabet, merges=[]))
     core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -41,11 +41,13 @@ def tokenizer() -> PreTrainedTokenizerFast:
 
 
 def prompt_ids(setup: Setup, vocabulary: int, batch: int, length: int) -> Tensor:
+    """Random token ids `(batch, length)` on the device, the same for the same batch size."""
     generator = torch.Generator().manual_seed(batch)
     return torch.randint(5, vocabulary, (batch, length), generator=generator).to(setup.device)
 
 
 def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> Row:
+    """Time a step of this engine. who: a key of `OURS`, or any name for the fastest mode."""
     ids = prompt_ids(setup, lm.model.config.vocab_size, batch, prompt)
     prefix = Prefix.of_tokens(ids.tolist(), device=setup.device)
     lm.engine.release()
@@ -63,6 +65,7 @@ def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> Ro
 
 
 def peer(setup: Setup, model: Any, who: str, options: dict[str, Any], batch: int) -> Row:
+    """Time a step of Transformers' `generate` with `options`."""
     ids = prompt_ids(setup, model.config.vocab_size, batch, PROMPT)
 
     def texts(tokens: int) -> None:
@@ -88,7 +91,7 @@ def step(
     texts: Callable[[int], None],
     prompt: int = PROMPT,
 ) -> Row:
-    """Time `texts(n)`, which writes n tokens a row."""
+    """Time a step of `texts(n)`, which generates n tokens for every row."""
     at = place(model, batch, prompt)
     gc.collect()
     if setup.device.type == "cuda":
@@ -105,11 +108,13 @@ def step(
 
 
 def place(model: PreTrainedModel, batch: int, prompt: int) -> dict[str, str | int | float]:
+    """`Row.at` of a step: the model's size, the batch and the prompt's length in tokens."""
     billions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e9, 4)
     return {"billions": billions, "layers": model.config.num_hidden_layers, "batch": batch, "prompt": prompt}
 
 
 def floor(setup: Setup, model: PreTrainedModel, batch: int, prompt: int = PROMPT) -> Row:
+    """The least time of a step: reading once, at the measured bandwidth, what it must read."""
     read = bytes_read(model, batch, prompt)
     seconds = read / setup.bandwidth
     figures = {"seconds": seconds, "ms_per_step": seconds * 1e3, "times_floor": 1.0}
@@ -118,7 +123,7 @@ def floor(setup: Setup, model: PreTrainedModel, batch: int, prompt: int = PROMPT
 
 
 def bytes_read(model: PreTrainedModel, batch: int, prompt: int) -> int:
-    """Weights, of an embedding that is not also the head only what is looked up, and the middle step's cache."""
+    """Bytes that a step reads: the weights but for an embedding that is looked up, and the middle step's cache."""
     config = model.config
     weights = sum(parameter.numel() for parameter in model.parameters())
     if not config.tie_word_embeddings:

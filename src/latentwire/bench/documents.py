@@ -1,4 +1,4 @@
-"""Documents of the training benchmark: random tokens in lengths as finetuning data has them."""
+"""Documents of the training benchmark: random tokens, with the lengths of finetuning data."""
 
 from __future__ import annotations
 
@@ -15,15 +15,18 @@ from latentwire.training.finetuning.packing import Plan
 FIRST_ID = 5
 """Token ids below are left to special tokens."""
 POOL = 256
-"""Documents that are packed together; rows are as full as they are in a training of so many."""
+"""How many documents are packed together; it decides how full the rows are."""
 
 
 @dataclass(frozen=True)
 class Regime:
-    """What is trained on and in which portions.
+    """What is trained on, and in which batches.
 
-    rows, width: of the packed batch. padded: documents of the padded batch. alone: documents read one by one.
-    long: documents of 2,000 to 4,000 tokens; else of 20 to 1,024, 194 on average.
+    Attributes:
+        rows, width: of the packed batch, the width in tokens.
+        padded: how many documents the padded batch has.
+        alone: how many documents are read one by one.
+        long: whether documents have 2,000 to 4,000 tokens, or 20 to 1,024 (194 on average).
     """
 
     rows: int
@@ -33,7 +36,7 @@ class Regime:
     long: bool = False
 
     def documents(self, vocabulary: int, packed: bool) -> list[Document]:
-        """Of one fixed stream: those of the padded batch, its first ones, or those of a training's first step."""
+        """From one fixed stream: its first ones for the padded batch, or those of the first packed step."""
         lengths = _lengths(self.long)
         if not packed:
             return [_document(pair, n, vocabulary) for n, pair in enumerate(lengths[: self.padded])]
@@ -43,10 +46,7 @@ class Regime:
 
 
 def _lengths(long: bool) -> list[tuple[int, int]]:
-    """Tokens of prompt and response.
-
-    The short ones are those of the peers' figures this benchmark began with: both log-normal, cut off.
-    """
+    """Lengths in tokens of prompts and responses; the short ones are log-normal, cut off at both ends."""
     draw = torch.Generator().manual_seed(1)
     if long:
         prompt = torch.randint(1600, 3201, (4096,), generator=draw)
@@ -65,8 +65,11 @@ def _document(lengths: tuple[int, int], seed: int, vocabulary: int) -> Document:
 
 
 def padded(documents: list[Document], device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
-    """What a Trainer with a collator gives a stock model: ids and labels `(B, T)`, and an additive mask
-    `(B, 1, T, T)` with the prompt bidirectional."""
+    """What a Trainer with a collator gives an unchanged model.
+
+    Returns:
+        Ids and labels `(B, T)`, and an additive mask `(B, 1, T, T)` under which prompts are bidirectional.
+    """
     rows, width = len(documents), max(len(each.ids) for each in documents)
     ids = torch.zeros(rows, width, dtype=torch.long)
     labels = torch.full((rows, width), IGNORE)

@@ -1,8 +1,8 @@
-"""From files to a model that reads: ours beside Transformers' loading and beside plainly reading the same bytes.
+"""From files to a model that reads: this package beside Transformers and beside reading the same bytes.
 
-A model of random weights in bfloat16 is written in shards to a temporary folder. Every loading is a process of
-its own, timed behind its imports, so that its peak of resident memory is its own. What ours does on top: it looks
-at the headers of the files, at every weight for NaN, and reads a few tokens to see that masks are obeyed.
+A model with random weights in bfloat16 is written in shards to a temporary folder. Every load runs in a process of
+its own and is timed after its imports, so that the peak of memory is its own. This package also checks the files'
+headers, looks for NaN in every weight, and reads a few tokens to see that masks are obeyed.
 Transformers may leave the weights in the files, to be read when they are first used.
 
 `peak_over_weights` counts pages of the files that are mapped, which the system drops as it likes;
@@ -27,7 +27,7 @@ from latentwire.bench.decode_step import tokenizer
 from latentwire.bench.setup import GIB, Row, Setup
 
 PARTS = ("cold", "warm")
-"""Behind the files' removal from the page cache, where the system does that; and with them in it."""
+"""With the files removed from the page cache, where the system can do that, and with the files in it."""
 REPEATS = 2
 SHARD = "2GB"
 CHUNK = 2**24
@@ -39,7 +39,7 @@ WAYS = {
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Plain reading, Transformers and ours, from cold and from warm files; the faster of two."""
+    """Reading the files, Transformers, and this package, from cold and from warm files; the faster of two runs."""
     with TemporaryDirectory(prefix="latentwire-bench-") as place:
         folder = Path(place)
         model = replace(setup, precision=torch.bfloat16).model()
@@ -102,7 +102,7 @@ def _figures(seconds: float, floor: float, size: int) -> dict[str, float | None]
 
 
 def _ready(files: list[Path], part: str) -> None:
-    """Files out of the page cache, or all in it."""
+    """Remove the files from the page cache, or read all of them into it."""
     for file in files:
         with file.open("rb") as stream:
             if part == "cold" and hasattr(os, "posix_fadvise"):
@@ -114,7 +114,7 @@ def _ready(files: list[Path], part: str) -> None:
 
 
 def _read(files: list[Path], part: str) -> float:
-    """Seconds of reading the files one after the other into one buffer."""
+    """How many seconds it takes to read the files one after another into one buffer."""
     _ready(files, part)
     buffer = memoryview(bytearray(CHUNK))
     started = time.perf_counter()

@@ -1,4 +1,4 @@
-"""One loading in a process of its own: `-m latentwire.bench.load_child WAY FOLDER DEVICE`, JSON on stdout."""
+"""Loads a model once in this process: `-m latentwire.bench.load_child WAY FOLDER DEVICE`, JSON on stdout."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from latentwire.lm.model import LM
 
 
 def load(way: str, folder: str, device: str) -> object:
+    """The model in bfloat16, loaded by Transformers or by this package."""
     if way == "transformers":
         placed = {} if device == "cpu" else {"device_map": {"": device}}
         return AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, **placed)
@@ -22,8 +23,9 @@ def load(way: str, folder: str, device: str) -> object:
 
 
 def main(way: str, folder: str, device: str) -> None:
+    """Load and print seconds, and bytes of memory at the peak and at the end."""
     torch.zeros(1, device=device)
-    # What a first model of its kind would import is not loading.
+    # Importing the model's code does not count as loading.
     AutoModelForCausalLM._model_mapping[type(AutoConfig.from_pretrained(folder))]
     before, mine = _memory("VmRSS"), _memory("RssAnon")
     started = time.perf_counter()

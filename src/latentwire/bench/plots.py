@@ -1,4 +1,4 @@
-"""How cost grows, drawn from the rows that `--json` writes."""
+"""Plots of how cost grows, from the rows that `--json` writes."""
 
 from __future__ import annotations
 
@@ -28,8 +28,8 @@ AXES: dict[str, tuple[str, dict[str, Axis]]] = {
     "score": ("documents_per_second", {"context": ("length", ("task",))}),
     "loss": ("seconds", {"tokens": ("batch", ())}),
 }
-"""Of a benchmark: what is drawn, and over which places of its rows; with the name of each picture and the places
-that are the same along a line."""
+"""By benchmark: what is drawn, and over which entries of `Row.at`, with the name of each picture and the entries
+that stay the same along a line."""
 LABELS = {
     "tokens_per_second": "real tokens a second",
     "ms_per_step": "milliseconds a step",
@@ -45,10 +45,10 @@ Line = tuple[list[float], list[float]]
 
 
 def draw(files: Sequence[Path], folder: Path) -> list[Path]:
-    """One SVG for each benchmark and each place that its rows vary, `BENCHMARK_by_PLACE.svg`.
+    """Write one SVG, `BENCHMARK_by_PLACE.svg`, for each benchmark and each entry of `Row.at` that varies.
 
     Raises:
-        UserError: Matplotlib is not installed, a file is none that `bench --json` writes, or none varies anything.
+        UserError: Matplotlib is not installed, a file was not written by `bench --json`, or nothing varies in it.
     """
     figure = _matplotlib()
     rows: dict[str, list[dict[str, Any]]] = {}
@@ -72,8 +72,7 @@ def draw(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def lines(rows: Sequence[dict[str, Any]], value: str, place: str, same: Sequence[str]) -> dict[str, Line]:
-    """Of each who, `value` over `place`, with the places of `same` as they are where most points are; no line of
-    one point."""
+    """By `Row.who`, `value` over `place`, for the entries of `same` with most points; no line of one point."""
     known = [row for row in rows if row["figures"].get(value) is not None and place in row["at"]]
     settings: dict[tuple[Any, ...], set[float]] = {}
     for row in known:

@@ -1,9 +1,9 @@
 """Four-way multiple choice: documents per second beside lm-eval's `hf` model, on the same tokens.
 
-Three tasks of made-up words, each behind about 300 tokens (after lm-eval's usual ones): `unique`, a context and
-choices of 3 to 8 tokens each (HellaSwag, ARC); `letters`, choices of one token (MMLU); `passage`, four
-questions of 20 tokens a passage (RACE). The words are a tokenizer's whole vocabulary, so that both sides read
-identical ids.
+Three tasks of made-up words, each after about 300 tokens, shaped like usual tasks of lm-eval: `unique`, a
+context and choices of 3 to 8 tokens each (HellaSwag, ARC); `letters`, choices of one token (MMLU); `passage`,
+four questions of 20 tokens for each passage (RACE). The words are a tokenizer's whole vocabulary, so both sides
+read identical ids.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ class Document:
 
 @dataclass
 class Answers:
-    """Log-probabilities, per document one a choice. run: tokens through the model, padding included."""
+    """Log-probabilities, one for each choice of each document. run: tokens through the model, padding included."""
 
     logprobs: list[list[float]]
     seconds: float
@@ -58,7 +58,7 @@ class Answers:
 
 
 def measure(setup: Setup) -> Iterator[Row]:
-    """Ours under three masks beside lm-eval at batches of 8 and 32."""
+    """This engine under three masks, and lm-eval at batches of 8 and 32."""
     model = setup.model().eval()
     vocabulary = int(model.config.get_text_config().vocab_size)
     # To random weights all choices are nearly equal; a larger head tells them apart.
@@ -113,7 +113,7 @@ def _judged(
 
 
 def made(task: str, vocabulary: int, count: int, context: int) -> list[Document]:
-    """Documents of a task, the same every time."""
+    """The documents of a task, the same every time."""
     draw = random.Random(1)
 
     def say(length: int) -> list[int]:
@@ -212,7 +212,7 @@ def _margin(logprobs: list[float]) -> float:
 
 
 def _tokenizer(vocabulary: int) -> PreTrainedTokenizerFast:
-    """One token a word: `w4`, `w5`, ..."""
+    """A tokenizer with one token for each word: `w4`, `w5`, ..."""
     words = {"<pad>": 0, "<s>": 1, "</s>": 2, "<unk>": 3} | {f"w{n}": n for n in range(4, vocabulary)}
     core = Tokenizer(models.WordLevel(words, unk_token="<unk>"))
     core.pre_tokenizer = pre_tokenizers.WhitespaceSplit()

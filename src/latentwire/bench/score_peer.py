@@ -1,4 +1,4 @@
-"""The peer of the scoring benchmark: lm-eval's `hf` model, or what it does where lm-eval is not installed."""
+"""The peer of the scoring benchmark: lm-eval's `hf` model, or a copy of its method where lm-eval is missing."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Peer:
         self._hf = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch, device=str(model.device))
 
     def score(self, pairs: Sequence[Pair]) -> list[float]:
-        """Log-probability of each continuation behind its context."""
+        """Log-probability of each continuation after its context."""
         hook = self._model.register_forward_pre_hook(self._count, with_kwargs=True)
         try:
             if self._hf is None:

@@ -1,4 +1,4 @@
-"""Which side of the scoring benchmark is nearer to the truth: both beside float32, one document a forward pass."""
+"""Which side of the scoring benchmark is closer to float32 with one document in each forward pass."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 Ids = Sequence[int]
 CHECKED = 20
-"""Documents that are read in float32 in any case; those on which the two sides differ come on top."""
+"""How many documents are always read in float32; those on which the two sides differ are read as well."""
 
 
 @dataclass(frozen=True)

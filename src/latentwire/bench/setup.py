@@ -1,4 +1,4 @@
-"""What every benchmark is given, and what it gives back."""
+"""The setup that every benchmark takes and the rows that it returns."""
 
 from __future__ import annotations
 
@@ -16,7 +16,12 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Shape:
-    """A decoder of random weights. family: Transformers' model type; config: its settings."""
+    """A decoder with random weights.
+
+    Attributes:
+        family: Transformers' model type.
+        config: its settings.
+    """
 
     family: str
     config: dict[str, Any]
@@ -84,7 +89,13 @@ SHAPES = {
 
 @dataclass(frozen=True)
 class Timing:
-    """Of several runs: the middle one, the fastest and the slowest, in seconds; peak_gib: device memory."""
+    """How long several runs took.
+
+    Attributes:
+        seconds: the median.
+        low, high: the fastest and the slowest run, in seconds.
+        peak_gib: the most device memory in use, in GiB; 0 on a CPU.
+    """
 
     seconds: float
     low: float
@@ -96,8 +107,11 @@ class Timing:
 class Row:
     """One line of a benchmark's table.
 
-    who: what ran. at: what it ran on (`length`, `batch`, `shape`). figures: what came of it, by name with its
-    unit, `seconds` first; None where it does not apply. note: why a figure is missing, or what to know of it.
+    Attributes:
+        who: what ran.
+        figures: measurements by name, units in the name, `seconds` first; None where one does not apply.
+        at: what it ran on: `length`, `batch`, `shape` and so on.
+        note: why a figure is missing, or what a reader must know about it.
     """
 
     who: str
@@ -108,12 +122,14 @@ class Row:
 
 @dataclass(frozen=True)
 class Setup:
-    """Where and on what to measure.
+    """What to measure, and on which device.
 
-    sweep: also over lengths, batches and shapes, not at the standard point alone.
-    only: one part of a benchmark alone, by its name in the benchmark's `PARTS`, or `sweep` without the standard
-        point; empty for all.
-    precision: of the model; None for float32 on a CPU and bfloat16 elsewhere.
+    Attributes:
+        device: where the model runs.
+        shape: a key of `SHAPES`.
+        sweep: whether to measure other lengths, batches and shapes too.
+        only: one part of a benchmark, by its name in `PARTS`, or `sweep` alone; empty for all parts.
+        precision: of the model; None is float32 on a CPU and bfloat16 on an accelerator.
     """
 
     device: torch.device
@@ -124,15 +140,17 @@ class Setup:
 
     @property
     def dtype(self) -> torch.dtype:
+        """The precision of the model and of what is measured."""
         return self.precision or (torch.float32 if self.device.type == "cpu" else torch.bfloat16)
 
     def wants(self, part: str) -> bool:
+        """Whether a part, or the `sweep`, is to be measured."""
         if part == "sweep":
             return self.only == "sweep" or (self.sweep and not self.only)
         return self.only in ("", part)
 
     def model(self, attention: str = "sdpa", **changes: Any) -> PreTrainedModel:
-        """A model of random weights of the shape, its settings changed so, on the device, in `dtype`."""
+        """A model with random weights, of the setup's shape, device and dtype; `changes` replace its settings."""
         wanted = SHAPES[self.shape]
         config = CONFIG_MAPPING[wanted.family](**{**wanted.config, **changes})
         torch.manual_seed(0)
@@ -143,7 +161,7 @@ class Setup:
         return made
 
     def timed(self, run: Callable[[], object], repeats: int = 5, warm: int = 2) -> Timing:
-        """Time a call, waiting for the device each time."""
+        """Time `repeats` calls after `warm` others, each until the device is done."""
         for _ in range(warm):
             run()
         self.wait()
@@ -160,12 +178,13 @@ class Setup:
         return Timing(seconds[len(seconds) // 2], seconds[0], seconds[-1], peak)
 
     def wait(self) -> None:
+        """Return once the device has done everything that it was given."""
         if self.device.type == "cuda":
             torch.cuda.synchronize()
 
     @cached_property
     def flops(self) -> float:
-        """Operations a second of a large matrix product in `dtype`, measured here."""
+        """Floating-point operations per second of a large matrix product in `dtype`, measured."""
         side = 1024 if self.device.type == "cpu" else 8192
         left = torch.randn(side, side, device=self.device, dtype=self.dtype)
         right = torch.randn_like(left)
@@ -173,7 +192,7 @@ class Setup:
 
     @cached_property
     def bandwidth(self) -> float:
-        """Bytes a second, read and written, of a large copy, measured here."""
+        """Bytes per second, read and written, of a large copy, measured."""
         size = 2**27 if self.device.type == "cpu" else 2**31
         source = torch.ones(size, dtype=torch.uint8, device=self.device)
         target = torch.empty_like(source)

@@ -1,4 +1,4 @@
-"""A benchmark's rows as a table and as JSON, with the machine they come from."""
+"""A benchmark's rows as a table and as JSON, with the machine on which they were measured."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ PACKAGES = ("torch", "transformers")
 
 
 def table(title: str, rows: Sequence[Row]) -> Table:
-    """One line a row; columns in the order in which the rows name them."""
+    """One line for each row; columns in the order in which rows name them."""
     made = Table(title=title)
     made.add_column("")
     places = list(dict.fromkeys(name for row in rows for name in row.at))
@@ -55,6 +55,7 @@ def document(name: str, setup: Setup, rows: Sequence[Row]) -> dict[str, Any]:
 
 
 def machine(device: torch.device) -> str:
+    """The GPU's name, or the processor's kind and the number of threads."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{platform.machine()} CPU, {torch.get_num_threads()} threads"

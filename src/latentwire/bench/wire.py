@@ -1,8 +1,8 @@
-"""`latentwire bench wire`: what a latent wire costs to train, and when an answer begins behind one.
+"""`latentwire bench wire`: what a latent wire costs to train, and how long until the first token of an answer.
 
-The wire is the template's: the model itself, its weights shared, with low-rank adapters of rank 64 and every token
-seeing the whole context, gives keys and values of chosen columns to the same model, frozen. Weights are random, so
-that nothing is said of what is understood. Texts are of one token a byte.
+The wire is that of the template `latent-wire`: the model encodes with low-rank adapters of rank 64 and a
+bidirectional mask, and the same model, frozen, reads the keys and values of some columns. Weights are random, so
+the figures say nothing about understanding. Texts have one token for each byte.
 """
 
 from __future__ import annotations

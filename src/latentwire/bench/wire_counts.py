@@ -1,8 +1,8 @@
-"""What a latent wire has to compute and to read at the least, counted from the shape of its model.
+"""The least that a latent wire must compute and read, counted from the shape of its model.
 
-A product of N rows with a matrix of P numbers is 2·N·P operations; a query that sees a key is 4 operations a
-number of its head, all heads. A frozen matrix costs its backward pass one product, a trained one two; attention
-costs it twice its forward pass. Norms, rotations, softmaxes and the optimizer are left out.
+Multiplying N rows by a matrix of P numbers takes 2·N·P operations; a query that sees a key takes 4 operations
+for each dimension of each head. In the backward pass a frozen matrix takes one product and a trained one two,
+and attention twice its forward pass. Norms, rotations, softmaxes and the optimizer are not counted.
 """
 
 from __future__ import annotations
@@ -14,9 +14,14 @@ from transformers import PreTrainedModel
 
 @dataclass(frozen=True)
 class Counts:
-    """Of one decoder. body: numbers in its layers' matrices. head: of its vocabulary. lora: of adapters in it.
+    """Sizes of one decoder, as counts of numbers.
 
-    heads: query heads × their width, all layers. column: keys and values of one column, all layers.
+    Attributes:
+        body: in the matrices of its layers.
+        head: in the matrix over its vocabulary.
+        heads: query heads × head dimension, all layers.
+        column: keys and values of one column, all layers.
+        lora: in low-rank adapters.
     """
 
     body: int
@@ -27,7 +32,7 @@ class Counts:
 
     @classmethod
     def of(cls, model: PreTrainedModel, lora: int = 0) -> Counts:
-        """Args: lora: rank of adapters on every linear layer; 0 for none."""
+        """The sizes of a model. lora: the rank of adapters on every linear layer; 0 for none."""
         config = model.config
         linears = [each.shape for each in model.get_decoder().layers.parameters() if each.ndim == 2]
         layers = config.num_hidden_layers
@@ -40,14 +45,14 @@ class Counts:
         )
 
     def read(self, columns: int, pairs: float, rows: int = 0) -> float:
-        """A forward pass over columns that make so many pairs of query and key, and rows of logits."""
+        """Operations of a forward pass over `columns` with `pairs` of query and key, and `rows` of logits."""
         return 2 * columns * (self.body + self.lora) + 4 * pairs * self.heads + 2 * rows * self.head
 
     def read_back(self, columns: int, pairs: float, rows: int = 0) -> float:
-        """The backward pass of the same: through frozen matrices and, twice, trained adapters."""
+        """Operations of the backward pass of the same: through frozen matrices, and twice for trained adapters."""
         return 2 * columns * (self.body + 2 * self.lora) + 8 * pairs * self.heads + 2 * rows * self.head
 
 
 def causal(columns: int, behind: int = 0) -> float:
-    """Pairs of columns that read causally, each also seeing as many that stand before all of them."""
+    """Pairs of query and key of columns that read causally, each also seeing `behind` earlier ones."""
     return columns * (columns + 1) / 2 + columns * behind

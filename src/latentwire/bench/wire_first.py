@@ -1,4 +1,4 @@
-"""Time to the first token: a context read as text, encoded and read as latents, or read before."""
+"""Time to the first token: a context read as text, encoded now and read as latents, or encoded earlier."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FIRST_ID = 5
 
 @dataclass(frozen=True)
 class Read:
-    """How long a context is and a question about it, in tokens, and what numbers of latents stand for it."""
+    """Lengths in tokens of a context and of a question, and the numbers of latents to replace the context by."""
 
     context: int
     question: int
@@ -40,17 +40,18 @@ READ = {"cuda": Read(4096, 32, (64, 256, 1024)), "cpu": Read(512, 32, (8, 32, 12
 
 
 def read_of(setup: Setup) -> Read:
+    """The lengths to measure on the setup's device."""
     return READ.get(setup.device.type, READ["cpu"])
 
 
 def context_of(lm: LM, columns: int) -> str:
-    """A text that a model's prompt format makes so many columns of."""
+    """A text that takes `columns` tokens, with what the prompt format puts before it."""
     framing = len(lm.format.before("a", lm)) - 1
     return "".join(chr(97 + at % 26) for at in range(columns - framing))
 
 
 def modules_of(lm: LM, ratio: int, *, keep_first: bool = True) -> LatentModules:
-    """The template's wire over a model of random weights."""
+    """The template's wire for a model with random weights."""
     encoder = SelfConfig(mask="prefix", rank=RANK, select=Anchors(ratio=ratio, keep_first=keep_first))
     config = LatentConfig(source=lm.name, encoder=encoder, adapters={lm.name: NativeConfig()})
     return LatentModules(config, {lm.name: lm}, lm).eval()
@@ -58,7 +59,7 @@ def modules_of(lm: LM, ratio: int, *, keep_first: bool = True) -> LatentModules:
 
 @torch.no_grad()
 def stock(setup: Setup, model: PreTrainedModel) -> Iterator[Row]:
-    """The peer: Transformers' own forward pass over context and question."""
+    """The peer: Transformers' forward pass over context and question."""
     read = read_of(setup)
     columns = read.context + read.question
     ids = torch.randint(FIRST_ID, model.config.vocab_size, (1, columns), device=setup.device)
@@ -72,7 +73,7 @@ def stock(setup: Setup, model: PreTrainedModel) -> Iterator[Row]:
 
 @torch.no_grad()
 def measure(setup: Setup, lm: LM) -> Iterator[Row]:
-    """Ours: text, its keys and values at hand, and latents, cold and at hand."""
+    """This engine: text, text with its keys and values at hand, latents encoded now, and latents at hand."""
     read = read_of(setup)
     context = context_of(lm, read.context)
     before = lm.format.before(context, lm)
@@ -128,7 +129,7 @@ def _latents(setup: Setup, lm: LM, context: str, question: Sequence[int], count:
 
 
 def _pays(encode: Row, text: Row, warm: Row) -> Row:
-    """With the number of questions from which encoding once is faster than reading the text for each."""
+    """Adds after how many questions encoding once is faster than reading the text for each of them."""
     encoding, reading, behind = (row.figures["seconds"] for row in (encode, text, warm))
     if not encoding or not reading or not behind or behind >= reading:
         return encode
@@ -143,13 +144,13 @@ class _Floor:
         self._size = next(model.parameters()).element_size()
 
     def seconds(self, columns: int, behind: int = 0) -> float:
-        """Of reading columns behind others, to the logits of the last."""
+        """Seconds to read `columns` after `behind` others and compute the logits of the last."""
         plain = self._plain
         numbers = plain.body + plain.head + behind * plain.column
         return self._least(plain.read(columns, causal(columns, behind), 1), numbers)
 
     def encoding(self, columns: int) -> float:
-        """Of reading them in both directions, adapters included, to keys and values."""
+        """Seconds to read `columns` bidirectionally with adapters, up to their keys and values."""
         adapted = self._adapted
         return self._least(adapted.read(columns, columns * columns), adapted.body + adapted.lora)
 
@@ -166,7 +167,7 @@ def _row(
     text: Row | None = None,
     sent: int | None = None,
 ) -> Row:
-    """Time a way to the first token. text: what it is compared with. sent: bytes of keys and values read."""
+    """Time one way to the first token. text: the row to compare with. sent: bytes of keys and values read."""
     try:
         timing = setup.timed(run, repeats=7, warm=2)
     except RuntimeError as error:

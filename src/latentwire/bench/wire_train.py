@@ -1,4 +1,4 @@
-"""A whole training step of a latent wire, and its two forward passes without gradients, beside what they need."""
+"""A training step of a latent wire and its forward passes without gradients, beside the arithmetic they need."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ RATIO = 4
 
 @dataclass(frozen=True)
 class Batch:
-    """Contexts of so many tokens each, with questions and answers of so many."""
+    """How many contexts a step has, of how many tokens, with how many questions; lengths in tokens."""
 
     contexts: int
     tokens: int
@@ -35,6 +35,7 @@ class Batch:
     answer: int = 4
 
     def part(self, lm: LM) -> Part:
+        """The batch as the training step takes it."""
         context = context_of(lm, self.tokens)
         asked = list(range(FIRST_ID, FIRST_ID + self.question + self.answer))
         pair = (asked[: self.question], asked[self.question :])
@@ -53,8 +54,13 @@ MORE = {"cuda": (Batch(8, 1024), Batch(2, 4096)), "cpu": (Batch(2, 512),)}
 
 @dataclass(frozen=True)
 class Needs:
-    """Operations of one step. teacher: reads text and questions. encoder, student: there and back, the student
-    reads the latents and the questions."""
+    """Floating-point operations of one step.
+
+    Attributes:
+        teacher: the frozen reader reads text and questions, forward only.
+        encode, encode_back: the encoder's forward and backward pass.
+        student: both passes of the frozen reader over latents and questions.
+    """
 
     teacher: float
     encode: float
@@ -63,6 +69,7 @@ class Needs:
 
     @classmethod
     def of(cls, lm: LM, batch: Batch) -> Needs:
+        """What a batch needs, counted from the model's shape."""
         plain, adapted = Counts.of(lm.model), Counts.of(lm.model, RANK)
         each = batch.question + batch.answer
         asked, answers = batch.questions * each, batch.questions * batch.answer
@@ -76,24 +83,25 @@ class Needs:
         return cls(
             teacher=n * plain.read(batch.tokens + asked, before + behind, answers),
             encode=n * adapted.read(batch.tokens, both),
-            # Behind the last layer's keys and values nothing has a gradient.
+            # After the last layer's keys and values nothing has a gradient.
             encode_back=n * adapted.read_back(batch.tokens, both) * (layers - 1) / layers,
             student=n * student,
         )
 
     @property
     def step(self) -> float:
+        """All operations of a training step."""
         return self.teacher + self.encode + self.encode_back + self.student
 
 
 def step_of(lm: LM, modules: LatentModules) -> FitStep:
-    """The template's objectives before a frozen reader."""
+    """A training step with the template's objectives and a frozen reader."""
     objectives = (AnswerCrossEntropy(weight=0.5), Distill())
     return FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, objectives, Adapting(objectives))
 
 
 def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Row]:
-    """Training at each batch. how: said behind the names of what was run."""
+    """A training step and its parts at each batch. how: appended to the names of the rows."""
     kind = setup.device.type if setup.device.type in BATCHES else "cpu"
     modules = modules_of(lm, RATIO).train()
     step = step_of(lm, modules)
