@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from latentwire import UserError, wires
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.harness import register
-from latentwire.harness.model import LatentWire
+from latentwire.harness.model import HarnessModel
 from latentwire.harness.requests import decoding
 from latentwire.lm.model import LM
 from latentwire.runs.store import Record, Run
@@ -73,7 +73,7 @@ def test_over_plain_text_every_request_is_answered_as_by_lm_evals_hf_model(model
 @pytest.mark.parametrize("spec", SPECS)
 def test_choices_are_those_of_evaluate_under_every_wire(model, folder, spec):
     lm = LM.load(model)
-    results = run(LatentWire(lm, spec), folder, "lw_choose")
+    results = run(HarnessModel(lm, spec), folder, "lw_choose")
     found = evaluate(lm, resolve(["lw_choose"], None, folder), [wires.parse(spec)]).outcomes
     samples = sorted(results["samples"]["lw_choose"], key=lambda sample: sample["doc_id"])
     assert len(samples) == len(found) == 4
@@ -83,10 +83,10 @@ def test_choices_are_those_of_evaluate_under_every_wire(model, folder, spec):
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_text_wire_answers_all_three_kinds(models, folder, spec):
-    model = LatentWire(str(models["llama"]), spec)
+    model = HarnessModel(str(models["llama"]), spec)
     results = run(model, folder, "lw_choose", "lw_roll", "lw_write")
     assert set(results["results"]) == {"lw_choose", "lw_roll", "lw_write"}
-    plain = run(LatentWire(model.loaded.lm), folder, "lw_choose", "lw_roll", "lw_write")
+    plain = run(HarnessModel(model.loaded.lm), folder, "lw_choose", "lw_roll", "lw_write")
     changed = [answers(results, task) != answers(plain, task) for task in ("lw_choose", "lw_write")]
     assert all(changed) == (spec != "text")
     # A rolling text has no context of its own; only a mask changes what its later windows repeat.
@@ -104,7 +104,7 @@ def test_results_carry_model_and_wire_and_mark_a_leak(models, folder, caplog):
         False,
     )
     assert found["fewest_tokens"] <= found["tokens_run"]
-    assert run(LatentWire(str(models["llama"]), "leaky"), folder, "lw_choose")["config"]["latentwire"]["leaks"]
+    assert run(HarnessModel(str(models["llama"]), "leaky"), folder, "lw_choose")["config"]["latentwire"]["leaks"]
     assert "LEAKS" in caplog.text
 
 
@@ -113,9 +113,9 @@ def test_no_answer_comes_from_a_cache_that_knows_neither_model_nor_wire(models, 
     hf = HFLM(pretrained=str(models["other"]), device="cpu", dtype="float32", batch_size=1)
     run(hf, folder, "lw_choose", use_cache=cache)
     for spec in ("text", "text,mask=prefix"):
-        with pytest.raises(UserError, match="use_cache: lm-eval's cache knows neither"):
+        with pytest.raises(UserError, match="use_cache: lm-eval's cache stores neither"):
             run("latentwire", folder, "lw_choose", use_cache=cache, model_args={"model": str(models["llama"])})
-        ours = LatentWire(str(models["llama"]), spec)
+        ours = HarnessModel(str(models["llama"]), spec)
         with pytest.raises(UserError, match="expected none"):
             run(ours, folder, "lw_choose", use_cache=cache)
         assert ours.work.run == 0
@@ -130,7 +130,7 @@ def request(context: str, continuation: str, doc: int) -> Instance:
 @pytest.mark.parametrize("spec", ["text", "text,mask=prefix"])
 def test_equal_tokens_split_elsewhere_are_scored_apart(models, spec):
     """In lm-eval's one-token cache the second of these would be given log-probabilities of the first."""
-    model = LatentWire(str(models["llama"]), spec)
+    model = HarnessModel(str(models["llama"]), spec)
     asked = [request("Ada has 12", " apples now", 0), request("Ada has 12 apples", " now", 1)]
     together = model.loglikelihood(asked, disable_tqdm=True)
     apart = [model.loglikelihood([each], disable_tqdm=True)[0] for each in asked]
@@ -155,7 +155,7 @@ def test_a_runs_checkpoint_is_read_over_the_wire_it_was_trained_with(models, fol
     )
     made = Run.create(tmp_path, record)
     with pytest.raises(UserError, match="has no best checkpoint"):
-        LatentWire(run=str(made.folder))
+        HarnessModel(run=str(made.folder))
     place = made.folder / "checkpoints" / "best"
     place.parent.mkdir()
     os.symlink(models["other"], place)
@@ -163,10 +163,10 @@ def test_a_runs_checkpoint_is_read_over_the_wire_it_was_trained_with(models, fol
         update={"artifacts": {f"checkpoints/best/{p.name}": _sha(p) for p in models["other"].iterdir()}}
     )
     (made.folder / "run.json").write_text(made.record.model_dump_json())
-    model = LatentWire(run=str(made.folder))
+    model = HarnessModel(run=str(made.folder))
     assert model.wire.label == "text,mask=prefix"
-    assert LatentWire(run=str(made.folder), wire="text").wire.label == "text"
-    plain = LatentWire(str(models["other"]), "text,mask=prefix")
+    assert HarnessModel(run=str(made.folder), wire="text").wire.label == "text"
+    plain = HarnessModel(str(models["other"]), "text,mask=prefix")
     assert answers(run(model, folder, "lw_choose"), "lw_choose") == answers(
         run(plain, folder, "lw_choose"), "lw_choose"
     )
@@ -228,7 +228,7 @@ def _sha(path: Path) -> str:
 )
 def test_wrong_arguments_are_told_in_one_sentence(arguments, problem):
     with pytest.raises(UserError, match=problem):
-        LatentWire(**arguments)
+        HarnessModel(**arguments)
 
 
 @pytest.mark.parametrize(

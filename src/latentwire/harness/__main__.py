@@ -1,4 +1,4 @@
-"""lm-eval's command line, with `--model latentwire` known to it."""
+"""lm-eval's command line with `--model latentwire` registered."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
 
 def main() -> None:
-    """Run lm-eval on the arguments of this process; bad input to our model is one sentence and exit status 2."""
+    """Run lm-eval with this process's arguments; bad input to this model ends in one sentence and status 2."""
     try:
         from lm_eval.__main__ import cli_evaluate
     except ImportError:

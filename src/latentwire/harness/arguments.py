@@ -1,4 +1,4 @@
-"""What `--model_args` names: a model or a run's checkpoint, and the wire to read over."""
+"""Loads what `--model_args` names: a model or a run's checkpoint, and the wire to read over."""
 
 from __future__ import annotations
 
@@ -22,7 +22,14 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 @dataclass(frozen=True)
 class Loaded:
-    """A reader and the wire bound to it. source: the model as it was named; run: the run it comes from."""
+    """A reader and the wire bound to it.
+
+    Attributes:
+        lm: the reader.
+        wire: bound to it.
+        source: the model as it was named.
+        run: the folder of the run that it comes from, if any.
+    """
 
     lm: LM
     wire: Wire
@@ -42,12 +49,12 @@ def load(
     prompts: PromptSettings | None,
     options: dict[str, Any],
 ) -> Loaded:
-    """Load what the arguments name.
+    """Load a reader and its wire.
 
     Args:
-        model: what `LM.load` takes, or a model that is loaded already.
+        model: what `LM.load` takes, or a loaded model.
         prompts: how a model that is not loaded yet is asked, where lm-eval's own words are put into a chat.
-        wire: KIND or KIND,OPTION=VALUE; None takes the one that the run was trained with, else `text`.
+        wire: KIND or KIND,OPTION=VALUE; None is the wire that the run was trained with, or `text` without a run.
         options: the wire's options as arguments of their own, because lm-eval splits at every comma.
 
     Raises:
@@ -70,13 +77,13 @@ def load(
             model.format = prompts.over(model.format, model)
         return Loaded(model, parsed.bind(model), model.name, None)
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
-        device = None  # lm-eval asks for cuda:0 unless told otherwise; its own model falls back too
+        device = None  # lm-eval asks for cuda:0 by default; its own model falls back too
     lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter, prompts=prompts)
     return Loaded(lm, parsed.bind(lm), source, run)
 
 
 def _checkpoint(folder: Path, checkpoint: str) -> tuple[Path, str]:
-    """The folder of a finetuning's checkpoint and the wire that it was trained with."""
+    """The folder of a run's checkpoint, and the wire that it was trained with."""
     if checkpoint not in get_args(Checkpoint):
         known = ", ".join(get_args(Checkpoint))
         raise UserError(f"model_args: found checkpoint={checkpoint}, expected one of {known}.")

@@ -1,7 +1,7 @@
-"""lm-eval's three kinds of request, answered over a wire.
+"""`HarnessModel`: lm-eval's three kinds of request, answered over a wire.
 
-What stands before a continuation is split off as lm-eval splits it, and read as `evaluate` reads it: the choices
-of one document together say how far its bidirectional block goes.
+Prompt and continuation are split as lm-eval splits them and read as `evaluate` reads them: the choices of one
+document together decide how far its bidirectional block goes.
 """
 
 from __future__ import annotations
@@ -35,20 +35,21 @@ RAW = PromptFormat(template="raw", anchor="")
 """lm-eval's prompts as they are."""
 
 
-class LatentWire(HarnessLM):  # type: ignore[misc]
-    """`--model latentwire`.
+class HarnessModel(HarnessLM):  # type: ignore[misc]
+    """A decoder read over a wire, as a model of lm-eval: `--model latentwire`.
 
     Args:
-        model: what `LM.load` takes, or a loaded one; run: instead of it a finetuning's run folder.
-        checkpoint: of the run: best or final.
+        model: what `LM.load` takes, or a loaded model.
         chat, instruction, system, prompt_format: as the options of `latentwire eval`: lm-eval's prompts word for
-            word in a user turn of the model's chat template, after the instruction. Instead of lm-eval's own
+            word in a user turn of the model's chat template, after the instruction. They replace lm-eval's own
             `--apply_chat_template`.
         wire: KIND or KIND,OPTION=VALUE. Options may also be arguments of their own (`wire=text,mask=prefix`).
-        batch_tokens: columns of a forward pass. lm-eval's `batch_size` is in rows and changes nothing here.
+        run: a finetuning's run folder, in place of `model`; it brings the wire that it was trained with.
+        checkpoint: which of the run's checkpoints: best or final.
+        batch_tokens: the size of a forward pass, in tokens. lm-eval's `batch_size` counts rows and has no effect.
 
     Raises:
-        UserError: an argument is wrong, or the wire delivers something else than tokens.
+        UserError: an argument is wrong, or the wire does not deliver tokens.
     """
 
     def __init__(
@@ -101,62 +102,63 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
 
     @property
     def wire(self) -> TextWire:
+        """The wire, bound to the model."""
         wire = self.loaded.wire
         assert isinstance(wire, TextWire)
         return wire
 
     def set_cache_hook(self, cache_hook: Any) -> None:
-        """Refuse `use_cache`: its key is the request alone, so that it returns any other model's answers as ours.
+        """Refuse `use_cache`: its key is the request alone, so it would return another model's answers.
 
         Raises:
-            UserError: there is a cache behind the hook.
+            UserError: the hook has a cache.
         """
         if getattr(cache_hook, "dbdict", None) is not None:
             raise UserError(
-                "use_cache: lm-eval's cache knows neither which model nor which wire gave an answer, and would "
-                "give one's to the other; expected none."
+                "use_cache: lm-eval's cache stores neither the model nor the wire of an answer, and would return "
+                "one's answers for another; expected no cache."
             )
         super().set_cache_hook(cache_hook)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """(log-probability, whether greedy) of each request's continuation behind its context."""
+        """For each request, its continuation's log-probability in nats, and whether greedy decoding would give it."""
         # The choices of one document are one prompt: together they say where its block ends.
         order = sorted(range(len(requests)), key=lambda n: _document(requests[n]))
         groups = [list(group) for _, group in groupby(order, key=lambda n: _document(requests[n]))]
-        prompts, behind = [], []
+        prompts, continuations = [], []
         for group in groups:
             context = self._bare(requests[group[0]].args[0])
             choices = tuple(self._answer(requests[n].args[1]) for n in group)
             example = Example(id=repr(context[-40:]), group="", context=context, question="", choices=choices)
             prompt, answers = self.reader.format.encode(example, self.reader)
             prompts.append(prompt)
-            behind.append(answers)
-        found: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
+            continuations.append(answers)
+        results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
-            for at, scores in self._scores(self._delivered(prompts), behind):
+            for at, scores in self._scores(self._delivered(prompts), continuations):
                 for n, score in zip(groups[at], scores, strict=True):
-                    found[n] = (score.logprob, score.greedy)
+                    results[n] = (score.logprob, score.greedy)
                 bar.update(len(scores))
-        return found
+        return results
 
     def loglikelihood_rolling(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[float]:
         """Log-probability of each whole text, in lm-eval's windows.
 
-        A text is all continuation: nothing of it crosses the wire, whose mask counts in what a window repeats.
+        A text is all continuation, so nothing of it crosses the wire; the mask applies to what a window repeats.
         """
-        rows, behind, of = [], [], []
+        rows, continuations, owners = [], [], []
         for n, request in enumerate(requests):
             windows = utils.get_rolling_token_windows(
                 token_list=RAW.whole("", "", self._bare(request.args[0]), self.reader),
                 prefix_token=self.prefix_token_id,
-                # Where the last token may be seen it is read too.
+                # Under a wire that leaks, the last token is read as well.
                 max_seq_len=self.loaded.lm.max_positions - int(self.wire.leaks),
                 context_len=1,
             )
             for context, text in map(utils.make_disjoint_window, windows):
                 rows.append(context)
-                behind.append([text])
-                of.append(n)
+                continuations.append([text])
+                owners.append(n)
         inside = CAUSAL if self.wire.mask == "causal" else 0
         prefixes = (
             Prefix.of_tokens(
@@ -168,15 +170,15 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
             )
             for part in parts(rows)
         )
-        found = [0.0] * len(requests)
+        totals = [0.0] * len(requests)
         with tqdm(total=len(rows), desc=self.wire.label, disable=disable_tqdm) as bar:
-            for at, (score,) in self._scores(prefixes, behind):
-                found[of[at]] += score.logprob
+            for at, (score,) in self._scores(prefixes, continuations):
+                totals[owners[at]] += score.logprob
                 bar.update(1)
-        return found
+        return totals
 
     def generate_until(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[str]:
-        """Each context's continuation up to a stop string, the end of the text or `max_gen_toks` tokens."""
+        """Each context's continuation, up to a stop string, the end of the text or `max_gen_toks` tokens."""
         reader = copy(self.reader)
         reader.format = self._words(Verbatim(template="raw", anchor=""))
         asked = []
@@ -184,15 +186,15 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
             prompt = Prompt(context=self._bare(request.args[0]), question="")
             length = len(reader.format.tokens(prompt.context, "", reader).ids)
             asked.append(Asked(n, prompt, length, decoding(request.args[1])))
-        found = [""] * len(requests)
+        texts = [""] * len(requests)
         with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
             for batch in alike(asked, self.batch_tokens):
-                prefilled = reader.prefill(self.wire([each.prompt for each in batch], reader))
-                made = reader.generate(prefilled, batch[0].how, seeds=[each.at for each in batch])
-                for each, text in zip(batch, made, strict=True):
-                    found[each.at] = text.text
+                prefilled = reader.prefill(self.wire([one.prompt for one in batch], reader))
+                generated = reader.generate(prefilled, batch[0].how, seeds=[one.at for one in batch])
+                for one, continuation in zip(batch, generated, strict=True):
+                    texts[one.at] = continuation.text
                 bar.update(len(batch))
-        return found
+        return texts
 
     def _words(self, words: PromptFormat = RAW) -> PromptFormat:
         """How lm-eval's prompts are read: as they are, or as they are in a chat."""
@@ -207,30 +209,37 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
             yield self.wire(part, self.reader)
 
     def _scores(
-        self, prefixes: Iterator[Prefix], behind: Sequence[Sequence[list[int]]]
+        self, prefixes: Iterator[Prefix], continuations: Sequence[Sequence[list[int]]]
     ) -> Iterator[tuple[int, list[Score]]]:
-        return scores(Together(self.reader, self.wire.layers, self.batch_tokens, self.work), prefixes, behind)
+        return scores(
+            Together(self.reader, self.wire.layers, self.batch_tokens, self.work), prefixes, continuations
+        )
 
     def _bare(self, text: str) -> str:
-        """The text without the token that the tokenizer will begin it with anyway."""
+        """The text without a leading BOS that the tokenizer would add again."""
         begins = self.tokenizer.bos_token
         adds = begins is not None and self.tokenizer("")["input_ids"][:1] == [self.tokenizer.bos_token_id]
         return text.removeprefix(begins) if adds else text
 
     @property
     def prefix_token_id(self) -> int:
-        """What an empty context is read as: the token that begins a text, for want of it the one that ends it."""
+        """The token that an empty context is read as: BOS, or EOS for a tokenizer without BOS."""
         begins = self.tokenizer.bos_token_id
         return int(self.tokenizer.eos_token_id if begins is None else begins)
 
     @property
     def tokenizer_name(self) -> str:
+        """Under which lm-eval files requests that a chat template has changed."""
         return str(self.tokenizer.name_or_path or self.loaded.source).replace("/", "__")
 
     chat_template = TemplateLM.chat_template
 
     def apply_chat_template(self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True) -> str:
-        """For `--apply_chat_template`. Raises `UserError` beside chat=true, which would put a chat into a chat."""
+        """The turns as the tokenizer's chat template writes them, for `--apply_chat_template`.
+
+        Raises:
+            UserError: with chat=true, which would put a chat into a chat.
+        """
         if self.chat:
             raise UserError("apply_chat_template: found it beside chat=true, expected one of the two.")
         return str(
@@ -243,7 +252,7 @@ class LatentWire(HarnessLM):  # type: ignore[misc]
         )
 
     def get_model_info(self) -> dict[str, Any]:
-        """What lm-eval writes beside its results, in `config`."""
+        """What lm-eval writes into `config` of its results."""
         lm = self.loaded.lm
         return {
             "model_num_parameters": lm.model.num_parameters(),

@@ -1,4 +1,4 @@
-"""lm-eval's requests in batches: prompts to be continued, and rows to be scored."""
+"""lm-eval's requests in batches: prompts to continue, and rows to score."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from latentwire.lm.scoring.together import Together
 
 T = TypeVar("T")
 PROMPTS = 256
-"""Prompts that a wire delivers at once, before any is read."""
+"""How many prompts a wire delivers at once."""
 MAX_NEW_TOKENS = 256  # lm-eval's default
 KNOWN = (
     "until",
@@ -31,15 +31,15 @@ KNOWN = (
     "temperature",
     "top_p",
 )
-"""Arguments of a generation that are carried out."""
+"""Arguments of a generation that have an effect here."""
 NO_EFFECT = {"num_beams": 1, "num_return_sequences": 1, "repetition_penalty": 1, "top_k": 0, "use_cache": True}
-"""Values of others that tasks write out though they change nothing; None never does."""
+"""Values of other arguments that change nothing, as some tasks write them; None never changes anything."""
 SAMPLING_ONLY = ("top_k", "min_p", "typical_p")
-"""What greedy decoding does not look at."""
+"""Arguments that greedy decoding ignores."""
 
 
 class Verbatim(PromptFormat):
-    """A prompt to be continued is read to its last blank, as lm-eval's `hf` model reads it."""
+    """The raw format with trailing blanks kept: prompts to continue, as lm-eval's `hf` model reads them."""
 
     def _kept(self, text: str) -> str:
         return text
@@ -47,7 +47,14 @@ class Verbatim(PromptFormat):
 
 @dataclass(frozen=True)
 class Asked:
-    """The request at place `at`: a prompt of `length` tokens to be continued."""
+    """A prompt to continue.
+
+    Attributes:
+        at: the index of its request.
+        prompt: what is continued.
+        length: of the prompt, in tokens.
+        how: how its tokens are chosen.
+    """
 
     at: int
     prompt: Prompt
@@ -56,13 +63,13 @@ class Asked:
 
 
 def parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Rows in their order, `PROMPTS` at a time."""
+    """Rows in order, `PROMPTS` at a time."""
     for start in range(0, len(rows), PROMPTS):
         yield rows[start : start + PROMPTS]
 
 
 def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
-    """Prompts continued in the same way, longest first, as many as fit with what each may grow by."""
+    """Batches of prompts with the same settings, longest first, within `batch_tokens` with their continuations."""
     batch: list[Asked] = []
     for each in sorted(asked, key=lambda each: (repr(each.how), -each.length)):
         width = batch[0].length + each.how.max_new_tokens if batch else 0
@@ -75,30 +82,30 @@ def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
 
 
 def scores(
-    together: Together, prefixes: Iterator[Prefix], behind: Sequence[Sequence[list[int]]]
+    together: Together, prefixes: Iterator[Prefix], continuations: Sequence[Sequence[list[int]]]
 ) -> Iterator[tuple[int, list[Score]]]:
-    """Pairs of a row's index and the scores of its continuations; rows that leak take a whole pass each."""
+    """Pairs of a row's index and the scores of its continuations; a row that leaks takes a pass of its own."""
     requests: list[Request] = []
     at = 0
     for prefix in prefixes:
         rows = len(prefix.columns.valid)
-        mine = behind[at : at + rows]
-        made = Request.of(prefix, mine)
-        if made is None:
+        own = continuations[at : at + rows]
+        asked = Request.of(prefix, own)
+        if asked is None:
             for n in range(rows):
                 row = prefix.select(prefix.columns.positions.new_tensor([n]))
-                yield at + n, score_whole(together.lm, row, [mine[n]])[0]
+                yield at + n, score_whole(together.lm, row, [own[n]])[0]
         else:
-            requests += made
+            requests += asked
         at += rows
     yield from together.score(requests)
 
 
 def decoding(how: dict[str, Any]) -> Decoding:
-    """lm-eval's settings as ours.
+    """lm-eval's generation settings as a `Decoding`.
 
     Raises:
-        UserError: an argument that is not known here and would change what is generated.
+        UserError: an argument that has no effect here would change what is generated.
     """
     settings = dict(normalize_gen_kwargs(how, MAX_NEW_TOKENS))
     stop = tuple(each for each in settings.pop("until", None) or () if each)
