@@ -1,4 +1,4 @@
-"""The commands: parse, call, print. What they do lives in the packages below."""
+"""The commands: parse, call, print. The work is done by the packages below."""
 
 from __future__ import annotations
 
@@ -76,25 +76,29 @@ def eval_(
         list[str] | None,
         typer.Option(
             help="WIRE[:VARIANT][@READER]; may be repeated. WIRE is KIND[,OPTION=VALUE]... (text, none, budget, "
-            "prune, repeat, leaky, nth, evict, relay) or a trained one: embedded:NAME, its folder, or that of the "
-            "run that trained it. VARIANT is deranged or counterfactual, behind a wire that sends latents also "
-            "zero, mean, 8bit, 6bit or 4bit. READER is a model that reads instead. "
+            "prune, repeat, leaky, nth, evict, relay) or a trained wire: embedded:NAME, its folder, or the folder "
+            "of the run that trained it. VARIANT is deranged or counterfactual; for wires that send latents also "
+            "zero, mean, 8bit, 6bit or 4bit. READER is a model that answers in place of --model. "
             "[default: text, text,mask=prefix and none]"
         ),
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="The file (or folder) of a task that is read from one.")
+        Path | None, typer.Option(help="The file or folder that a task such as squad or jsonl reads.")
     ] = None,
     include_path: Annotated[
-        Path | None, typer.Option(help="A folder with lm-eval YAML tasks of your own.")
+        Path | None,
+        typer.Option(
+            help="A folder with lm-eval YAML tasks of your own. Their !function code is run: name only a folder "
+            "that you trust.",
+        ),
     ] = None,
     adapter: Adapter = None,
     controls: Annotated[
         bool,
         typer.Option(
             "--controls",
-            help="Also text and none, and of every trained wire deranged, mean and counterfactual: how much of "
-            "the gap between nothing and the text it closes, and whether it is its message that does.",
+            help="Add text and none, and for every trained wire deranged, mean and counterfactual: how much of "
+            "the gap between nothing and the text the wire closes, and whether its message is what closes it.",
         ),
     ] = False,
     chat: Chat = False,
@@ -104,7 +108,7 @@ def eval_(
     show: Annotated[
         int, typer.Option(help="Print the first N prompts of each task with their mask and answers.", min=0)
     ] = 0,
-    limit: Annotated[int | None, typer.Option(help="The first N examples of each task.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Use only the first N examples of each task.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
@@ -163,7 +167,7 @@ def audit(
     system: System = None,
     prompt_format: FormatFile = None,
 ) -> None:
-    """Does this model, with this attention, leak or see ahead? Status 1 if it does."""
+    """Check whether a model, with this attention, leaks labels or sees ahead; status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
     from latentwire.evaluation.report import audited
@@ -188,16 +192,16 @@ def grow(
     name: Annotated[str, typer.Argument(help="heron or wren.")],
     seed: Annotated[
         list[int] | None,
-        typer.Option(help="The first is the model's, further ones are grown for its card. [default: 0]"),
+        typer.Option(help="The first seed is the model's; others are grown for its card only. [default: 0]"),
     ] = None,
     out: Annotated[Path | None, typer.Option("-o", "--out", help="Folder to write. [default: ./NAME]")] = None,
 ) -> None:
-    """Regrow an embedded model from nothing, and measure it."""
+    """Train an embedded model again from random weights, and measure it."""
     from latentwire.training.growing.regrow import regrow
 
     folder = out or Path(name)
     regrow(name, seed or [0], folder, _report_growth, print)
-    print(f"what it can do stands in {folder / 'card.md'}")
+    print(f"what it can do: {folder / 'card.md'}")
 
 
 def _report_growth(found: dict[str, float]) -> None:
@@ -209,7 +213,7 @@ def init(
     template: Annotated[str, typer.Argument(help=f"{', '.join(templates())}.")],
     out: Annotated[Path, typer.Option("-o", "--out", help="File to write.")] = Path("study.yaml"),
 ) -> None:
-    """Write a template of a study, to be changed."""
+    """Write a study template to a file, to be changed."""
     from latentwire.studies import commands
 
     commands.init(template, out)
@@ -219,18 +223,19 @@ def init(
 def run(
     study: Annotated[str, typer.Argument(help="A template's name or a YAML file.")],
     stage: Annotated[
-        list[str] | None, typer.Option(help="Only this stage and what it needs; may be repeated.")
+        list[str] | None, typer.Option(help="Only this stage and the stages it needs; may be repeated.")
     ] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", help="KEY=VALUE, such as stages.causal_ft.steps=100.")
+        list[str] | None,
+        typer.Option("--set", help="KEY=VALUE, such as stages.ft.steps=100; may be repeated."),
     ] = None,
     runs: Runs = Path("runs"),
-    fresh: Annotated[bool, typer.Option("--fresh", help="Carry out again what is done already.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is done already.")] = False,
     preset: Annotated[
-        str | None, typer.Option(help="Size of every wire stage: smoke or hero; --set goes over it.")
+        str | None, typer.Option(help="The size of every wire stage: smoke or hero. --set takes precedence.")
     ] = None,
 ) -> None:
-    """Carry out a study: what is done is not done again, what was interrupted goes on."""
+    """Run a study: finished stages are not run again, interrupted ones resume."""
     from transformers.utils import logging
 
     from latentwire.studies import commands
@@ -241,13 +246,13 @@ def run(
         raise typer.Exit(status)
 
 
-runs_app = typer.Typer(help="The runs of studies.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="List and show the runs of studies.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 
 
 @runs_app.command("list")
 def list_(runs: Runs = Path("runs")) -> None:
-    """All runs, oldest first."""
+    """List all runs, oldest first."""
     from latentwire.runs import store, tables
 
     if found := store.runs(runs):
@@ -261,7 +266,7 @@ def show(
     run: Annotated[str, typer.Argument(help="A run's folder, or STUDY/STAGE for its newest run.")],
     runs: Runs = Path("runs"),
 ) -> None:
-    """One run: where it came from and what it found."""
+    """Show one run: its origin and its results."""
     from latentwire.runs import store, tables
 
     console = _console()
@@ -271,31 +276,31 @@ def show(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train, loss, decode, score, wire or load; or plot, with FILES.")],
-    files: Annotated[list[Path] | None, typer.Argument(help="plot: what --json wrote.")] = None,
+    name: Annotated[str, typer.Argument(help="train, loss, decode, score, wire or load; or plot with FILES.")],
+    files: Annotated[list[Path] | None, typer.Argument(help="For plot: files that --json wrote.")] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="tiny, 1b, 3b or 8b, random weights. [default: 3b on an accelerator, else tiny]"),
+        typer.Option(help="tiny, 1b, 3b or 8b, with random weights. [default: 3b on an accelerator, else tiny]"),
     ] = None,
-    sweep: Annotated[bool, typer.Option("--sweep", help="Also over lengths, batches and shapes.")] = False,
+    sweep: Annotated[bool, typer.Option("--sweep", help="Also other lengths, batches and shapes.")] = False,
     only: Annotated[
-        str, typer.Option(help="One part alone, such as long of train; sweep for the sweep alone.")
+        str, typer.Option(help="Only one part, such as long of train; sweep for the sweep only.")
     ] = "",
     dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16. [default: float32 on a CPU]")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
-    out: Annotated[Path, typer.Option(help="plot: the folder for the pictures.")] = Path("plots"),
+    out: Annotated[Path, typer.Option(help="For plot: the folder for the pictures.")] = Path("plots"),
 ) -> None:
-    """Measure this engine beside what one would otherwise run, and beside the machine's floor."""
+    """Measure this engine beside what you would otherwise run, and beside the machine's limit."""
     if name == "plot":
         from latentwire.bench import plots
 
         if not files:
-            raise UserError("bench plot: found no file, expected what bench --json wrote.")
+            raise UserError("bench plot: found no file, expected files that bench --json wrote.")
         for path in plots.draw(files, out):
             print(path)
         return
     if files:
-        raise UserError(f"bench: found {files[0]} behind {name}, which takes no files; plot does.")
+        raise UserError(f"bench: found the file {files[0]} after {name}, expected files after plot only.")
     import torch
 
     from latentwire import bench as benchmarks
@@ -331,7 +336,7 @@ def report(
     study: Annotated[Path, typer.Argument(help="A study's folder, where its summary.json is.")],
     out: Annotated[Path | None, typer.Option("--out", "-o", help=".svg or .png [default: in the folder]")] = None,
 ) -> None:
-    """Draw what is read over latents against bytes and against facts per latent, and how trainings went."""
+    """Draw the scores of latent arms against bytes and against facts per latent, and the loss of trainings."""
     from latentwire.studies import figures
 
     for path in figures.draw(study, out or study / "curves.svg"):
@@ -340,7 +345,7 @@ def report(
 
 @app.command()
 def doctor() -> None:
-    """What this machine has, and whether the embedded models are whole."""
+    """Show what this machine has, and whether the embedded models are intact."""
     from latentwire.doctor import examine
 
     healthy = True
@@ -352,10 +357,10 @@ def doctor() -> None:
 
 
 def _check_writable(file: Path) -> None:
-    """Before work starts: a file that cannot be written must not be found out at its end."""
+    """Refuse a file that cannot be written before work starts rather than at its end."""
     folder = file.absolute().parent
     if not folder.is_dir():
-        raise UserError(f"json: found no folder {file.parent} to write {file.name} into.")
+        raise UserError(f"json: found no folder {file.parent}, expected one to write {file.name} into.")
     if file.is_dir() or not os.access(folder, os.W_OK):
         raise UserError(f"json: {file} cannot be written, expected a file in a folder that can.")
 
@@ -373,7 +378,7 @@ def _load(model: str, adapter: Path | None, prompts: PromptSettings | None) -> L
 def _console() -> Console:
     from rich.console import Console
 
-    # A table that is piped to a file must not lose its columns to an assumed 80 characters.
+    # A table that is piped to a file must not be cut to an assumed width of 80 characters.
     return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
 
 
@@ -393,7 +398,7 @@ def main() -> None:
     try:
         sys.exit(app(standalone_mode=False))
     except _UsageError as error:
-        sys.exit(_say(f"{str(error.format_message()).rstrip('.?')}; {_command()} --help tells more.", 2))
+        sys.exit(_say(f"{str(error.format_message()).rstrip('.?')}; see {_command()} --help.", 2))
     except UserError as error:
         if debug:
             raise
@@ -405,7 +410,9 @@ def main() -> None:
             raise
         kind = type(error).__name__
         sys.exit(
-            _say(f"failed with {kind}: {str(error).splitlines()[0] if str(error) else ''} (--debug tells more)", 1)
+            _say(
+                f"failed with {kind}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1
+            )
         )
 
 

@@ -1,4 +1,4 @@
-"""What this machine has, and whether the embedded models are whole."""
+"""What this machine has, and whether the embedded models are intact."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ OPTIONAL = ("lm_eval", "datasets", "bitsandbytes", "matplotlib")
 
 @dataclass(frozen=True)
 class Finding:
-    """One line of the report; not healthy means that something this project needs is broken."""
+    """One line of the report.
+
+    Attributes:
+        subject: what was looked at.
+        healthy: whether it is as this project needs it.
+        detail: a version, a size, or what is wrong.
+    """
 
     subject: str
     healthy: bool
@@ -25,7 +31,7 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """Findings in the order in which a user would ask."""
+    """The findings: packages, the machine, the embedded models."""
     yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
     for name in REQUIRED:
         try:
@@ -33,7 +39,9 @@ def examine() -> Iterator[Finding]:
         except PackageNotFoundError:
             yield Finding(name, False, "not installed")
     missing = [name for name in OPTIONAL if find_spec(name) is None]
-    yield Finding("optional packages", True, f"not installed: {', '.join(missing)}" if missing else "all there")
+    yield Finding(
+        "optional packages", True, f"not installed: {', '.join(missing)}" if missing else "all installed"
+    )
     yield from _machine()
     yield from _embedded()
 
@@ -60,7 +68,7 @@ def _embedded() -> Iterator[Finding]:
     for name in models.NAMES:
         try:
             lm = LM.load(f"embedded:{name}", device="cpu")
-        except Exception as error:  # whatever is wrong with it, it is a finding
+        except Exception as error:  # any failure is a finding
             yield Finding(f"embedded:{name}", False, str(error).splitlines()[0])
             continue
         count = sum(p.numel() for p in lm.model.parameters())

@@ -183,29 +183,29 @@ def chatty(models: dict[str, Path]) -> LM:
 
 
 def test_in_a_chat_lm_evals_words_are_the_users_turn(chatty, folder):
-    model = LatentWire(chatty, chat=True, instruction="Be brief.", system="S")
+    model = HarnessModel(chatty, chat=True, instruction="Be brief.", system="S")
     shown = model.reader.format.tokens("Ada has", "", model.reader).ids
     assert chatty.tokenizer.decode(shown) == "[system]S</s>[user]Be brief.\nAda has</s>[assistant]"
-    raw = LatentWire(chatty)
+    raw = HarnessModel(chatty)
     for task in ("lw_choose", "lw_write"):
         assert answers(run(model, folder, task), task) != answers(run(raw, folder, task), task)
     assert answers(run(model, folder, "lw_roll"), "lw_roll") == answers(run(raw, folder, "lw_roll"), "lw_roll")
 
 
 def test_a_chat_is_what_lm_evals_own_chat_template_gives(chatty, folder):
-    ours = LatentWire(chatty, "text,mask=prefix", chat=True)
-    theirs = LatentWire(chatty, "text,mask=prefix")
+    ours = HarnessModel(chatty, "text,mask=prefix", chat=True)
+    theirs = HarnessModel(chatty, "text,mask=prefix")
     results = run(theirs, folder, "lw_write", apply_chat_template=True)
     assert answers(run(ours, folder, "lw_write"), "lw_write") == answers(results, "lw_write")
 
 
 def test_prompt_settings_that_have_no_place_are_refused(chatty, models, folder):
     with pytest.raises(UserError, match="found instruction without a chat, expected chat=true too"):
-        LatentWire(chatty, instruction="Be brief.")
+        HarnessModel(chatty, instruction="Be brief.")
     with pytest.raises(UserError, match="no chat template"):
-        LatentWire(str(models["llama"]), chat=True)
+        HarnessModel(str(models["llama"]), chat=True)
     with pytest.raises(UserError, match="apply_chat_template: found it beside chat=true"):
-        run(LatentWire(chatty, chat=True), folder, "lw_write", apply_chat_template=True)
+        run(HarnessModel(chatty, chat=True), folder, "lw_write", apply_chat_template=True)
 
 
 def _sha(path: Path) -> str:

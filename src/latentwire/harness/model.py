@@ -121,7 +121,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         super().set_cache_hook(cache_hook)
 
     def loglikelihood(self, requests: Sequence[Any], disable_tqdm: bool = False) -> list[tuple[float, bool]]:
-        """For each request, its continuation's log-probability in nats, and whether greedy decoding would give it."""
+        """Each continuation's log-probability in nats, and whether greedy decoding would give it."""
         # The choices of one document are one prompt: together they say where its block ends.
         order = sorted(range(len(requests)), key=lambda n: _document(requests[n]))
         groups = [list(group) for _, group in groupby(order, key=lambda n: _document(requests[n]))]
