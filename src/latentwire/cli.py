@@ -304,7 +304,7 @@ def bench(
     import torch
 
     from latentwire import bench as benchmarks
-    from latentwire.bench import setup, tables
+    from latentwire.bench import measurements, setup
     from latentwire.files import write_atomically
 
     if name not in benchmarks.NAMES:
@@ -320,15 +320,15 @@ def bench(
     if json_file is not None:
         _check_writable(json_file)
     at = setup.Setup(device, shape, sweep, only, getattr(torch, dtype) if dtype else None)
-    print(f"{benchmarks.NAMES[name]}\n{tables.machine(device)}, shape {shape}, {at.dtype}", flush=True)
+    print(f"{benchmarks.NAMES[name]}\n{measurements.machine(device)}, shape {shape}, {at.dtype}", flush=True)
     rows = []
     for row in benchmarks.measure(name, at):
         rows.append(row)
         figures = ", ".join(f"{key} {value:.4g}" for key, value in row.figures.items() if value is not None)
         print(f"  {row.who} {row.at or ''}: {figures} {row.note}", file=sys.stderr, flush=True)
         if json_file is not None:
-            write_atomically(json_file, json.dumps(tables.document(name, at, rows), indent=1) + "\n")
-    _console().print(tables.table(name, rows))
+            write_atomically(json_file, json.dumps(measurements.document(name, at, rows), indent=1) + "\n")
+    _console().print(measurements.table(name, rows))
 
 
 @app.command()

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentwire.bench import train
-from latentwire.bench.documents import Regime
+from latentwire.bench.packed_documents import Regime
 from latentwire.bench.setup import SHAPES, Setup, Shape
 
 SMALL = Regime(rows=2, width=1024, padded=3, alone=1)

@@ -7,7 +7,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from latentwire.bench import wire, wire_first, wire_train
+from latentwire.bench import wire_costs, wire_first, wire_train
 from latentwire.bench.decode import tokenizer
 from latentwire.bench.setup import SHAPES, Setup, Shape
 from latentwire.bench.wire_counts import Counts, causal
@@ -16,7 +16,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.studies import loading
 
 CPU = Setup(torch.device("cpu"), "nano")
-SMALL = wire_train.Batch(2, 32, questions=3, question=5, answer=2)
+SMALL = wire_train.WireBatch(2, 32, questions=3, question=5, answer=2)
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,7 @@ def reader() -> LM:
 
 
 def test_every_way_is_measured_beside_what_it_needs() -> None:
-    rows = list(wire.measure(CPU))
+    rows = list(wire_costs.measure(CPU))
     assert [row.figures["seconds"] > 0 for row in rows] == [True] * len(rows), [row.note for row in rows]
     assert [row.at["latents"] for row in rows if row.who == "latents, cold"] == [4, 16]
     sent = {row.at["latents"]: row.figures["mib"] for row in rows if row.who == "latents at hand"}

@@ -1,6 +1,6 @@
 """Benchmarks: this engine beside what a user would otherwise run, in one process, and beside the machine's limit.
 
-A benchmark is one module with a function `measure(setup) -> Iterator[Row]` and a tuple `PARTS`, the names of
+A benchmark is one module with a function `measure(setup) -> Iterator[Measurement]` and a tuple `PARTS`, the names of
 what can be measured alone. `NAMES` lists the benchmarks.
 """
 
@@ -8,8 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from importlib import import_module
+from types import ModuleType
 
-from latentwire.bench.setup import Row, Setup
+from latentwire.bench.setup import Measurement, Setup
 
 NAMES = {
     "train": "prefix-LM training: packed rows beside padded batches, forward and backward",
@@ -19,15 +20,21 @@ NAMES = {
     "score": "multiple choice, documents per second beside lm-eval's hf model",
     "load": "from files to a model that reads, beside reading the files",
 }
+MODULES = {"wire": "wire_costs"}
+"""The modules of benchmarks whose names differ from theirs."""
 
 
-def measure(name: str, setup: Setup) -> Iterator[Row]:
+def measure(name: str, setup: Setup) -> Iterator[Measurement]:
     """The rows of a benchmark, each as soon as it has been measured."""
-    rows: Iterator[Row] = import_module(f"latentwire.bench.{name}").measure(setup)
+    rows: Iterator[Measurement] = _module(name).measure(setup)
     yield from rows
 
 
 def parts(name: str) -> tuple[str, ...]:
     """The parts of a benchmark that `Setup.only` may name."""
-    names: tuple[str, ...] = import_module(f"latentwire.bench.{name}").PARTS
+    names: tuple[str, ...] = _module(name).PARTS
     return names
+
+
+def _module(name: str) -> ModuleType:
+    return import_module(f"latentwire.bench.{MODULES.get(name, name)}")

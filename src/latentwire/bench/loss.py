@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentwire.bench.setup import GIB, SHAPES, Row, Setup
+from latentwire.bench.setup import GIB, SHAPES, Measurement, Setup
 from latentwire.training import losses
 from latentwire.training.losses import Head
 
@@ -26,11 +26,11 @@ TOP = 64
 SCALE = 0.02
 """Of the head's random weights, as models are initialized."""
 
-Loss = Callable[["Batch"], Tensor]
+Loss = Callable[["LossBatch"], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class LossBatch:
     """hidden `(N, D)`, head `(V, D)`, labels `(N,)`; the same of a teacher, and its top tokens."""
 
     hidden: Tensor
@@ -39,13 +39,13 @@ class Batch:
     teacher_hidden: Tensor
     teacher_head: Tensor
 
-    def part(self, tokens: int, dtype: torch.dtype) -> Batch:
+    def part(self, tokens: int, dtype: torch.dtype) -> LossBatch:
         """The first tokens, copied into a dtype, with gradients wanted as in this one."""
 
         def copied(each: Tensor) -> Tensor:
             return each.detach().to(dtype, copy=True).requires_grad_(each.requires_grad)
 
-        return Batch(
+        return LossBatch(
             copied(self.hidden[:tokens]),
             copied(self.head),
             self.labels[:tokens],
@@ -57,7 +57,7 @@ class Batch:
 PARTS: tuple[str, ...] = ()
 
 
-def measure(setup: Setup) -> Iterator[Row]:
+def measure(setup: Setup) -> Iterator[Measurement]:
     """Cross-entropy and KL against a teacher at the shape's vocabulary; with `sweep` of more batches."""
     kind = setup.device.type if setup.device.type in TOKENS else "cpu"
     for tokens in (TOKENS[kind], *(SWEEP_TOKENS[kind] if setup.wants("sweep") else ())):
@@ -72,7 +72,7 @@ def measure(setup: Setup) -> Iterator[Row]:
                 yield row
 
 
-def _batch(setup: Setup, tokens: int) -> Batch:
+def _batch(setup: Setup, tokens: int) -> LossBatch:
     config = SHAPES[setup.shape].config
     width, vocabulary = config["hidden_size"], config["vocab_size"]
     draw = torch.Generator(setup.device).manual_seed(0)
@@ -80,7 +80,7 @@ def _batch(setup: Setup, tokens: int) -> Batch:
     def normal(*shape: int) -> Tensor:
         return torch.randn(shape, generator=draw, device=setup.device, dtype=setup.dtype)
 
-    return Batch(
+    return LossBatch(
         normal(tokens, width).requires_grad_(),
         normal(vocabulary, width).mul_(SCALE).requires_grad_(),
         torch.randint(0, vocabulary, (tokens,), generator=draw, device=setup.device),
@@ -100,40 +100,40 @@ def _pairs() -> dict[str, dict[str, Loss]]:
     }
 
 
-def _plain(batch: Batch) -> Tensor:
+def _plain(batch: LossBatch) -> Tensor:
     return functional.cross_entropy((batch.hidden @ batch.head.T).float(), batch.labels, reduction="sum")
 
 
-def _chunked(batch: Batch) -> Tensor:
+def _chunked(batch: LossBatch) -> Tensor:
     return losses.cross_entropy(batch.hidden, Head(batch.head), batch.labels)
 
 
-def _torchs(batch: Batch) -> Tensor:
+def _torchs(batch: LossBatch) -> Tensor:
     options = torch.nn.LinearCrossEntropyOptions()
     return functional.linear_cross_entropy(
         batch.hidden, batch.head, batch.labels, reduction="sum", options=options
     )
 
 
-def _plain_kl(batch: Batch) -> Tensor:
+def _plain_kl(batch: LossBatch) -> Tensor:
     with torch.no_grad():
         theirs = (batch.teacher_hidden @ batch.teacher_head.T).float().log_softmax(-1)
     ours = (batch.hidden @ batch.head.T).float().log_softmax(-1)
     return functional.kl_div(ours, theirs, log_target=True, reduction="sum")
 
 
-def _chunked_kl(batch: Batch) -> Tensor:
+def _chunked_kl(batch: LossBatch) -> Tensor:
     return losses.kl(batch.hidden, Head(batch.head), batch.teacher_hidden, Head(batch.teacher_head))
 
 
-def _top(batch: Batch) -> Tensor:
+def _top(batch: LossBatch) -> Tensor:
     # Stored logits of a teacher: what they are does not matter here, as long as they are log-probabilities.
     ids = torch.arange(TOP, device=batch.labels.device).repeat(len(batch.labels), 1)
     logprobs = torch.full(ids.shape, 0.01, device=ids.device).log()
     return losses.top_kl(batch.hidden, Head(batch.head), ids, logprobs)
 
 
-def _gradients(loss: Loss, batch: Batch) -> list[Tensor] | None:
+def _gradients(loss: Loss, batch: LossBatch) -> list[Tensor] | None:
     try:
         loss(batch).backward()
     except torch.OutOfMemoryError:
@@ -147,11 +147,11 @@ def _row(
     setup: Setup,
     name: str,
     loss: Loss,
-    batch: Batch,
+    batch: LossBatch,
     exact: list[Tensor] | None,
     checked: int,
     base: dict[str, float | None],
-) -> Row:
+) -> Measurement:
     at: dict[str, str | int | float] = {"tokens": len(batch.labels), "vocabulary": len(batch.head)}
     same = loss is not _top  # the divergence of the top tokens is another number than that of all
     found = _gradients(loss, batch.part(checked, setup.dtype)) if exact is not None and same else None
@@ -166,7 +166,7 @@ def _row(
     try:
         timing = setup.timed(run, repeats=3, warm=2)
     except torch.OutOfMemoryError:
-        return Row(name, {}, at, "out of memory")
+        return Measurement(name, {}, at, "out of memory")
     finally:
         batch.hidden.grad = batch.head.grad = None
         gc.collect()
@@ -180,7 +180,7 @@ def _row(
         "head_error": errors[1],
     }
     ratios = {f"{key}_over_plain": _ratio(figures[key], base.get(key)) for key in ("seconds", "peak_gib")}
-    return Row(name, {**figures, **ratios} if base else figures, at)
+    return Measurement(name, {**figures, **ratios} if base else figures, at)
 
 
 def _errors(found: list[Tensor], exact: list[Tensor]) -> list[float | None]:

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latentwire.bench.score_peer import Peer
 from latentwire.bench.score_reference import Reference
-from latentwire.bench.setup import Row, Setup
+from latentwire.bench.setup import Measurement, Setup
 from latentwire.lm.masks import attention
 from latentwire.lm.model import LM
 from latentwire.lm.scoring.prefix_tree import Request, minimum
@@ -40,7 +40,7 @@ FEWER = 40
 
 
 @dataclass(frozen=True)
-class Document:
+class ScoredDocument:
     """Words are `w` and a token id. context: the prompt, of which the passage is the first `passage` words."""
 
     context: list[int]
@@ -57,7 +57,7 @@ class Answers:
     run: int
 
 
-def measure(setup: Setup) -> Iterator[Row]:
+def measure(setup: Setup) -> Iterator[Measurement]:
     """This engine under three masks, and lm-eval at batches of 8 and 32."""
     model = setup.model().eval()
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -99,8 +99,13 @@ def _points(setup: Setup) -> list[tuple[str, int]]:
 
 
 def _judged(
-    row: Row, reference: Reference, documents: Sequence[Document], ours: Answers, theirs: Answers, note: str
-) -> Row:
+    row: Measurement,
+    reference: Reference,
+    documents: Sequence[ScoredDocument],
+    ours: Answers,
+    theirs: Answers,
+    note: str,
+) -> Measurement:
     verdict = reference.verdict([(d.context, d.choices) for d in documents], ours.logprobs, theirs.logprobs)
     figures = {
         **row.figures,
@@ -112,14 +117,14 @@ def _judged(
     return replace(row, figures=figures, note="; ".join(filter(None, [verdict.worst, note])))
 
 
-def made(task: str, vocabulary: int, count: int, context: int) -> list[Document]:
+def made(task: str, vocabulary: int, count: int, context: int) -> list[ScoredDocument]:
     """The documents of a task, the same every time."""
     draw = random.Random(1)
 
     def say(length: int) -> list[int]:
         return [draw.randrange(4, vocabulary) for _ in range(length)]
 
-    documents: list[Document] = []
+    documents: list[ScoredDocument] = []
     passage: list[int] = []
     for n in range(count):
         if task != "passage" or n % QUESTIONS == 0:
@@ -127,11 +132,11 @@ def made(task: str, vocabulary: int, count: int, context: int) -> list[Document]
                 context - QUESTION if task == "passage" else context - QUESTION + draw.randrange(-20, 21)
             )
         choices = [say(1 if task == "letters" else draw.randrange(3, 9)) for _ in range(CHOICES)]
-        documents.append(Document([*passage, *say(QUESTION)], choices, len(passage)))
+        documents.append(ScoredDocument([*passage, *say(QUESTION)], choices, len(passage)))
     return documents
 
 
-def _requests(documents: Sequence[Document], mask: str) -> list[Request]:
+def _requests(documents: Sequence[ScoredDocument], mask: str) -> list[Request]:
     passage, question = MASKS[mask]
     return [
         Request(d.context, [passage] * d.passage + [question] * (len(d.context) - d.passage), d.choices)
@@ -139,14 +144,14 @@ def _requests(documents: Sequence[Document], mask: str) -> list[Request]:
     ]
 
 
-def _ours(lm: LM, documents: Sequence[Document], mask: str) -> Answers:
+def _ours(lm: LM, documents: Sequence[ScoredDocument], mask: str) -> Answers:
     together = Together(lm)
     found = dict(together.score(_requests(documents, mask)))
     logprobs = [[score.logprob for score in found[n]] for n in range(len(documents))]
     return Answers(logprobs, 0.0, together.work.run)
 
 
-def _theirs(peer: Peer, documents: Sequence[Document]) -> Answers:
+def _theirs(peer: Peer, documents: Sequence[ScoredDocument]) -> Answers:
     peer.run = 0
     flat = iter(peer.score([(d.context, choice) for d in documents for choice in d.choices]))
     return Answers([[next(flat) for _ in d.choices] for d in documents], 0.0, peer.run)
@@ -176,11 +181,11 @@ def _fastest(setup: Setup, runs: Sequence[tuple[Callable[[], object], Callable[[
 def _row(
     who: str,
     found: Answers,
-    documents: Sequence[Document],
+    documents: Sequence[ScoredDocument],
     at: dict[str, str | int | float],
     least: int,
     ours: Answers | None,
-) -> Row:
+) -> Measurement:
     figures: dict[str, float | None] = {
         "seconds": found.seconds,
         "documents_per_second": len(documents) / found.seconds,
@@ -188,7 +193,7 @@ def _row(
         "run_per_minimum": found.run / least,
     }
     if ours is None:
-        return Row(who, figures, at)
+        return Measurement(who, figures, at)
     figures["ours_times_as_fast"] = found.seconds / ours.seconds
     same = [_best(a) == _best(b) for a, b in zip(found.logprobs, ours.logprobs, strict=True)]
     clear = [_margin(b) > MARGIN for b in ours.logprobs]
@@ -199,7 +204,7 @@ def _row(
     figures["largest_difference"] = max(
         abs(x - y) for a, b in zip(found.logprobs, ours.logprobs, strict=True) for x, y in zip(a, b, strict=True)
     )
-    return Row(who, figures, at)
+    return Measurement(who, figures, at)
 
 
 def _best(logprobs: list[float]) -> int:

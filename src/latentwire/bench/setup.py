@@ -104,7 +104,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Row:
+class Measurement:
     """One line of a benchmark's table.
 
     Attributes:

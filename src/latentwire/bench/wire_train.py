@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from latentwire.bench.setup import Row, Setup
+from latentwire.bench.setup import Measurement, Setup
 from latentwire.bench.train import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
@@ -25,7 +25,7 @@ RATIO = 4
 
 
 @dataclass(frozen=True)
-class Batch:
+class WireBatch:
     """How many contexts a step has, of how many tokens, with how many questions; lengths in tokens."""
 
     contexts: int
@@ -48,8 +48,8 @@ class Batch:
 
 
 # Short contexts as the template's passages have them, and long ones; as many tokens in both.
-BATCHES = {"cuda": (Batch(32, 144), Batch(4, 1024)), "cpu": (Batch(4, 128),)}
-MORE = {"cuda": (Batch(8, 1024), Batch(2, 4096)), "cpu": (Batch(2, 512),)}
+BATCHES = {"cuda": (WireBatch(32, 144), WireBatch(4, 1024)), "cpu": (WireBatch(4, 128),)}
+MORE = {"cuda": (WireBatch(8, 1024), WireBatch(2, 4096)), "cpu": (WireBatch(2, 512),)}
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Needs:
     student: float
 
     @classmethod
-    def of(cls, lm: LM, batch: Batch) -> Needs:
+    def of(cls, lm: LM, batch: WireBatch) -> Needs:
         """What a batch needs, counted from the model's shape."""
         plain, adapted = Counts.of(lm.model), Counts.of(lm.model, RANK)
         each = batch.question + batch.answer
@@ -100,7 +100,7 @@ def step_of(lm: LM, modules: LatentModules) -> FitStep:
     return FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, objectives, Adapting(objectives))
 
 
-def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Row]:
+def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Measurement]:
     """A training step and its parts at each batch. how: appended to the names of the rows."""
     kind = setup.device.type if setup.device.type in BATCHES else "cpu"
     modules = modules_of(lm, RATIO).train()
@@ -129,7 +129,7 @@ def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Row]:
         yield _row(setup, f"training step{how}", train, batch, needs.step)
 
 
-def _floor(setup: Setup, batch: Batch, needs: Needs) -> Row:
+def _floor(setup: Setup, batch: WireBatch, needs: Needs) -> Measurement:
     seconds = needs.step / setup.flops
     shares = {
         "teacher": needs.teacher,
@@ -138,10 +138,10 @@ def _floor(setup: Setup, batch: Batch, needs: Needs) -> Row:
         "student, both ways": needs.student,
     }
     note = ", ".join(f"{name} {each / needs.step:.0%}" for name, each in shares.items())
-    return Row("floor: training step", _figures(setup, batch, seconds, needs.step), _at(batch), note)
+    return Measurement("floor: training step", _figures(setup, batch, seconds, needs.step), _at(batch), note)
 
 
-def _row(setup: Setup, who: str, run: Callable[[], None], batch: Batch, operations: float) -> Row:
+def _row(setup: Setup, who: str, run: Callable[[], None], batch: WireBatch, operations: float) -> Measurement:
     gc.collect()
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -153,12 +153,14 @@ def _row(setup: Setup, who: str, run: Callable[[], None], batch: Batch, operatio
     try:
         timing = setup.timed(cast, repeats=5, warm=2)
     except RuntimeError as error:
-        return Row(who, {"seconds": None}, _at(batch), failure(error))
+        return Measurement(who, {"seconds": None}, _at(batch), failure(error))
     figures = _figures(setup, batch, timing.seconds, operations)
-    return Row(who, {**figures, "peak_gib": timing.peak_gib if setup.device.type == "cuda" else None}, _at(batch))
+    return Measurement(
+        who, {**figures, "peak_gib": timing.peak_gib if setup.device.type == "cuda" else None}, _at(batch)
+    )
 
 
-def _figures(setup: Setup, batch: Batch, seconds: float, operations: float) -> dict[str, float | None]:
+def _figures(setup: Setup, batch: WireBatch, seconds: float, operations: float) -> dict[str, float | None]:
     floor = operations / setup.flops
     return {
         "seconds": seconds,
@@ -168,7 +170,7 @@ def _figures(setup: Setup, batch: Batch, seconds: float, operations: float) -> d
     }
 
 
-def _at(batch: Batch) -> dict[str, str | int | float]:
+def _at(batch: WireBatch) -> dict[str, str | int | float]:
     return {
         "context": f"{batch.contexts}×{batch.tokens}",
         "question": f"{batch.questions}×({batch.question}+{batch.answer})",

@@ -21,7 +21,7 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch
 
 
 @dataclass(frozen=True)
-class Loaded:
+class BoundReader:
     """A reader and the wire bound to it.
 
     Attributes:
@@ -48,7 +48,7 @@ def load(
     device: str | None,
     prompts: PromptSettings | None,
     options: dict[str, Any],
-) -> Loaded:
+) -> BoundReader:
     """Load a reader and its wire.
 
     Args:
@@ -75,11 +75,11 @@ def load(
         if prompts is not None:
             model = copy(model)
             model.format = prompts.over(model.format, model)
-        return Loaded(model, parsed.bind(model), model.name, None)
+        return BoundReader(model, parsed.bind(model), model.name, None)
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         device = None  # lm-eval asks for cuda:0 by default; its own model falls back too
     lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter, prompts=prompts)
-    return Loaded(lm, parsed.bind(lm), source, run)
+    return BoundReader(lm, parsed.bind(lm), source, run)
 
 
 def _checkpoint(folder: Path, checkpoint: str) -> tuple[Path, str]:

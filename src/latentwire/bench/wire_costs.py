@@ -14,14 +14,14 @@ import torch
 
 from latentwire.bench import wire_first, wire_train
 from latentwire.bench.decode_step import tokenizer
-from latentwire.bench.setup import Row, Setup
+from latentwire.bench.setup import Measurement, Setup
 from latentwire.lm.model import LM
 
 PARTS = ("first", "train")
 """Time to the first token, and a step of training."""
 
 
-def measure(setup: Setup) -> Iterator[Row]:
+def measure(setup: Setup) -> Iterator[Measurement]:
     """Time to the first token, then training in the dtype of the setup and, on a GPU, as a study loads it."""
     model = setup.model().eval().requires_grad_(False)
     if setup.wants("first"):
