@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from latentwire.bench import decode, decode_step, load
-from latentwire.bench.setup import SHAPES, Measurement, Setup, Shape
+from latentwire.bench.setup import SHAPES, BenchRow, Setup, Shape
 
 CPU = torch.device("cpu")
 
@@ -21,7 +21,7 @@ def _nano(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode_step, "LONG", 5)
 
 
-def rows(only: str, sweep: bool = False) -> list[Measurement]:
+def rows(only: str, sweep: bool = False) -> list[BenchRow]:
     return list(decode.measure(Setup(CPU, "nano", sweep, only)))
 
 

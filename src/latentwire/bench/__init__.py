@@ -1,6 +1,6 @@
 """Benchmarks: this engine beside what a user would otherwise run, in one process, and beside the machine's limit.
 
-A benchmark is one module with a function `measure(setup) -> Iterator[Measurement]` and a tuple `PARTS`, the names of
+A benchmark is one module with a function `measure(setup) -> Iterator[BenchRow]` and a tuple `PARTS`, the names of
 what can be measured alone. `NAMES` lists the benchmarks.
 """
 
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from importlib import import_module
 from types import ModuleType
 
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 
 NAMES = {
     "train": "prefix-LM training: packed rows beside padded batches, forward and backward",
@@ -24,9 +24,9 @@ MODULES = {"wire": "wire_costs"}
 """The modules of benchmarks whose names differ from theirs."""
 
 
-def measure(name: str, setup: Setup) -> Iterator[Measurement]:
+def measure(name: str, setup: Setup) -> Iterator[BenchRow]:
     """The rows of a benchmark, each as soon as it has been measured."""
-    rows: Iterator[Measurement] = _module(name).measure(setup)
+    rows: Iterator[BenchRow] = _module(name).measure(setup)
     yield from rows
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentwire.bench.decode_step import COMPILED, OURS, floor, ours, peer, place, prompt_ids, tokenizer
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.decoding.engine import COMPILER, Engine
 from latentwire.lm.decoding.merged import Merging
 from latentwire.lm.masks import attention
@@ -48,7 +48,7 @@ PEERS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def measure(setup: Setup) -> Iterator[Measurement]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """Every mode and the peers at batch 1 and 32; with `sweep` also other batches, prompts, shapes and ways."""
     gpu = setup.device.type == "cuda"
     lm = LM(setup.model(), tokenizer(), name=setup.shape)
@@ -66,7 +66,7 @@ def measure(setup: Setup) -> Iterator[Measurement]:
         yield from _ways(setup, lm)
 
 
-def _modes(setup: Setup, lm: LM) -> Iterator[Measurement]:
+def _modes(setup: Setup, lm: LM) -> Iterator[BenchRow]:
     gpu = setup.device.type == "cuda"
     for batch in BATCHES:
         yield floor(setup, lm.model, batch)
@@ -80,7 +80,7 @@ def _modes(setup: Setup, lm: LM) -> Iterator[Measurement]:
     attention.install(lm.model, before)
 
 
-def _sweep(setup: Setup, lm: LM) -> Iterator[Measurement]:
+def _sweep(setup: Setup, lm: LM) -> Iterator[BenchRow]:
     """How a step grows with rows, prompt and model, in the mode that generation has by default."""
     who = "latentwire, captured graph" if setup.device.type == "cuda" else next(iter(OURS))
     for batch in sorted((*BATCHES, *MORE_BATCHES)):
@@ -97,7 +97,7 @@ def _sweep(setup: Setup, lm: LM) -> Iterator[Measurement]:
         yield ours(setup, other, who, 1)
 
 
-def _ways(setup: Setup, lm: LM) -> Iterator[Measurement]:
+def _ways(setup: Setup, lm: LM) -> Iterator[BenchRow]:
     """Ways of compiling on a few layers, then the best for each batch on the whole model."""
     few = LM(setup.model(num_hidden_layers=LAYERS), tokenizer(), name=setup.shape)
     for batch in BATCHES:
@@ -133,7 +133,7 @@ def _stock(lm: LM) -> str:
     return kernel
 
 
-def _prefills(setup: Setup, lm: LM) -> Iterator[Measurement]:
+def _prefills(setup: Setup, lm: LM) -> Iterator[BenchRow]:
     """Reading prompts: what a shorter, latent prefix saves."""
     for length in PROMPTS:
         ids = prompt_ids(setup, lm.model.config.vocab_size, PREFILL_ROWS, length)
@@ -147,9 +147,9 @@ def _prefills(setup: Setup, lm: LM) -> Iterator[Measurement]:
             try:
                 found = setup.timed(run, repeats=3, warm=1)
             except torch.OutOfMemoryError:
-                yield Measurement(who, {"seconds": None}, at, note="out of memory")
+                yield BenchRow(who, {"seconds": None}, at, note="out of memory")
                 continue
-            yield Measurement(who, {"seconds": found.seconds, "peak_gib": found.peak_gib}, at)
+            yield BenchRow(who, {"seconds": found.seconds, "peak_gib": found.peak_gib}, at)
 
 
 @torch.inference_mode()

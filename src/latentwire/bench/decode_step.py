@@ -12,7 +12,7 @@ from tokenizers.models import BPE
 from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-from latentwire.bench.setup import GIB, Measurement, Setup
+from latentwire.bench.setup import GIB, BenchRow, Setup
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.decoding.engine import Attention, Mode
 from latentwire.lm.model import LM
@@ -46,7 +46,7 @@ def prompt_ids(setup: Setup, vocabulary: int, batch: int, length: int) -> Tensor
     return torch.randint(5, vocabulary, (batch, length), generator=generator).to(setup.device)
 
 
-def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> Measurement:
+def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> BenchRow:
     """Time a step of this engine. who: a key of `OURS`, or any name for the fastest mode."""
     ids = prompt_ids(setup, lm.model.config.vocab_size, batch, prompt)
     prefix = Prefix.of_tokens(ids.tolist(), device=setup.device)
@@ -64,7 +64,7 @@ def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> Me
     return step(setup, lm.model, who, batch, texts, prompt)
 
 
-def peer(setup: Setup, model: Any, who: str, options: dict[str, Any], batch: int) -> Measurement:
+def peer(setup: Setup, model: Any, who: str, options: dict[str, Any], batch: int) -> BenchRow:
     """Time a step of Transformers' `generate` with `options`."""
     ids = prompt_ids(setup, model.config.vocab_size, batch, PROMPT)
 
@@ -90,7 +90,7 @@ def step(
     batch: int,
     texts: Callable[[int], None],
     prompt: int = PROMPT,
-) -> Measurement:
+) -> BenchRow:
     """Time a step of `texts(n)`, which generates n tokens for every row."""
     at = place(model, batch, prompt)
     gc.collect()
@@ -100,26 +100,26 @@ def step(
         long = setup.timed(lambda: texts(LONG), repeats=3, warm=1)
         one = setup.timed(lambda: texts(1), repeats=3, warm=1)
     except Exception as error:  # a peer that cannot run is a line of the table, not the end of it
-        return Measurement(who, {"seconds": None}, at, note=f"{type(error).__name__}: {str(error)[:200]}")
+        return BenchRow(who, {"seconds": None}, at, note=f"{type(error).__name__}: {str(error)[:200]}")
     seconds = (long.low - one.low) / (LONG - 1)
     least = bytes_read(model, batch, prompt) / setup.bandwidth
     figures = {"seconds": seconds, "ms_per_step": seconds * 1e3, "times_floor": seconds / least}
-    return Measurement(who, {**figures, "tokens_per_second": batch / seconds, "peak_gib": long.peak_gib}, at)
+    return BenchRow(who, {**figures, "tokens_per_second": batch / seconds, "peak_gib": long.peak_gib}, at)
 
 
 def place(model: PreTrainedModel, batch: int, prompt: int) -> dict[str, str | int | float]:
-    """`Measurement.at` of a step: the model's size, the batch and the prompt's length in tokens."""
+    """`BenchRow.at` of a step: the model's size, the batch and the prompt's length in tokens."""
     billions = round(sum(parameter.numel() for parameter in model.parameters()) / 1e9, 4)
     return {"billions": billions, "layers": model.config.num_hidden_layers, "batch": batch, "prompt": prompt}
 
 
-def floor(setup: Setup, model: PreTrainedModel, batch: int, prompt: int = PROMPT) -> Measurement:
+def floor(setup: Setup, model: PreTrainedModel, batch: int, prompt: int = PROMPT) -> BenchRow:
     """The least time of a step: reading once, at the measured bandwidth, what it must read."""
     read = bytes_read(model, batch, prompt)
     seconds = read / setup.bandwidth
     figures = {"seconds": seconds, "ms_per_step": seconds * 1e3, "times_floor": 1.0}
     at = place(model, batch, prompt)
-    return Measurement(
+    return BenchRow(
         "floor", {**figures, "tokens_per_second": batch / seconds}, at, f"{read / GIB:.2f} GiB read once"
     )
 

@@ -24,7 +24,7 @@ from tempfile import TemporaryDirectory
 import torch
 
 from latentwire.bench.decode_step import tokenizer
-from latentwire.bench.setup import GIB, Measurement, Setup
+from latentwire.bench.setup import GIB, BenchRow, Setup
 
 PARTS = ("cold", "warm")
 """With the files removed from the page cache, where the system can do that, and with the files in it."""
@@ -38,7 +38,7 @@ WAYS = {
 }
 
 
-def measure(setup: Setup) -> Iterator[Measurement]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """Reading the files, Transformers, and this package, from cold and from warm files; the faster of two runs."""
     with TemporaryDirectory(prefix="latentwire-bench-") as place:
         folder = Path(place)
@@ -62,7 +62,7 @@ def measure(setup: Setup) -> Iterator[Measurement]:
             }
             _ready(files, part)  # and once that does not count
             floor = min(_read(files, part) for _ in range(REPEATS))
-            yield Measurement(f"reading the {len(files)} files", _figures(floor, floor, size), at)
+            yield BenchRow(f"reading the {len(files)} files", _figures(floor, floor, size), at)
             for way, who in WAYS.items():
                 yield _loaded(way, who, files, setup.device, part, floor, size, at)
 
@@ -76,14 +76,14 @@ def _loaded(
     floor: float,
     size: int,
     at: dict[str, str | int | float],
-) -> Measurement:
+) -> BenchRow:
     seconds, peaks, own = [], [], []
     for _ in range(REPEATS):
         _ready(files, part)
         command = [sys.executable, "-m", CHILD, way, str(files[0].parent), str(device)]
         ran = subprocess.run(command, capture_output=True, text=True, check=False)
         if ran.returncode:
-            return Measurement(
+            return BenchRow(
                 who, {"seconds": None}, at, note=(ran.stderr.strip().splitlines() or ["failed"])[-1][:200]
             )
         found = json.loads(ran.stdout.splitlines()[-1])
@@ -91,7 +91,7 @@ def _loaded(
         peaks.append(found["peak_bytes"])
         own.append(found["own_bytes"])
     memory = {"peak_over_weights": max(peaks) / size, "own_over_weights": max(own) / size}
-    return Measurement(who, {**_figures(min(seconds), floor, size), **memory}, at)
+    return BenchRow(who, {**_figures(min(seconds), floor, size), **memory}, at)
 
 
 def _figures(seconds: float, floor: float, size: int) -> dict[str, float | None]:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from latentwire.bench.setup import GIB, SHAPES, Measurement, Setup
+from latentwire.bench.setup import GIB, SHAPES, BenchRow, Setup
 from latentwire.training import losses
 from latentwire.training.losses import Head
 
@@ -57,7 +57,7 @@ class LossBatch:
 PARTS: tuple[str, ...] = ()
 
 
-def measure(setup: Setup) -> Iterator[Measurement]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """Cross-entropy and KL against a teacher at the shape's vocabulary; with `sweep` of more batches."""
     kind = setup.device.type if setup.device.type in TOKENS else "cpu"
     for tokens in (TOKENS[kind], *(SWEEP_TOKENS[kind] if setup.wants("sweep") else ())):
@@ -151,7 +151,7 @@ def _row(
     exact: list[Tensor] | None,
     checked: int,
     base: dict[str, float | None],
-) -> Measurement:
+) -> BenchRow:
     at: dict[str, str | int | float] = {"tokens": len(batch.labels), "vocabulary": len(batch.head)}
     same = loss is not _top  # the divergence of the top tokens is another number than that of all
     found = _gradients(loss, batch.part(checked, setup.dtype)) if exact is not None and same else None
@@ -166,7 +166,7 @@ def _row(
     try:
         timing = setup.timed(run, repeats=3, warm=2)
     except torch.OutOfMemoryError:
-        return Measurement(name, {}, at, "out of memory")
+        return BenchRow(name, {}, at, "out of memory")
     finally:
         batch.hidden.grad = batch.head.grad = None
         gc.collect()
@@ -180,7 +180,7 @@ def _row(
         "head_error": errors[1],
     }
     ratios = {f"{key}_over_plain": _ratio(figures[key], base.get(key)) for key in ("seconds", "peak_gib")}
-    return Measurement(name, {**figures, **ratios} if base else figures, at)
+    return BenchRow(name, {**figures, **ratios} if base else figures, at)
 
 
 def _errors(found: list[Tensor], exact: list[Tensor]) -> list[float | None]:

@@ -12,12 +12,12 @@ import torch
 from rich.table import Table
 
 from latentwire import __version__
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 
 PACKAGES = ("torch", "transformers")
 
 
-def table(title: str, rows: Sequence[Measurement]) -> Table:
+def table(title: str, rows: Sequence[BenchRow]) -> Table:
     """One line for each row; columns in the order in which rows name them."""
     made = Table(title=title)
     made.add_column("")
@@ -40,7 +40,7 @@ def _figure(value: float | None) -> str:
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
 
 
-def document(name: str, setup: Setup, rows: Sequence[Measurement]) -> dict[str, Any]:
+def document(name: str, setup: Setup, rows: Sequence[BenchRow]) -> dict[str, Any]:
     """What `--json` writes: machine, versions, ceilings and rows."""
     return {
         "benchmark": name,

@@ -28,8 +28,8 @@ AXES: dict[str, tuple[str, dict[str, Axis]]] = {
     "score": ("documents_per_second", {"context": ("length", ("task",))}),
     "loss": ("seconds", {"tokens": ("batch", ())}),
 }
-"""By benchmark: what is drawn, and over which entries of `Measurement.at`, with the name of each picture and the entries
-that stay the same along a line."""
+"""By benchmark: what is drawn, and over which entries of `BenchRow.at`, with the name of each picture and the
+entries that stay the same along a line."""
 LABELS = {
     "tokens_per_second": "real tokens a second",
     "ms_per_step": "milliseconds a step",
@@ -45,7 +45,7 @@ Line = tuple[list[float], list[float]]
 
 
 def draw(files: Sequence[Path], folder: Path) -> list[Path]:
-    """Write one SVG, `BENCHMARK_by_PLACE.svg`, for each benchmark and each entry of `Measurement.at` that varies.
+    """Write one SVG, `BENCHMARK_by_PLACE.svg`, for each benchmark and each entry of `BenchRow.at` that varies.
 
     Raises:
         UserError: Matplotlib is not installed, a file was not written by `bench --json`, or nothing varies in it.
@@ -72,7 +72,7 @@ def draw(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def lines(rows: Sequence[dict[str, Any]], value: str, place: str, same: Sequence[str]) -> dict[str, Line]:
-    """By `Measurement.who`, `value` over `place`, for the entries of `same` with most points; no line of one point."""
+    """By `BenchRow.who`, `value` over `place`, for the entries of `same` with most points; no line of one point."""
     known = [row for row in rows if row["figures"].get(value) is not None and place in row["at"]]
     settings: dict[tuple[Any, ...], set[float]] = {}
     for row in known:

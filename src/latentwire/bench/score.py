@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerFast
 
 from latentwire.bench.score_peer import Peer
 from latentwire.bench.score_reference import Reference
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.masks import attention
 from latentwire.lm.model import LM
 from latentwire.lm.scoring.prefix_tree import Request, minimum
@@ -57,7 +57,7 @@ class Answers:
     run: int
 
 
-def measure(setup: Setup) -> Iterator[Measurement]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """This engine under three masks, and lm-eval at batches of 8 and 32."""
     model = setup.model().eval()
     vocabulary = int(model.config.get_text_config().vocab_size)
@@ -99,13 +99,13 @@ def _points(setup: Setup) -> list[tuple[str, int]]:
 
 
 def _judged(
-    row: Measurement,
+    row: BenchRow,
     reference: Reference,
     documents: Sequence[ScoredDocument],
     ours: Answers,
     theirs: Answers,
     note: str,
-) -> Measurement:
+) -> BenchRow:
     verdict = reference.verdict([(d.context, d.choices) for d in documents], ours.logprobs, theirs.logprobs)
     figures = {
         **row.figures,
@@ -185,7 +185,7 @@ def _row(
     at: dict[str, str | int | float],
     least: int,
     ours: Answers | None,
-) -> Measurement:
+) -> BenchRow:
     figures: dict[str, float | None] = {
         "seconds": found.seconds,
         "documents_per_second": len(documents) / found.seconds,
@@ -193,7 +193,7 @@ def _row(
         "run_per_minimum": found.run / least,
     }
     if ours is None:
-        return Measurement(who, figures, at)
+        return BenchRow(who, figures, at)
     figures["ours_times_as_fast"] = found.seconds / ours.seconds
     same = [_best(a) == _best(b) for a, b in zip(found.logprobs, ours.logprobs, strict=True)]
     clear = [_margin(b) > MARGIN for b in ours.logprobs]
@@ -204,7 +204,7 @@ def _row(
     figures["largest_difference"] = max(
         abs(x - y) for a, b in zip(found.logprobs, ours.logprobs, strict=True) for x, y in zip(a, b, strict=True)
     )
-    return Measurement(who, figures, at)
+    return BenchRow(who, figures, at)
 
 
 def _best(logprobs: list[float]) -> int:

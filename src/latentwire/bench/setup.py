@@ -104,7 +104,7 @@ class Timing:
 
 
 @dataclass(frozen=True)
-class Measurement:
+class BenchRow:
     """One line of a benchmark's table.
 
     Attributes:

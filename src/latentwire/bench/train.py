@@ -21,7 +21,7 @@ from tokenizers.models import WordLevel
 from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
 from latentwire.bench.packed_documents import Regime, padded
-from latentwire.bench.setup import SHAPES, Measurement, Setup, Timing
+from latentwire.bench.setup import SHAPES, BenchRow, Setup, Timing
 from latentwire.errors import UserError
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.kernel_choice import choose
@@ -52,7 +52,7 @@ PARTS = ("short", "long")
 RATIOS = {"over_padded": PADDED, "over_batch_1": ALONE, "over_causal": CEILING}
 
 
-def measure(setup: Setup) -> Iterator[Measurement]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """Peers and ours on short and on long documents; with `sweep` the fastest of ours also on other shapes."""
     kind = setup.device.type if setup.device.type in REGIMES else "cpu"
     regimes = tuple(each for each in REGIMES[kind] if setup.wants(PARTS[each.long]))
@@ -64,11 +64,11 @@ def measure(setup: Setup) -> Iterator[Measurement]:
             yield from _shape(replace(setup, shape=shape), REGIMES[kind][:1], peers=False)
 
 
-def _shape(setup: Setup, regimes: tuple[Regime, ...], *, peers: bool) -> Iterator[Measurement]:
+def _shape(setup: Setup, regimes: tuple[Regime, ...], *, peers: bool) -> Iterator[BenchRow]:
     try:
         bench = _Bench(setup, setup.model(), peers)
     except RuntimeError as error:
-        yield Measurement("load", {}, {"shape": setup.shape}, failure(error))
+        yield BenchRow("load", {}, {"shape": setup.shape}, failure(error))
         return
     for regime in regimes:
         yield from bench.run(regime)
@@ -94,7 +94,7 @@ class _Bench:
         self.model.train()
         self.speeds: dict[str, float] = {}
 
-    def run(self, regime: Regime) -> Iterator[Measurement]:
+    def run(self, regime: Regime) -> Iterator[BenchRow]:
         self.speeds = {}
         packed = regime.documents(self.vocabulary, packed=True)
         rows = [[packed[i] for i in row] for row in pack([len(d.ids) for d in packed], regime.width)]
@@ -118,7 +118,7 @@ class _Bench:
             if self.peers or name == "ours, " + ("flex" if self.setup.device.type == "cuda" else "split"):
                 yield self._ours(name, kernel, given, packed)
 
-    def _peer(self, name: str, documents: list[Document], size: int, *, checkpointing: bool) -> Measurement:
+    def _peer(self, name: str, documents: list[Document], size: int, *, checkpointing: bool) -> BenchRow:
         """Batches of `size` documents on the stock model, gradients summed over them."""
 
         def run() -> None:
@@ -138,7 +138,7 @@ class _Bench:
 
         return run
 
-    def _ours(self, name: str, kernel: str, rows: Rows, documents: list[Document]) -> Measurement:
+    def _ours(self, name: str, kernel: str, rows: Rows, documents: list[Document]) -> BenchRow:
         """Through the module that a finetuning trains."""
         at = self._place(documents, f"{rows.ids.shape[0]}×{rows.ids.shape[1]}")
         try:
@@ -146,7 +146,7 @@ class _Bench:
             choose(self.model, kernel, dtype=self.setup.dtype)
             lm = LM(self.model, _no_tokenizer(), name=self.setup.shape, attention_kernel=kernel)
         except UserError as error:
-            return Measurement(name, {}, at, str(error))
+            return BenchRow(name, {}, at, str(error))
         step = RowStep(lm, [AnswerCrossEntropy()])
         labels = sum(label != IGNORE for each in documents for label in each.labels)
 
@@ -165,7 +165,7 @@ class _Bench:
         head: int,
         batch: str,
         warm: int = 1,
-    ) -> Measurement:
+    ) -> BenchRow:
         at = self._place(documents, batch)
         real = self._real(documents)
         _free()
@@ -177,11 +177,11 @@ class _Bench:
         try:
             timing = self.setup.timed(step, repeats=3, warm=warm)
         except RuntimeError as error:  # a kernel that does not compile must not hide the others' figures
-            return Measurement(name, {}, at, failure(error))
+            return BenchRow(name, {}, at, failure(error))
         finally:
             self.model.zero_grad(set_to_none=True)
         self.speeds[name] = real / timing.seconds
-        return Measurement(name, self._figures(name, timing, real, head), at)
+        return BenchRow(name, self._figures(name, timing, real, head), at)
 
     def _figures(self, name: str, timing: Timing, real: int, head: int) -> dict[str, float | None]:
         operations = 6 * (self.body * real + self.head * head)

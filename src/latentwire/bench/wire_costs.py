@@ -14,14 +14,14 @@ import torch
 
 from latentwire.bench import wire_first, wire_train
 from latentwire.bench.decode_step import tokenizer
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.model import LM
 
 PARTS = ("first", "train")
 """Time to the first token, and a step of training."""
 
 
-def measure(setup: Setup) -> Iterator[Measurement]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """Time to the first token, then training in the dtype of the setup and, on a GPU, as a study loads it."""
     model = setup.model().eval().requires_grad_(False)
     if setup.wants("first"):

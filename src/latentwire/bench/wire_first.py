@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import torch
 from transformers import PreTrainedModel
 
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 from latentwire.bench.train import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.lm.model import LM
@@ -58,23 +58,21 @@ def modules_of(lm: LM, ratio: int, *, keep_first: bool = True) -> LatentModules:
 
 
 @torch.no_grad()
-def stock(setup: Setup, model: PreTrainedModel) -> Iterator[Measurement]:
+def stock(setup: Setup, model: PreTrainedModel) -> Iterator[BenchRow]:
     """The peer: Transformers' forward pass over context and question."""
     read = read_of(setup)
     columns = read.context + read.question
     ids = torch.randint(FIRST_ID, model.config.vocab_size, (1, columns), device=setup.device)
     floor = _Floor(setup, model).seconds(columns)
     at: dict[str, str | int | float] = {"context": read.context, "question": read.question}
-    yield Measurement(
-        "floor: text", {"seconds": floor, "times_floor": 1.0}, at, "operations over the measured peak"
-    )
+    yield BenchRow("floor: text", {"seconds": floor, "times_floor": 1.0}, at, "operations over the measured peak")
     yield _row(
         setup, "transformers, text", lambda: model(input_ids=ids, use_cache=True, logits_to_keep=1), at, floor
     )
 
 
 @torch.no_grad()
-def measure(setup: Setup, lm: LM) -> Iterator[Measurement]:
+def measure(setup: Setup, lm: LM) -> Iterator[BenchRow]:
     """This engine: text, text with its keys and values at hand, latents encoded now, and latents at hand."""
     read = read_of(setup)
     context = context_of(lm, read.context)
@@ -106,8 +104,8 @@ def measure(setup: Setup, lm: LM) -> Iterator[Measurement]:
 
 
 def _latents(
-    setup: Setup, lm: LM, context: str, question: Sequence[int], count: int, text: Measurement
-) -> Iterator[Measurement]:
+    setup: Setup, lm: LM, context: str, question: Sequence[int], count: int, text: BenchRow
+) -> Iterator[BenchRow]:
     read, floor = read_of(setup), _Floor(setup, lm.model)
     modules = modules_of(lm, math.ceil(read.context / count), keep_first=False).for_reading()
     message: Latents = modules([context])
@@ -132,7 +130,7 @@ def _latents(
         yield _pays(_row(setup, who, encode, at, encoding, text, sent), text, warm)
 
 
-def _pays(encode: Measurement, text: Measurement, warm: Measurement) -> Measurement:
+def _pays(encode: BenchRow, text: BenchRow, warm: BenchRow) -> BenchRow:
     """Adds after how many questions encoding once is faster than reading the text for each of them."""
     encoding, reading, behind = (row.figures["seconds"] for row in (encode, text, warm))
     if not encoding or not reading or not behind or behind >= reading:
@@ -168,14 +166,14 @@ def _row(
     run: Callable[[], object],
     at: dict[str, str | int | float],
     floor: float,
-    text: Measurement | None = None,
+    text: BenchRow | None = None,
     sent: int | None = None,
-) -> Measurement:
+) -> BenchRow:
     """Time one way to the first token. text: the row to compare with. sent: bytes of keys and values read."""
     try:
         timing = setup.timed(run, repeats=7, warm=2)
     except RuntimeError as error:
-        return Measurement(who, {"seconds": None}, at, failure(error))
+        return BenchRow(who, {"seconds": None}, at, failure(error))
     whole = None if text is None else text.figures["seconds"]
     figures = {
         "seconds": timing.seconds,
@@ -186,4 +184,4 @@ def _row(
         "mib": None if sent is None else sent / 2**20,
         "peak_gib": timing.peak_gib if setup.device.type == "cuda" else None,
     }
-    return Measurement(who, figures, at)
+    return BenchRow(who, figures, at)

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from latentwire.bench.setup import Measurement, Setup
+from latentwire.bench.setup import BenchRow, Setup
 from latentwire.bench.train import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
@@ -100,7 +100,7 @@ def step_of(lm: LM, modules: LatentModules) -> FitStep:
     return FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, objectives, Adapting(objectives))
 
 
-def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Measurement]:
+def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[BenchRow]:
     """A training step and its parts at each batch. how: appended to the names of the rows."""
     kind = setup.device.type if setup.device.type in BATCHES else "cpu"
     modules = modules_of(lm, RATIO).train()
@@ -129,7 +129,7 @@ def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[Measurement]:
         yield _row(setup, f"training step{how}", train, batch, needs.step)
 
 
-def _floor(setup: Setup, batch: WireBatch, needs: Needs) -> Measurement:
+def _floor(setup: Setup, batch: WireBatch, needs: Needs) -> BenchRow:
     seconds = needs.step / setup.flops
     shares = {
         "teacher": needs.teacher,
@@ -138,10 +138,10 @@ def _floor(setup: Setup, batch: WireBatch, needs: Needs) -> Measurement:
         "student, both ways": needs.student,
     }
     note = ", ".join(f"{name} {each / needs.step:.0%}" for name, each in shares.items())
-    return Measurement("floor: training step", _figures(setup, batch, seconds, needs.step), _at(batch), note)
+    return BenchRow("floor: training step", _figures(setup, batch, seconds, needs.step), _at(batch), note)
 
 
-def _row(setup: Setup, who: str, run: Callable[[], None], batch: WireBatch, operations: float) -> Measurement:
+def _row(setup: Setup, who: str, run: Callable[[], None], batch: WireBatch, operations: float) -> BenchRow:
     gc.collect()
     if setup.device.type == "cuda":
         torch.cuda.empty_cache()
@@ -153,9 +153,9 @@ def _row(setup: Setup, who: str, run: Callable[[], None], batch: WireBatch, oper
     try:
         timing = setup.timed(cast, repeats=5, warm=2)
     except RuntimeError as error:
-        return Measurement(who, {"seconds": None}, _at(batch), failure(error))
+        return BenchRow(who, {"seconds": None}, _at(batch), failure(error))
     figures = _figures(setup, batch, timing.seconds, operations)
-    return Measurement(
+    return BenchRow(
         who, {**figures, "peak_gib": timing.peak_gib if setup.device.type == "cuda" else None}, _at(batch)
     )
 
