@@ -72,7 +72,7 @@ def draw(files: Sequence[Path], folder: Path) -> list[Path]:
 
 
 def lines(rows: Sequence[dict[str, Any]], value: str, place: str, same: Sequence[str]) -> dict[str, Line]:
-    """By `BenchRow.who`, `value` over `place`, for the entries of `same` with most points; no line of one point."""
+    """By `BenchRow.who`, `value` over `place`, with `same` as in most rows; lines of two or more."""
     known = [row for row in rows if row["figures"].get(value) is not None and place in row["at"]]
     settings: dict[tuple[Any, ...], set[float]] = {}
     for row in known:
