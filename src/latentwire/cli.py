@@ -17,7 +17,6 @@ from latentwire.errors import UserError
 from latentwire.studies import templates
 
 if TYPE_CHECKING:
-    from rich.console import Console
     from rich.table import Table
 
     from latentwire.lm.model import LM
@@ -253,10 +252,11 @@ app.add_typer(runs_app, name="runs")
 @runs_app.command("list")
 def list_(runs: Runs = Path("runs")) -> None:
     """List all runs, oldest first."""
+    from latentwire.printing import console
     from latentwire.runs import store, tables
 
     if found := store.runs(runs):
-        _console().print(tables.listed(found))
+        console().print(tables.listed(found))
     else:
         print(f"no runs in {runs}")
 
@@ -267,11 +267,12 @@ def show(
     runs: Runs = Path("runs"),
 ) -> None:
     """Show one run: its origin and its results."""
+    from latentwire.printing import console
     from latentwire.runs import store, tables
 
-    console = _console()
+    screen = console()
     for part in tables.shown(store.find(runs, run)):
-        console.print(part, soft_wrap=isinstance(part, str), markup=False)
+        screen.print(part, soft_wrap=isinstance(part, str), markup=False)
 
 
 @app.command()
@@ -306,6 +307,7 @@ def bench(
     from latentwire import bench as benchmarks
     from latentwire.bench import measurements, setup
     from latentwire.files import write_atomically
+    from latentwire.printing import console
 
     if name not in benchmarks.NAMES:
         raise UserError(f"bench: found {name!r}, expected {' or '.join(benchmarks.NAMES)} or plot.")
@@ -328,7 +330,7 @@ def bench(
         print(f"  {row.who} {row.at or ''}: {figures} {row.note}", file=sys.stderr, flush=True)
         if json_file is not None:
             write_atomically(json_file, json.dumps(measurements.document(name, at, rows), indent=1) + "\n")
-    _console().print(measurements.table(name, rows))
+    console().print(measurements.table(name, rows))
 
 
 @app.command()
@@ -375,20 +377,15 @@ def _load(model: str, adapter: Path | None, prompts: PromptSettings | None) -> L
     return LM.load(model, adapter=adapter, prompts=prompts)
 
 
-def _console() -> Console:
-    from rich.console import Console
-
-    # A table that is piped to a file must not be cut to an assumed width of 80 characters.
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-
-
 def _print(parts: Iterable[Table | str]) -> None:
-    console = _console()
+    from latentwire.printing import console
+
+    screen = console()
     for part in parts:
         if isinstance(part, str):
             print(part)
         else:
-            console.print(part)
+            screen.print(part)
 
 
 def main() -> None:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from io import StringIO
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, RenderableType
 from rich.table import Table
 
 from latentwire.api.spelling import ModelLike, TaskLike, WireLike, as_arms, as_model, as_tasks
@@ -23,6 +21,7 @@ from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.evaluation.statistics import Comparison, Estimate
 from latentwire.evaluation.summary import Metrics, by_arm, rows, summarize
 from latentwire.lm.model import LM
+from latentwire.printing import text_of
 from latentwire.tasks.base import Split
 
 if TYPE_CHECKING:
@@ -227,15 +226,6 @@ def evaluate(
         leaking=tuple(arm.label for arm in arms if arm.leaks),
         question_aware=tuple(arm.label for arm in arms if arm.wire.question_aware),
     )
-
-
-def text_of(*parts: RenderableType, width: int = 160) -> str:
-    """Tables and sentences as plain text of at most `width` characters a line."""
-    file = StringIO()
-    console = Console(file=file, width=width, highlight=False)
-    for part in parts:
-        console.print(part, markup=False)
-    return "\n".join(line.rstrip() for line in file.getvalue().rstrip().splitlines())
 
 
 def _path(value: str | PathLike[str] | None) -> Path | None:

@@ -9,9 +9,10 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from latentwire.api.results import Results, text_of
+from latentwire.api.results import Results
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.outcomes import read_outcomes
+from latentwire.printing import text_of
 from latentwire.runs import store, tables
 from latentwire.runs.log import Log
 from latentwire.runs.store import Record, Run

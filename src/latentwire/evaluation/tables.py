@@ -12,6 +12,7 @@ from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import compare, estimate, members
 from latentwire.evaluation.summary import by_arm, rows
+from latentwire.printing import plain_table
 
 BASELINE = "text"
 
@@ -24,11 +25,7 @@ def scores(result: Evaluation, leaking: Sequence[str] = (), aware: Sequence[str]
     """
     arms = by_arm(result.outcomes)
     baseline = BASELINE if BASELINE in arms else next(iter(arms))
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("task")
-    table.add_column("arm")
-    table.add_column("score [95 %]")
-    table.add_column("n", justify="right")
+    table = plain_table("task", "arm", "score [95 %]", right=("n",))
     table.add_column(f"minus {baseline}")
     for task in rows(outcome.task for outcome in result.outcomes):
         base = members(arms[baseline], task)
@@ -77,10 +74,7 @@ def errors(result: Evaluation) -> Table | None:
     kinds = [kind for kind, _ in sum(wrong.values(), Counter()).most_common()]
     if not kinds:
         return None
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("wrong answers")
-    for kind in kinds:
-        table.add_column(str(kind), justify="right")
+    table = plain_table("wrong answers", right=tuple(map(str, kinds)))
     for arm, found in wrong.items():
         table.add_row(arm, *(str(found[kind]) for kind in kinds))
     return table
@@ -88,13 +82,8 @@ def errors(result: Evaluation) -> Table | None:
 
 def audit_table(found: Audit) -> Table:
     """Who saw whom, one row per attention kernel and padding."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("attention")
-    table.add_column("padding")
-    table.add_column("prompt reads ahead", justify="right")
-    table.add_column("sees hidden tokens", justify="right")
-    table.add_column("sees own label", justify="right")
-    table.add_column("change by padding", justify="right")
+    seen = ("prompt reads ahead", "sees hidden tokens", "sees own label", "change by padding")
+    table = plain_table("attention", "padding", right=seen)
     for sight in found.sights:
         table.add_row(
             sight.kernel,

@@ -12,14 +12,13 @@ from latentwire.evaluation.gaps import Gap
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import estimate, members
 from latentwire.evaluation.summary import by_arm
+from latentwire.printing import plain_table
 
 
 def gap_table(found: Mapping[str, Mapping[str, Gap]]) -> Table:
     """One row per task and arm: retention (raw) and gap closed (above the floor)."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("task", "arm", "retention: arm / text [95 %]", "gap closed above floor [95 %]", "floor"):
-        table.add_column(name)
-    table.add_column("n", justify="right")
+    names = ("task", "arm", "retention: arm / text [95 %]", "gap closed above floor [95 %]", "floor")
+    table = plain_table(*names, right=("n",))
     for arm, tasks in found.items():
         for task, gap in tasks.items():
             floor = f"{gap.floor:.3f} {gap.floor_is}"
@@ -47,12 +46,9 @@ def followed(outcomes: Sequence[Outcome]) -> list[str]:
 
 def cost_table(found: Mapping[str, Mapping[str, Costs]]) -> Table:
     """One row per arm and task: sizes a context, milliseconds a question."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("costs")
-    table.add_column("task")
-    columns = ("tokens", "latents", "bytes 16/8/6/4 bit", "text", "text kv", "encode ms", "text ms", "cold ms")
-    for name in (*columns, "warm ms", "pays after questions"):
-        table.add_column(name, justify="right")
+    sizes = ("tokens", "latents", "bytes 16/8/6/4 bit", "text", "text kv")
+    times = ("encode ms", "text ms", "cold ms", "warm ms", "pays after questions")
+    table = plain_table("costs", "task", right=(*sizes, *times))
     for arm, tasks in found.items():
         for task, each in tasks.items():
             table.add_row(

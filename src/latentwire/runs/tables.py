@@ -7,15 +7,14 @@ from collections.abc import Iterable, Iterator
 
 from rich.table import Table
 
+from latentwire.printing import plain_table
 from latentwire.runs.log import duration
 from latentwire.runs.store import Run
 
 
 def listed(found: Iterable[Run]) -> Table:
     """One row a run."""
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("run", "kind", "status", "took", "what"):
-        table.add_column(name, overflow="fold")
+    table = plain_table("run", "kind", "status", "took", "what", overflow="fold")
     for run in found:
         took = "" if run.seconds is None else duration(run.seconds)
         table.add_row(run.record.run, run.record.kind, run.status, took, _what(run))
@@ -60,9 +59,7 @@ def _what(run: Run) -> str:
 
 
 def _metrics(metrics: dict[str, dict[str, dict[str, dict[str, float]]]]) -> Table:
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for name in ("arm", "task", "metric", "value [95 %]", "n"):
-        table.add_column(name, justify="right" if name == "n" else "left")
+    table = plain_table("arm", "task", "metric", "value [95 %]", right=("n",))
     for arm, tasks in metrics.items():
         for task, numbers in tasks.items():
             for metric, number in numbers.items():

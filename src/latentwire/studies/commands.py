@@ -6,9 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich.console import Console
-
 from latentwire.errors import UserError, one_of
+from latentwire.printing import console
 from latentwire.runs.log import Log
 from latentwire.studies import loading, report, runner, summary, templates
 
@@ -52,7 +51,7 @@ def run(
     except runner.StageFailed as error:
         print(f"latentwire: {error}; run the same command to go on from there.", file=sys.stderr)
         return 1
-    _console().print(report.screen(made, carried.summary))
+    console(200).print(report.screen(made, carried.summary))
     print(f"\n{made.name}: all of it in {carried.folder / summary.MARKDOWN} and {summary.JSON} beside it")
     failed = summary.failed_gates(carried.summary)
     for name in failed:
@@ -61,8 +60,3 @@ def run(
     for name in rejected:
         print(f"latentwire: the stage {name!r} is rejected: a gate of its `accept` did not hold.", file=sys.stderr)
     return 1 if failed or rejected else 0
-
-
-def _console() -> Console:
-    # A table that is piped to a file must not lose its columns to an assumed 80 characters.
-    return Console(width=None if sys.stdout.isatty() else 200, highlight=False)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Group, RenderableType
-from rich.table import Table
 from rich.text import Text
 
 from latentwire.evaluation.report import of_questions
+from latentwire.printing import plain_table
 from latentwire.runs.store import Run
 from latentwire.studies.curves import points
 from latentwire.studies.shape import Summary
@@ -42,9 +42,7 @@ def screen(study: Study, found: Summary) -> RenderableType:
     """What a person sees at the end: scores of top-level tasks, comparisons, effects on `macro`, gates."""
     shown: list[RenderableType] = []
     for section in _sections(study, found, brief=True):
-        table = Table(box=None, pad_edge=False, header_style="bold", title=section.title, title_justify="left")
-        for name in section.header:
-            table.add_column(name, overflow="fold")
+        table = plain_table(*section.header, title=section.title, overflow="fold")
         for row in section.rows:
             table.add_row(*map(Text, row))
         shown += [Text(), table, *map(Text, section.notes)]
