@@ -17,7 +17,7 @@ from latentwire.training.data.world import WorldPassages
 from latentwire.training.wire.config import PRESETS
 from latentwire.training.wire.passages import passages
 from tests.support.studies import written
-from tests.support.wire_studies import HERON, A
+from tests.support.wire_studies import HERON, A, own_rows
 
 
 def run(root: Path, stages: dict[str, Any]) -> int:
@@ -36,18 +36,7 @@ def judged(record: Record) -> list[dict[str, Any]]:
     return list(record.results["accept"])
 
 
-def own(folder: Path) -> dict[str, Any]:
-    """Data of one's own, of which a few examples are kept for evaluation."""
-    names = [f"Mira{at}" for at in range(60)]
-    lines = [
-        {"context": f"{name} lives in Tarn.", "question": f"Where does {name} live?", "answers": ["Tarn"]}
-        for name in names
-    ]
-    path = folder / "own.jsonl"
-    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return {"kind": "task", "task": "jsonl", "data": str(path)}
-
-
+@pytest.mark.slow
 def test_a_gate_is_held_against_the_bound_on_five_hundred_examples(tmp_path: Path) -> None:
     gates = ["first_token_top5 >= 0.99", "nll <= 50"]
     assert run(tmp_path, {"A": {**A, "accept": gates}, "text": {"kind": "evaluate", "arms": {"t": "text"}}}) == 1
@@ -70,7 +59,7 @@ def test_a_rejected_stage_keeps_its_numbers_and_nothing_starts_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     stages = {
-        "A": {**A, "data": own(tmp_path), "accept": ["f1 >= 0.9"]},
+        "A": {**A, "data": own_rows(tmp_path), "accept": ["f1 >= 0.9"]},
         "B": {**A, "start_from": "A", "reader_prefix": 2, "steps": 1},
         "read": {"kind": "evaluate", "arms": {"b": "stage:B"}},
         "apart": {"kind": "evaluate", "arms": {"text": "text"}},
@@ -102,7 +91,7 @@ def test_a_rejected_stage_keeps_its_numbers_and_nothing_starts_from_it(
 
 
 def test_all_of_a_task_with_fewer_examples_are_enough(tmp_path: Path) -> None:
-    fit = {**A, "data": own(tmp_path), "accept": ["nll >= 0", "f1 <= 1"]}
+    fit = {**A, "data": own_rows(tmp_path), "accept": ["nll >= 0", "f1 <= 1"]}
     stages = {"A": fit, "text": {"kind": "evaluate", "arms": {"t": "text"}}}
     assert run(tmp_path, stages) == 0
     assert 0 < judged(one(tmp_path, "A").record)[0]["n"] < 20

@@ -105,6 +105,7 @@ def run(tmp_path: Path, template: str, changes: list[str]) -> runner.Carried:
     return carried
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("template", "task"), [("bridge", "reverse"), ("bridge-help", "sums")])
 def test_a_bridge_of_the_world_runs(template: str, task: str, tmp_path: Path) -> None:
     changes = small(template, folder("qwen3"), folder("llama"), f"tasks=[{task}]", "limit=8")
@@ -115,6 +116,7 @@ def test_a_bridge_of_the_world_runs(template: str, task: str, tmp_path: Path) ->
     assert sizes["relay_asked"][task]["bytes"] > 0
 
 
+@pytest.mark.slow
 def test_a_bridge_on_gsm8k_runs_and_counts_answers_without_a_number(tmp_path: Path) -> None:
     template, source, target = "bridge-gsm8k", "mistral", "llama"
     files = problems(tmp_path / "train.jsonl", 40), problems(tmp_path / "test.jsonl", 6)
@@ -127,6 +129,7 @@ def test_a_bridge_on_gsm8k_runs_and_counts_answers_without_a_number(tmp_path: Pa
     assert "| bridged/bridged | 1.000" in (carried.folder / "summary.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_bridge_on_hotpotqa_runs(tmp_path: Path) -> None:
     template, source, target = "bridge-hotpotqa", "qwen2", "qwen3"
     files = paragraphs(tmp_path / "train.json", 40), paragraphs(tmp_path / "dev.json", 6)

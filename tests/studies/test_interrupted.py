@@ -92,6 +92,7 @@ def test_a_changed_checkpoint_is_not_read(carry: Carry) -> None:
         carry(stages=["plain_after"])
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_of_a_finetuning_it_resumes_to_equal_numbers(
     finished: Carried, tmp_path: Path
 ) -> None:

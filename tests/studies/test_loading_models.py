@@ -16,7 +16,7 @@ from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
 from tests.support.models import tiny_lm
 from tests.support.studies import model_folder, small_study, written
-from tests.support.wire_studies import HERON, WREN, encoder, fit
+from tests.support.wire_studies import HERON, WREN, encoder, fit, own_rows
 
 
 def test_how_models_are_loaded_is_told_by_study(tmp_path: Path) -> None:
@@ -96,7 +96,8 @@ def test_a_wire_that_is_imitated_has_the_source_that_the_study_has_loaded(
     once = [(WREN, {"": "cpu"}), (HERON, None)] * 2  # for the check and for the training
     assert loads == once
     # The student's own source serves both wires, and the gates too.
-    gated = bridge(objectives=imitating("stage:first"), accept=["nll <= 1000"], accept_examples=500)
+    few = own_rows(tmp_path)
+    gated = bridge(objectives=imitating("stage:first"), data=few, accept=["nll <= 1000"])
     carried({"first": bridge(), "second": gated})
     assert loads == once
     # A source that no stage of the study has otherwise, loaded as the study says all the same.

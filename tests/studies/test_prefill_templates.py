@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import pytest
 import yaml
 
 from latentwire.runs.log import Log
@@ -23,6 +24,7 @@ def test_one_template_changes_its_model_in_one_line() -> None:
     assert causal.model_copy(update={"wire": ""}) == prefix.model_copy(update={"wire": ""})
 
 
+@pytest.mark.slow
 def test_the_prefill_mask_template_runs_from_start_to_end(tmp_path: Path) -> None:
     """A tiny random Ministral3, local files for the five tasks and for the training data."""
     tasks = []

@@ -167,6 +167,7 @@ def test_a_change_goes_to_all_points_and_to_no_single_one(tmp_path: Path) -> Non
             loading.load(file, [change])
 
 
+@pytest.mark.slow
 def test_a_swept_study_runs_and_goes_on_as_stages_of_their_own(tmp_path: Path) -> None:
     changes = ["stages.fit.sweep={seed: [0, 1]}", "stages.on.sweep={seed: [0, 1]}", "comparisons=[]"]
     changes += ["effects.retained=[latent/latent]", "stages.latent.arms={latent: stage:fit, more: stage:on:4bit}"]

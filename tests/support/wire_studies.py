@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 from tests.support.studies import model_folder
@@ -30,6 +32,18 @@ def fit(source: str, encodes: dict[str, Any], adapters: dict[str, Any], **change
         "warmup_steps": 0,
         **changes,
     }
+
+
+def own_rows(folder: Path) -> dict[str, Any]:
+    """Data from a file of 60 rows, of which a few are kept for evaluation."""
+    names = [f"Mira{at}" for at in range(60)]
+    rows = [
+        {"context": f"{name} lives in Tarn.", "question": f"Where does {name} live?", "answers": ["Tarn"]}
+        for name in names
+    ]
+    path = folder / "own.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return {"kind": "task", "task": "jsonl", "data": str(path)}
 
 
 A = fit(HERON, encoder(gives="vectors"), {HERON: SOFT})

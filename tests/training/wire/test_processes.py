@@ -34,6 +34,7 @@ def train(rank, port, folder):
     torch.distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_train_as_one(tmp_path):
     """Losses to 1e-5, weights to 1e-4: the parts of a step are padded, and so rounded, otherwise."""
     run(tmp_path / "one", **CHANGES)
