@@ -34,7 +34,7 @@ def test_a_wire_is_trained_and_read(tmp_path):
 
 
 def test_two_models_are_bridged(capsys):
-    results = run("bridge_models", limit=8)
+    results = run("bridge_models", limit=16)
     assert results.estimate("embedded:heron-to-wren").value > results.estimate("none").value
     assert "embedded:heron-to-wren: closes" in capsys.readouterr().out
 
