@@ -12,8 +12,9 @@ import torch
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.items import Item, batches
+from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.variants import golds
+from latentwire.evaluation.variants import right_answers
 from latentwire.lm.decoding import Decoding, suppressed, without
 from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.model import LM
@@ -163,8 +164,8 @@ def _outcome(
     if rank is not None:
         also |= {"first_token_top1": float(rank < 1), "first_token_top5": float(rank < 5)}
     if arm.variant == "counterfactual" and item.original is not None:
-        old = map(metrics.normalize, golds(item.original))
-        also["sticks"] = float(metrics.normalize(text) in old)
+        old = map(normalize, right_answers(item.original))
+        also["sticks"] = float(normalize(text) in old)
     return Outcome(
         task=task.name,
         arm=arm.label,

@@ -75,21 +75,30 @@ class Arm:
             for text in self.wire.carried(item.prompts, reader)
         }
         met = replace(self, wire=self.wire.sampled(list(sample.values()), akin))
-        examples = [item.example for item in items]
         if self.variant is None:
             return met, list(items)
+        examples = [item.example for item in items]
         if self.variant == "deranged" and self.wire.keeps_text:
             others = partners(examples, task.name, whole=self.wire.question_aware)
-            return met, [_sending(*each, reader) for each in zip(examples, examples, others, strict=True)]
-        changed: Sequence[Example | None] = (
-            deranged(examples, task.name) if self.variant == "deranged" else counterfactual(examples, task.name)
-        )
-        made = [(old, new) for old, new in zip(examples, changed, strict=True) if new is not None]
+            pairs = [(example, other) for example, other in zip(examples, others, strict=True) if other]
+            return met, [_sending(example, example, other.example, reader) for example, other in pairs]
+        change = deranged if self.variant == "deranged" else counterfactual
+        changes = zip(examples, change(examples, task.name), strict=True)
+        changed = [(old, new) for old, new in changes if new is not None]
         if self.wire.keeps_text:
             # Text that the reader sees itself would bring the changed answer without the message.
-            kept = [(old, replace(new, context=old.context), new) for old, new in made]
-            return met, [_sending(*each, reader) for each in kept]
-        return met, [replace(item_of(new, reader), original=old) for old, new in made]
+            return met, [_sending(old, replace(new, context=old.context), new, reader) for old, new in changed]
+        return met, [replace(item_of(new, reader), original=old) for old, new in changed]
+
+    def partner_types(self, examples: Sequence[Example], task: str) -> dict[str, int]:
+        """How many examples are `deranged` with a partner that wants the `same type` of answer, how many with one
+        of `any type`, and how many have `none`; empty for arms without this variant."""
+        if self.variant != "deranged":
+            return {}
+        found = partners(examples, task, whole=self.wire.keeps_text and self.wire.question_aware)
+        same = sum(partner is not None and partner.same_type for partner in found)
+        none = sum(partner is None for partner in found)
+        return {"same type": same, "any type": len(found) - same - none, "none": none}
 
 
 def _sending(original: Example, asked: Example, of: Example, reader: LM) -> Item:

@@ -34,6 +34,8 @@ class Evaluation:
     unstable: per task how many prompts end in tokens that the answer would change; those tokens stay
         outside the bidirectional block.
     skipped: per arm and task how many examples the arm's variant could not change; they have no outcome.
+    partners: per deranged arm and task how many examples have a partner of the same type, of any type, or none;
+        see `Arm.partner_types`.
     work: per arm and task what scoring its choices cost, where rows were plain tokens and read together.
     """
 
@@ -41,6 +43,7 @@ class Evaluation:
     floors: dict[str, dict[str, float]] = field(default_factory=dict)
     unstable: dict[str, int] = field(default_factory=dict)
     skipped: dict[tuple[str, str], int] = field(default_factory=dict)
+    partners: dict[tuple[str, str], dict[str, int]] = field(default_factory=dict)
     work: dict[tuple[str, str], Work] = field(default_factory=dict)
 
 
@@ -82,6 +85,8 @@ def evaluate(
                 result.skipped[arm.label, task.name] = skipped
                 if progress:
                     progress(arm.label, task.name, skipped)
+            if types := arm.partner_types([item.example for item in items], task.name):
+                result.partners[arm.label, task.name] = types
             work = result.work[arm.label, task.name] = Work()
             found: dict[str, Outcome] = {}
             for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens):

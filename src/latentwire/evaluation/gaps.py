@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from latentwire.evaluation.combinations import Arms, Combination
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import members
+from latentwire.evaluation.statistics import members, shared
 from latentwire.evaluation.summary import by_arm, rows
 
 TEXT, NONE, FLOOR = "text", "none", "floor"
@@ -45,11 +45,10 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
         text, none = (f"{arm}@{reader}" if at else arm for arm in (TEXT, NONE))
         if name in (text, none) or not {text, none} <= arms.keys() or any("sticks" in o.metrics for o in own):
             continue
-        asked = {(o.task, o.id) for o in own}
         three = {TEXT: arms[text], NONE: arms[none], name: own}
-        shared = {arm: [o for o in each if (o.task, o.id) in asked] for arm, each in three.items()}
+        paired = dict(zip(three, shared(list(three.values())), strict=True))
         found[name] = {
-            task: _gap(name, {arm: members(each, task) for arm, each in shared.items()}, floors)
+            task: _gap(name, {arm: members(each, task) for arm, each in paired.items()}, floors)
             for task in rows(o.task for o in own)
         }
     return found

@@ -7,13 +7,13 @@ comparisons are made from many of them in `latentwire.evaluation.statistics`.
 from __future__ import annotations
 
 import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from decimal import Decimal
 
 import numpy as np
 
+from latentwire.evaluation.matching import contains, normalize
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import AnswerKind
 
@@ -27,19 +27,9 @@ ALSO_SHARES = ("first_token_top1", "first_token_top5", "sticks")
 """Further metrics that lie in [0, 1]: whether the gold answer's first token is the likeliest, or one of the five
 likeliest, and whether a counterfactual example is still answered as before."""
 
-_PUNCTUATION = str.maketrans("", "", string.punctuation)
-_ARTICLES = re.compile(r"\b(a|an|the)\b")
 # Possessive quantifiers: without them `#### 13/4` would give back digits and be read as 1. As it
 # is, a fraction is unreadable rather than its numerator.
 _SOLUTION = re.compile(r"####\s*([-+]?\$?[-+]?(?:[0-9][0-9,]*+(?:\.[0-9]*+)?+|\.[0-9]++))(?!\s*/\s*[0-9])")
-
-
-def normalize(text: str) -> str:
-    """`text` as SQuAD v1.1 compares it: lower case, no ASCII punctuation, no articles, single spaces.
-
-    The definition is that of the official evaluation script (Rajpurkar et al. 2016).
-    """
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
 def score_span(prediction: str, answers: Sequence[str]) -> dict[str, float]:
@@ -128,7 +118,7 @@ def span_error(prediction: str, example: Example) -> str | None:
     `wrong relation`: stands somewhere else in the passage.
     `not in the passage`: everything else.
 
-    All comparisons are of whole normalised tokens: `art` does not stand in `Martha`.
+    Spans are compared normalized and as whole words: `art` is not in `Martha` (`evaluation.matching`).
     """
     predicted = normalize(prediction)
     golds = [normalize(answer) for answer in example.answers]
@@ -141,8 +131,3 @@ def span_error(prediction: str, example: Example) -> str | None:
     if any(contains(predicted, gold) or contains(gold, predicted) for gold in golds):
         return "wrong boundary"
     return "wrong relation" if contains(normalize(example.context), predicted) else "not in the passage"
-
-
-def contains(text: str, part: str) -> bool:
-    """Whether the tokens of `part` (at least one) follow each other in `text`."""
-    return bool(part) and f" {part} " in f" {text} "

@@ -74,6 +74,8 @@ class Report:
         for name, count in result.unstable.items():
             if count:
                 yield f"{name}: {count} prompts end in tokens that the answer would change; these stay causal."
+        for (label, name), types in result.partners.items():
+            yield partner_sentence(f"{name} over {label}", types)
         for (label, name), count in result.skipped.items():
             yield f"{name}: {count} examples that {label} could not change are left out of it."
         if aware:
@@ -89,6 +91,14 @@ class Report:
         if self.closed:
             found["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in self.closed.items()}
         return found
+
+
+def partner_sentence(which: str, types: Mapping[str, int]) -> str:
+    """What is said of a deranged arm: from whom its contexts are. types: see `Arm.partner_types`."""
+    return (
+        f"{which}: {types['same type']:,} examples get the context of a question that wants the same type of answer, "
+        f"{types['any type']:,} that of any other; {types['none']:,} have none without their answer in it."
+    )
 
 
 def of_questions(aware: Sequence[str]) -> str:

@@ -40,6 +40,7 @@ def evaluate_readers(
         # Of the same text, tokenizers differ in how many prompts end in tokens that an answer would change.
         result.unstable = {task: max(n, result.unstable.get(task, 0)) for task, n in found.unstable.items()}
         result.skipped |= found.skipped
+        result.partners |= found.partners
         result.work |= found.work
     for together in _together(arms):
         for task in tasks:

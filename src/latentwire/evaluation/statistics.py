@@ -89,6 +89,17 @@ def members(outcomes: Sequence[Outcome], task: str) -> list[Outcome]:
     return [o for o in outcomes if task in ("macro", o.task) or o.task.startswith(f"{task}/")]
 
 
+def shared(arms: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
+    """The outcomes of each arm on the examples that all arms have answered: a variant may have left some out.
+
+    Example:
+        >>> text, deranged = shared([by_arm(outcomes)["text"], by_arm(outcomes)["text:deranged"]])
+    """
+    answered = [{(o.task, o.id) for o in arm} for arm in arms]
+    common = set.intersection(*answered) if answered else set()
+    return [[o for o in arm if (o.task, o.id) in common] for arm in arms]
+
+
 def estimate(outcomes: Sequence[Outcome], metric: str | None = None, resamples: int = 2000) -> Estimate:
     """The value of one arm's `outcomes` with its 95 % bootstrap interval over groups.
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from latentwire.evaluation.audit import Audit
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import compare, estimate, members
+from latentwire.evaluation.statistics import compare, estimate, members, shared
 from latentwire.evaluation.summary import by_arm, rows
 from latentwire.printing import plain_table
 
@@ -39,18 +39,12 @@ def scores(result: Evaluation, leaking: Sequence[str] = (), aware: Sequence[str]
                 arm + " LEAKS" * (arm in leaking) + " QUESTION-AWARE" * (arm in aware),
                 shown,
                 str(found.n),
-                "" if arm == baseline else str(compare(part, _shared(base, part))),
+                "" if arm == baseline else str(compare(*shared([part, base]))),
             )
         for name, value in floors(result, task).items():
             table.add_row("", name, f"{value:.3f}", "", "")
         table.add_section()
     return table
-
-
-def _shared(base: Sequence[Outcome], part: Sequence[Outcome]) -> list[Outcome]:
-    """The baseline's outcomes on the examples that an arm was asked: a variant may have left some out."""
-    asked = {(outcome.task, outcome.id) for outcome in part}
-    return [outcome for outcome in base if (outcome.task, outcome.id) in asked]
 
 
 def floors(result: Evaluation, task: str) -> Mapping[str, float]:

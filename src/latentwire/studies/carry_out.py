@@ -33,7 +33,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
 
     Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, by arm and task how many
-    examples its variant could not change (`skipped`) and sizes (`evaluation.sizes.Size`), the arms that leak or
+    examples its variant could not change (`skipped`), the partners of deranged ones (`Arm.partner_types`) and sizes (`evaluation.sizes.Size`), the arms that leak or
     whose contexts are encoded with the question in sight, tokens and seconds.
 
     Raises:
@@ -60,6 +60,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         log(f"{done:,} of {total:,} answers are there already")
     floors: dict[str, dict[str, float]] = {}
     unstable: dict[str, int] = {}
+    partners: dict[str, dict[str, dict[str, int]]] = {}
     started = time.monotonic()
     with log.progress(folder.parent.name, "answers") as report:
 
@@ -76,6 +77,9 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
             )
             floors |= found.floors
             unstable |= found.unstable
+            for wire in wires:
+                if types := wire.partner_types(task.examples(split, limit), task.name):
+                    partners.setdefault(arms[wire.label], {})[task.name] = types
             if left:
                 outcomes += [replace(outcome, arm=arms[outcome.arm]) for outcome in found.outcomes]
                 write_outcomes(folder / OUTCOMES, outcomes)
@@ -87,6 +91,7 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
         "floors": floors,
         "unstable": unstable,
         "skipped": _skipped(outcomes, arms.values(), {task: size // len(arms) for task, size in sizes.items()}),
+        "partners": partners,
         "leaks": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.leaks],
         "question_aware": [arm for wire, arm in zip(wires, stage.arms, strict=True) if wire.wire.question_aware],
         "tokens": sum(outcome.tokens for outcome in outcomes),

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 
 from latentwire.evaluation.combinations import Arms, Combination
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import compare, members
+from latentwire.evaluation.statistics import compare, members, shared
 from latentwire.studies.claims import Effect, Effects
 
 Readings = Mapping[str, Sequence[Outcome]]
@@ -77,7 +77,8 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
     letters = [(effect, named) for effect, named in _letters(effects) if set(named.values()) <= readings.keys()]
     found = []
     for task in tasks if letters else ():
-        part = {name: members(outcomes, task) for name, outcomes in readings.items()}
+        paired = shared([members(outcomes, task) for outcomes in readings.values()])
+        part = dict(zip(readings, paired, strict=True))
         arms, called = Arms.of(part), {}
         for of in dict.fromkeys(named[FORMULAS[effect].of] for effect, named in letters):
             stages = dict.fromkeys(reading.split("/")[0] for reading in (effects.baseline, of))

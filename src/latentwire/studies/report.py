@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from latentwire.evaluation.report import of_questions
+from latentwire.evaluation.report import of_questions, partner_sentence
 from latentwire.printing import plain_table
 from latentwire.runs.store import Run
 from latentwire.studies.curves import points
@@ -206,6 +206,10 @@ def _cautions(found: Summary) -> Iterator[str]:
         for arm, of in each["skipped"].items()
         for task, count in of.items()
     ]
+    for name, each in told.items():
+        for arm, types_of in each.get("partners", {}).items():
+            for task, types in types_of.items():
+                yield partner_sentence(f"{task} in {name}/{arm}", types)
     if skipped:
         yield f"Left out, since the arm's variant cannot change these examples: {', '.join(skipped)}."
 

@@ -13,7 +13,7 @@ from latentwire import __version__
 from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
-from latentwire.evaluation.statistics import Comparison, compare, holm, members
+from latentwire.evaluation.statistics import Comparison, compare, holm, members, shared
 from latentwire.evaluation.summary import Metrics, Number, by_arm, invalid, summarize
 from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
@@ -28,11 +28,11 @@ from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages import TRAINED, Evaluate
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 8
+_FORM = 9
 """Counted up when a summary of the same runs comes to hold something else."""
 ENDED = ("done", "rejected")
 """Of a run that has results."""
-_TOLD = ("leaks", "question_aware", "unstable", "skipped", "floors", "sizes")
+_TOLD = ("leaks", "question_aware", "unstable", "skipped", "partners", "floors", "sizes")
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
@@ -144,7 +144,7 @@ def _compare(
     found: dict[str, tuple[Asked, Comparison, str]] = {}
     for asked in study.comparisons:
         if asked.a in readings and asked.b in readings:
-            a, b = members(readings[asked.a], asked.task), members(readings[asked.b], asked.task)
+            a, b = shared([members(readings[each], asked.task) for each in (asked.a, asked.b)])
             names = {next(iter(outcome.metrics)) for outcome in a}
             metric = asked.metric or (names.pop() if len(names) == 1 else "primary")
             found[asked.name] = asked, compare(a, b, asked.metric), metric
@@ -194,7 +194,7 @@ def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, l
     """The oracles whose readings are all there, as readings of their own."""
     there = {name: of for name, of in study.oracles.items() if set(of) <= readings.keys()}
     return {
-        f"{ORACLES}/{name}": [replace(best, arm=name) for best in union([readings[each] for each in of])]
+        f"{ORACLES}/{name}": [replace(best, arm=name) for best in union(shared([readings[each] for each in of]))]
         for name, of in there.items()
     }
 
