@@ -1,28 +1,27 @@
 """Arms name what they do, and what they do to examples is what they say."""
 
+import os
 import shutil
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from latentwire import models, wires
 from latentwire.errors import UserError
-from latentwire.evaluation import arms
+from latentwire.evaluation import arms, tables
 from latentwire.evaluation.answers import _outcome
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.metrics import contains, normalize
-from latentwire.evaluation.variants import counterfactual, deranged, golds
+from latentwire.evaluation.matching import mentions
+from latentwire.evaluation.variants import counterfactual, deranged, partners, right_answers
 from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
 from latentwire.wires.latent.latent_wire import Latent
 from tests.support.models import tiny_lm
 
+DATA = Path(os.environ.get("LATENTWIRE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 ONE_HOP = resolve(["one_hop"], None)[0].examples("test", 120)
-
-
-def stands(part, text):
-    return contains(normalize(text), normalize(part))
 
 
 def span_task(examples):
@@ -94,7 +93,7 @@ def test_deranged_has_the_context_of_another_group_without_the_answer():
         assert replace(new, context=old.context) == old
         partner = by_context[new.context]
         assert partner.group != old.group
-        assert not stands(old.answers[0], new.context)
+        assert not mentions(new.context, old.answers[0])
         kinds.append(partner.question.split()[:2] == old.question.split()[:2])
     assert all(kinds)
 
@@ -117,8 +116,8 @@ def test_counterfactual_states_the_foil_wherever_the_gold_answer_stood():
     for old, new in zip(ONE_HOP, counterfactual(ONE_HOP, "one_hop"), strict=True):
         assert new is not None
         (gold,), (foil,) = old.answers, new.answers
-        assert not stands(gold, new.context)
-        assert not stands(foil, old.context)
+        assert not mentions(new.context, gold)
+        assert not mentions(old.context, foil)
         assert new.context.replace(foil, gold) == old.context
         assert new.candidates[old.candidates.index(gold)] == foil
         assert (new.id, new.group, new.question) == (old.id, old.group, old.question)
@@ -129,8 +128,8 @@ def test_a_counterfactual_choice_may_still_be_the_old_one():
     for old, new in zip(examples, counterfactual(examples, "choices"), strict=True):
         assert new is not None
         assert new.choices[:-1] == old.choices
-        assert golds(new)[0] in new.context
-        assert golds(old)[0] not in new.context
+        assert right_answers(new)[0] in new.context
+        assert right_answers(old)[0] not in new.context
 
 
 def test_what_cannot_be_exchanged_is_left_out_and_counted(lm):
@@ -187,8 +186,84 @@ def test_the_first_token_is_right_where_greedy_decoding_begins_with_it(lm):
 
 def test_an_example_without_a_context_is_not_deranged():
     bare = Example(id="a", group="a", context="", question="Who?", answers=("Ada",))
-    with pytest.raises(UserError, match="without one of its own"):
-        deranged([bare, *ONE_HOP[:3]], "span")
+    first, *others = deranged([bare, *ONE_HOP[:20]], "span")
+    assert first is None
+    assert all(others)
+    with pytest.raises(UserError, match="without one of their own"):
+        deranged([bare, replace(bare, id="b", group="b")], "span")
+
+
+def passages(*rows):
+    """Examples, each of a group of its own, from (context, question, answer)."""
+    return [
+        Example(id=str(at), group=str(at), context=context, question=question, answers=(answer,))
+        for at, (context, question, answer) in enumerate(rows)
+    ]
+
+
+MIXED = passages(
+    ("Ada lives in Rome.", "Where does Ada live?", "Rome"),
+    ("Bo lives in Oslo.", "Where does Bo live?", "Oslo"),
+    ("Cy paid 5 dollars.", "How much did Cy pay?", "5"),
+    ("Of Rome and Oslo, Di was born in Oslo; she owns 5 cats.", "In which city was Di born?", "in"),
+)
+
+
+def test_a_question_that_nobody_else_asks_gets_any_other_context_without_its_answer():
+    ada, bo, cy, di = partners(MIXED, "span")
+    assert (ada.example, ada.same_type) == (MIXED[1], True)
+    assert (bo.example, bo.same_type) == (MIXED[0], True)
+    assert cy.example in MIXED[:2]
+    assert not cy.same_type
+    assert di.example == MIXED[2]
+
+
+def test_an_example_that_no_other_context_fits_is_left_out_counted_and_compared_without(lm):
+    held = replace(MIXED[0], id="held", group="held", question="Who lives somewhere?", answers=("lives",))
+    task = span_task([*MIXED[:2], held])
+    result = evaluate(lm, [task], [arms.parse("text"), arms.parse("text:deranged")])
+    assert result.skipped == {("text:deranged", "span"): 1}
+    assert result.partners == {("text:deranged", "span"): {"same type": 2, "any type": 0, "none": 1}}
+    assert [o.id for o in result.outcomes] == ["0", "1", "held", "0", "1"]
+    numbers = [str(cell) for cell in tables.scores(result).columns[3]._cells]
+    assert numbers[:2] == ["3", "2"]
+
+
+@pytest.mark.parametrize(
+    ("longer", "answer", "elsewhere"),
+    [
+        ("王芳也住在北京郊外。", "北京", "上海浦东很大。"),
+        ("東\n京タワーの近くです。", "東京", "大阪です。"),
+        ("เขาอาศัยอยู่ในกรุงเทพมหานคร", "กรุงเทพ", "เชียงใหม่"),
+        ("그는 서울에서 산다.", "서울", "부산"),
+        ("يعيش في بالقاهرة الآن", "القاهرة", "دمشق"),
+        ("新しいiPhoneを買った。", "iPhone", "新しい車"),
+        ("The Paris-based firm", "Paris", "The Parisian firm"),
+        ("the U.S. today", "US", "they use it"),
+        ("It is １９９０.", "1990", "It is 19901."),
+    ],
+)
+def test_deranged_hands_over_no_context_that_holds_the_answer_in_any_script(longer, answer, elsewhere):
+    assert mentions(longer, answer)
+    assert not mentions(elsewhere, answer)
+    asked, other, held = passages((answer, "?", answer), (elsewhere, "?", elsewhere), (longer, "?", longer))
+    assert partners([asked, other, held], "span")[0].example == other
+
+
+def test_a_counterfactual_exchanges_an_answer_inside_text_without_blanks():
+    rows = passages(("李明住在北京市区。", "住在哪里", "北京"), ("陈伟住在上海浦东。", "住在哪里", "上海"))
+    assert [new.context for new in counterfactual(rows, "span")] == ["李明住在上海市区。", "陈伟住在北京浦东。"]
+
+
+@pytest.mark.skipif(not (DATA / "xquad_en.json").exists(), reason="real data is not part of the repository")
+def test_every_question_of_xquad_is_deranged():
+    examples = resolve(["squad"], DATA / "xquad_en.json")[0].examples()
+    found = partners(examples, "squad")
+    assert sum(partner.same_type for partner in found) == 1074
+    assert len(found) == 1190
+    for example, partner in zip(examples, found, strict=True):
+        assert partner.example.group != example.group
+        assert not any(mentions(partner.example.context, answer) for answer in example.answers)
 
 
 def test_controls_say_of_every_trained_wire_what_goes_over_it():

@@ -1,7 +1,8 @@
 """Normalized text, and whether a text mentions an answer, in any script.
 
-Where a script puts blanks between words, an answer is mentioned as whole words: `art` is not mentioned in `Martha`.
-Where it does not (Chinese, Japanese, Thai, …), or attaches particles and prefixes to words (Korean, Arabic, Hebrew),
+Where a script puts blanks between words, an answer is mentioned as whole words: `art` is not mentioned in
+`Martha`. Where it does not (Chinese, Japanese, Thai, …), or attaches particles and prefixes to words (Korean,
+Arabic, Hebrew),
 any run of the same characters is a mention: `北京` is mentioned in `住在北京市区`.
 """
 
@@ -16,7 +17,7 @@ _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
 _UNSPACED = (
     "\u0590-\u08ff"  # Hebrew, Arabic, Syriac, Thaana and their extensions
-    "\u0e00-\u0fff\u1000-\u109f\u1700-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f"  # Thai to Khmer, Tai, Balinese
+    "\u0e00-\u0fff\u1000-\u109f\u1700-\u17ff\u1950-\u19ff\u1a20-\u1aaf\u1b00-\u1b7f"  # Thai to Khmer, Balinese
     "\u1100-\u11ff\ua960-\ua9ff\uaa60-\uaadf\uac00-\ud7ff"  # Hangul, Javanese, further Myanmar and Tai Viet
     "\u2e80-\u9fff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # Han, kana, bopomofo
 )
@@ -61,7 +62,9 @@ def mentions(text: str, answer: str) -> bool:
         >>> mentions("王芳也住在北京郊外。", "北京"), mentions("Martha sleeps.", "art")
         (True, False)
     """
-    return any(contains(spelled, wanted) for spelled, wanted in zip(spellings(text), spellings(answer), strict=True))
+    return any(
+        contains(spelled, wanted) for spelled, wanted in zip(spellings(text), spellings(answer), strict=True)
+    )
 
 
 def spellings(text: str) -> tuple[str, str]:

@@ -96,8 +96,8 @@ class Report:
 def partner_sentence(which: str, types: Mapping[str, int]) -> str:
     """What is said of a deranged arm: from whom its contexts are. types: see `Arm.partner_types`."""
     return (
-        f"{which}: {types['same type']:,} examples get the context of a question that wants the same type of answer, "
-        f"{types['any type']:,} that of any other; {types['none']:,} have none without their answer in it."
+        f"{which}: {types['same type']:,} examples get the context of a question that wants the same type of "
+        f"answer, {types['any type']:,} that of any other; {types['none']:,} have none without their answer in it."
     )
 
 

@@ -10,7 +10,7 @@ from rich.table import Table
 from latentwire.evaluation.audit import Audit
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import compare, estimate, members, shared
+from latentwire.evaluation.statistics import Comparison, compare, estimate, members, shared
 from latentwire.evaluation.summary import by_arm, rows
 from latentwire.printing import plain_table
 
@@ -39,12 +39,17 @@ def scores(result: Evaluation, leaking: Sequence[str] = (), aware: Sequence[str]
                 arm + " LEAKS" * (arm in leaking) + " QUESTION-AWARE" * (arm in aware),
                 shown,
                 str(found.n),
-                "" if arm == baseline else str(compare(*shared([part, base]))),
+                "" if arm == baseline else str(_compared(part, base)),
             )
         for name, value in floors(result, task).items():
             table.add_row("", name, f"{value:.3f}", "", "")
         table.add_section()
     return table
+
+
+def _compared(part: Sequence[Outcome], base: Sequence[Outcome]) -> Comparison:
+    a, b = shared([part, base])
+    return compare(a, b)
 
 
 def floors(result: Evaluation, task: str) -> Mapping[str, float]:

@@ -1,7 +1,7 @@
 """Controls that change examples, for any wire: `deranged` and `counterfactual`.
 
-What changes depends on the set of examples only, never on their order, the wire or a random state. An example that a
-variant cannot change is None in its result; evaluations leave it out and report how many there were.
+What changes depends on the set of examples only, never on their order, the wire or a random state. An example that
+a variant cannot change is None in its result; evaluations leave it out and report how many there were.
 """
 
 from __future__ import annotations
@@ -32,7 +32,8 @@ class Partner:
 def deranged(examples: Sequence[Example], task: str) -> list[Example | None]:
     """Every example with the context of its partner (see `partners`), in the same order.
 
-    A reader that has learned only what such answers look like keeps its score; one that reads its context loses it.
+    A reader that has learned only what such answers look like keeps its score; one that reads its context loses
+    it.
 
     Example:
         >>> task = resolve(["one_hop"], None)[0]
@@ -42,16 +43,16 @@ def deranged(examples: Sequence[Example], task: str) -> list[Example | None]:
         UserError: no example has a partner.
     """
     pairs = zip(examples, partners(examples, task), strict=True)
-    return [partner and replace(example, context=partner.example.context) for example, partner in pairs]
+    return [replace(own, context=partner.example.context) if partner else None for own, partner in pairs]
 
 
 def partners(examples: Sequence[Example], task: str, *, whole: bool = False) -> list[Partner | None]:
     """For every example the one whose context `deranged` takes.
 
-    A partner belongs to another group, and none of the example's right answers is mentioned in its context. Partners
-    that want the same type of answer (the question opens alike and a number answers both, or words do) are preferred;
-    without one, any other group will do. None where an example has no context of its own, has its choices in the
-    context, or no other group's context lacks its answers.
+    A partner belongs to another group, and none of the example's right answers is mentioned in its context.
+    Partners that want the same type of answer (the question opens alike and a number answers both, or words do)
+    are preferred; without one, any other group will do. None where an example has no context of its own, has its
+    choices in the context, or no other group's context lacks its answers.
 
     Args:
         whole: the partner's whole prompt is taken and not its context alone: no example needs a context, and the
@@ -64,14 +65,14 @@ def partners(examples: Sequence[Example], task: str, *, whole: bool = False) -> 
     own = [example for example in examples if (example.context or whole) and not _choices_in_context(example)]
     if not own:
         raise UserError(
-            f"{task}: deranged exchanges contexts, found {examples[0].id} and {len(examples) - 1} others without one "
-            "of their own, expected a task with contexts."
+            f"{task}: deranged exchanges contexts, found {examples[0].id} and {len(examples) - 1} others without "
+            "one of their own, expected a task with contexts."
         )
     paired = {example.id: _partner(example, ring, whole) for example in own}
     if not any(paired.values()):
         raise UserError(
-            f"{task}: deranged found no context of another group without the answer to {own[0].id} (or to any other) "
-            f"among {len(examples)} examples, expected more of them."
+            f"{task}: deranged found no context of another group without the answer to {own[0].id}, or to any "
+            f"other example, among {len(examples)} examples, expected more of them."
         )
     return [paired.get(example.id) for example in examples]
 
@@ -86,15 +87,16 @@ def _partner(example: Example, ring: _Ring, whole: bool) -> Partner | None:
     found = next(ring.same_type(example, fits), None)
     if found is not None:
         return Partner(found, same_type=True)
-    found = next(ring.any_type(example, fits), None)
-    return found and Partner(found, same_type=False)
+    other = next(ring.any_type(example, fits), None)
+    return Partner(other, same_type=False) if other is not None else None
 
 
 def counterfactual(examples: Sequence[Example], task: str) -> list[Example | None]:
     """Every example with its right answer exchanged for another value, in the context and as what is expected.
 
     The new value is the right answer to another group's question of the same type and is not mentioned in this
-    context. A choice gets it as one choice more, so that the old answer may still be chosen. None where the exchange
+    context. A choice gets it as one choice more, so that the old answer may still be chosen. None where the
+    exchange
     is impossible: the context does not state the answer word for word, the question mentions it, or no value fits.
 
     Example:
@@ -140,7 +142,7 @@ def _exchanged(example: Example, ring: _Ring) -> Example | None:
 
 
 class _Ring:
-    """Examples in an order that their ids alone decide; the search for a partner goes on from an example's place."""
+    """Examples in an order that their ids alone decide; the search for a partner starts at an example's place."""
 
     def __init__(self, examples: Sequence[Example]) -> None:
         self._order = sorted(examples, key=lambda example: hashlib.sha256(example.id.encode()).digest())
@@ -172,7 +174,9 @@ class _Ring:
         """Those of other groups that fit."""
         return self._after(example, range(len(self._order)), fits)
 
-    def _after(self, example: Example, places: Sequence[int], fits: Callable[[Example], bool]) -> Iterator[Example]:
+    def _after(
+        self, example: Example, places: Sequence[int], fits: Callable[[Example], bool]
+    ) -> Iterator[Example]:
         start = bisect_right(places, self._place[example.id])
         for step in range(len(places)):
             other = self._order[places[(start + step) % len(places)]]

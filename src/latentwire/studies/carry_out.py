@@ -33,8 +33,9 @@ def evaluate(lm: LM, stage: Evaluate, plan: Plan, readers: Readers, folder: Path
     """Answer task by task, keeping every finished task's outcomes, and write `metrics.json`.
 
     Returns the floors of the tasks (see `Evaluation`), how many prompts are unstable, by arm and task how many
-    examples its variant could not change (`skipped`), the partners of deranged ones (`Arm.partner_types`) and sizes (`evaluation.sizes.Size`), the arms that leak or
-    whose contexts are encoded with the question in sight, tokens and seconds.
+    examples its variant could not change (`skipped`), the partners of deranged ones (`Arm.partner_types`) and
+    sizes (`evaluation.sizes.Size`), the arms that leak or whose contexts are encoded with the question in sight,
+    tokens and seconds.
 
     Raises:
         UserError: a prompt is longer than the model.
