@@ -8,7 +8,7 @@ from itertools import groupby
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.items import prepare
-from latentwire.evaluation.variants import golds
+from latentwire.evaluation.variants import right_answers
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_settings import departure
@@ -69,7 +69,7 @@ def shown(
 
 
 def _gold(example: Example) -> str:
-    return " or ".join(repr(gold) for gold in dict.fromkeys(golds(example)))
+    return " or ".join(repr(gold) for gold in dict.fromkeys(right_answers(example)))
 
 
 def _described(prefix: Prefix, lm: LM) -> tuple[str, str]:
