@@ -116,7 +116,7 @@ def eval_(
     from latentwire.evaluation.prompts_shown import departures, shown
     from latentwire.evaluation.report import Report
     from latentwire.evaluation.several_readers import evaluate_readers
-    from latentwire.files import write_atomically
+    from latentwire.files import check_writable, write_atomically
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.runs.log import counted
     from latentwire.tasks import resolve
@@ -126,7 +126,7 @@ def eval_(
     arms = parsing.parse_all(wire or DEFAULT_WIRES, model, controls=controls)
     tasks = resolve(task, data, include_path)
     if json_file is not None:
-        _check_writable(json_file)
+        check_writable(json_file, "json")
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
     lm = _load(model, adapter, prompts)
     others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
@@ -292,45 +292,14 @@ def bench(
     out: Annotated[Path, typer.Option(help="For plot: the folder for the pictures.")] = Path("plots"),
 ) -> None:
     """Measure this engine beside what you would otherwise run, and beside the machine's limit."""
+    from latentwire.bench import measuring
+
     if name == "plot":
-        from latentwire.bench import plots
-
-        if not files:
-            raise UserError("bench plot: found no file, expected files that bench --json wrote.")
-        for path in plots.draw(files, out):
-            print(path)
-        return
-    if files:
+        measuring.plot(files or (), out)
+    elif files:
         raise UserError(f"bench: found the file {files[0]} after {name}, expected files after plot only.")
-    import torch
-
-    from latentwire import bench as benchmarks
-    from latentwire.bench import measurements, setup
-    from latentwire.files import write_atomically
-    from latentwire.printing import console
-
-    if name not in benchmarks.NAMES:
-        raise UserError(f"bench: found {name!r}, expected {' or '.join(benchmarks.NAMES)} or plot.")
-    if only and only not in (allowed := (*benchmarks.parts(name), "sweep")):
-        raise UserError(f"only: found {only!r}, expected {' or '.join(allowed)}.")
-    if dtype not in (None, "float32", "bfloat16"):
-        raise UserError(f"dtype: found {dtype!r}, expected float32 or bfloat16.")
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    shape = shape or ("3b" if device.type == "cuda" else "tiny")
-    if shape not in setup.SHAPES:
-        raise UserError(f"shape: found {shape!r}, expected {' or '.join(setup.SHAPES)}.")
-    if json_file is not None:
-        _check_writable(json_file)
-    at = setup.Setup(device, shape, sweep, only, getattr(torch, dtype) if dtype else None)
-    print(f"{benchmarks.NAMES[name]}\n{measurements.machine(device)}, shape {shape}, {at.dtype}", flush=True)
-    rows = []
-    for row in benchmarks.measure(name, at):
-        rows.append(row)
-        figures = ", ".join(f"{key} {value:.4g}" for key, value in row.figures.items() if value is not None)
-        print(f"  {row.who} {row.at or ''}: {figures} {row.note}", file=sys.stderr, flush=True)
-        if json_file is not None:
-            write_atomically(json_file, json.dumps(measurements.document(name, at, rows), indent=1) + "\n")
-    console().print(measurements.table(name, rows))
+    else:
+        measuring.run(name, shape=shape, sweep=sweep, only=only, dtype=dtype, json_file=json_file)
 
 
 @app.command()
@@ -356,15 +325,6 @@ def doctor() -> None:
         healthy &= finding.healthy
     if not healthy:
         raise typer.Exit(1)
-
-
-def _check_writable(file: Path) -> None:
-    """Refuse a file that cannot be written before work starts rather than at its end."""
-    folder = file.absolute().parent
-    if not folder.is_dir():
-        raise UserError(f"json: found no folder {file.parent}, expected one to write {file.name} into.")
-    if file.is_dir() or not os.access(folder, os.W_OK):
-        raise UserError(f"json: {file} cannot be written, expected a file in a folder that can.")
 
 
 def _load(model: str, adapter: Path | None, prompts: PromptSettings | None) -> LM:

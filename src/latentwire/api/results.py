@@ -38,6 +38,12 @@ class Results:
         evaluation: outcomes and floors as the engine returned them.
         leaking: labels of arms under which a scored token sees its own label.
         question_aware: labels of arms whose message was encoded with the question in sight.
+
+    Example:
+        >>> import latentwire as lw
+        >>> results = lw.evaluate("embedded:heron", ["one_hop", "reverse"], "text", limit=4)
+        >>> results.tasks
+        ['one_hop', 'reverse', 'macro']
     """
 
     evaluation: Evaluation

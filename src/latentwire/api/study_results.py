@@ -27,6 +27,12 @@ class OpenedRun:
 
     Attributes:
         run: the folder and what its `run.json` says.
+
+    Example:
+        ```python
+        run = latentwire.open_run("quickstart/baseline")
+        print(run.status, run.results)
+        ```
     """
 
     run: Run
@@ -86,6 +92,12 @@ class StudyResults:
         folder: holds `summary.json`, `summary.md` and a folder for each stage.
         summary: what `summary.json` says.
         runs: by stage, the run that counts.
+
+    Example:
+        ```python
+        results = latentwire.run_study("quickstart")
+        print(results.failed_gates, results.runs["baseline"].results)
+        ```
     """
 
     study: Study

@@ -29,7 +29,13 @@ class TrainedWire:
 
     Attributes:
         folder: holds `settings.json`, `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`.
-        training: steps, best loss in nats a token, and why training ended.
+        training: steps, best loss in nats per token, and why training ended.
+
+    Example:
+        ```python
+        trained = latentwire.train("wires/mine", steps=200)
+        memory = latentwire.compress("embedded:heron", "Ada lives in Rome.", trained.wire)
+        ```
     """
 
     folder: Path
