@@ -20,7 +20,7 @@ from lm_eval.tasks import TaskManager
 from latentwire import UserError, wires
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.harness import register
-from latentwire.harness.model import HarnessModel
+from latentwire.harness.harness_model import HarnessModel
 from latentwire.harness.requests import decoding
 from latentwire.lm.model import LM
 from latentwire.runs.store import Record, Run

@@ -26,7 +26,7 @@ def register() -> None:
     import_module("lm_eval.models")  # registers lm-eval's own names, which it does only while there are none
 
     if NAME not in model_registry:
-        model_registry.register(NAME, target="latentwire.harness.model:HarnessModel")
+        model_registry.register(NAME, target="latentwire.harness.harness_model:HarnessModel")
 
 
 def autoload() -> None:
