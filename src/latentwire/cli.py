@@ -252,11 +252,11 @@ app.add_typer(runs_app, name="runs")
 @runs_app.command("list")
 def list_(runs: Runs = Path("runs")) -> None:
     """List all runs, oldest first."""
-    from latentwire.printing import console
-    from latentwire.runs import store, tables
+    from latentwire.runs import run_tables, store
 
-    if found := store.runs(runs):
-        console().print(tables.listed(found))
+    readable, unreadable = store.scan(runs)
+    if readable or unreadable:
+        print(*run_tables.listed(readable, unreadable), sep="\n")
     else:
         print(f"no runs in {runs}")
 
@@ -268,10 +268,10 @@ def show(
 ) -> None:
     """Show one run: its origin and its results."""
     from latentwire.printing import console
-    from latentwire.runs import store, tables
+    from latentwire.runs import run_tables, store
 
     screen = console()
-    for part in tables.shown(store.find(runs, run)):
+    for part in run_tables.shown(store.find(runs, run)):
         screen.print(part, soft_wrap=isinstance(part, str), markup=False)
 
 

@@ -12,7 +12,7 @@ from latentwire.errors import UserError
 from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.runs.store import Record, Run
 from latentwire.studies import commands, loading
-from latentwire.studies.stages import FitWire
+from latentwire.studies.stages import TrainWire
 from latentwire.training.data.world import WorldPassages
 from latentwire.training.wire.config import PRESETS
 from latentwire.training.wire.passages import passages
@@ -111,10 +111,10 @@ def test_gates_on_few_examples_or_other_metrics_are_refused(tmp_path: Path) -> N
 
 def test_a_preset_fills_what_a_stage_leaves_open(tmp_path: Path) -> None:
     sized = {key: value for key, value in A.items() if key not in PRESETS["smoke"]}
-    small = FitWire.model_validate({**sized, "preset": "smoke", "passages": 3})
+    small = TrainWire.model_validate({**sized, "preset": "smoke", "passages": 3})
     assert small.passages == 3
     assert all(getattr(small, key) == value for key, value in PRESETS["smoke"].items() if key != "passages")
-    assert FitWire.model_validate(small.model_dump()) == small
+    assert TrainWire.model_validate(small.model_dump()) == small
 
 
 def test_the_commands_preset_goes_over_the_file_and_set_over_both() -> None:
@@ -124,7 +124,7 @@ def test_the_commands_preset_goes_over_the_file_and_set_over_both() -> None:
     sizes = {name: [found[name].steps for name in ("fit", "constant")] for name, found in
              {"plain": plain, "small": small, "hero": hero}.items()}  # fmt: skip
     assert sizes == {"plain": [1600, 1600], "small": [7, 20], "hero": [8000, 8000]}
-    kept = set(FitWire.model_fields) - set(PRESETS["smoke"]) - {"preset"}
+    kept = set(TrainWire.model_fields) - set(PRESETS["smoke"]) - {"preset"}
     assert all(getattr(small["fit"], name) == getattr(plain["fit"], name) for name in kept)
     with pytest.raises(UserError, match="--preset: found 'large', expected one of smoke, hero"):
         loading.load("latent-wire", (), "large")

@@ -15,7 +15,7 @@ from latentwire import studies
 from latentwire.errors import UserError
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
-from latentwire.studies.stages import Evaluate, FitWire
+from latentwire.studies.stages import Evaluate, TrainWire
 from latentwire.wires.latent.encoders.source import SourceConfig
 from latentwire.wires.latent.select import Anchors
 from latentwire.wires.latent.translators import DitConfig
@@ -46,9 +46,12 @@ def folder(family: str) -> str:
 def small(template: str, source: str, target: str, *more: str) -> list[str]:
     """Changes that make a template small, and its models these."""
     changes = [f"models.source={source}", f"models.target={target}", *more]
-    stages = loading.load(template).stages
+    whole = yaml.safe_load(studies.templates()[template])["stages"]
+    # Of a swept stage, which is changed as a whole, the last point stands for all.
+    stages = {point.split("-")[0]: stage for point, stage in loading.load(template).stages.items()}
+    assert set(stages) == set(whole)
     for name, stage in stages.items():
-        if isinstance(stage, FitWire):
+        if isinstance(stage, TrainWire):
             changes += [f"stages.{name}.{key}={value}" for key, value in SMALL.items()]
             wire = f"stages.{name}.wire"
             made = stage.wire.encoder
@@ -59,8 +62,9 @@ def small(template: str, source: str, target: str, *more: str) -> list[str]:
                 changes.append(f"{wire}.encoder.width=32")  # of the readers' embeddings
             if getattr(stage.wire.encoder, "select", Anchors()).slots:
                 changes.append(f"{wire}.encoder.select.slots=8")
-            if next(iter(stage.wire.adapters.values())).kind == "deep_prefix":
-                changes.append(f"{wire}.adapters.$target.hidden=8")
+            if next(iter(stage.wire.adapters.values())).kind != "native":
+                reader = "source" if name == "swap" else "target"
+                changes.append(f"{wire}.adapters.${reader}.hidden=8")
     return changes
 
 
@@ -120,13 +124,18 @@ def test_a_bridge_of_the_world_runs(template: str, task: str, tmp_path: Path) ->
 def test_a_bridge_on_gsm8k_runs_and_counts_answers_without_a_number(tmp_path: Path) -> None:
     template, source, target = "bridge-gsm8k", "mistral", "llama"
     files = problems(tmp_path / "train.jsonl", 40), problems(tmp_path / "test.jsonl", 6)
-    data = [f"tasks.0.data={files[1]}"]
-    data += [f"stages.{name}.data.data={files[0]}" for name in ("bridge", "self", "constant")]
+    data = [f"files.train={files[0]}", f"files.test={files[1]}"]
     carried = run(tmp_path, template, small(template, folder(source), folder(target), *data))
     metrics = carried.summary["stages"]["bridged"]["metrics"]["bridged"]["gsm8k"]
     invalid = carried.summary["derived"]["invalid"]["bridged/bridged"]["gsm8k"]
     assert metrics["unreadable"]["value"] == invalid["value"] == 1.0  # a random model writes no ####
     assert "| bridged/bridged | 1.000" in (carried.folder / "summary.md").read_text()
+    # The ablations differ: the earlier ones were repeats of one configuration.
+    assert carried.summary["derived"]["repeats"] == []
+    grid = [name for name in carried.runs if name.startswith("ablation-")]
+    assert grid == ["ablation-all", "ablation-kl", "ablation-kl_prompt", "ablation-rotated"]
+    objectives = {name: carried.runs[name].record.configuration["objectives"] for name in grid}
+    assert [len(of) for of in objectives.values()] == [4, 2, 3, 4]
 
 
 @pytest.mark.slow
@@ -175,6 +184,6 @@ def test_a_name_that_stands_for_no_model_is_told(change: str, expected: str) -> 
 
 def test_a_change_of_one_stage_is_of_no_other_that_was_written_like_it() -> None:
     made = loading.load("bridge", ["stages.tuned.data.tiers=[one_hop]"])
-    tiers = {name: stage.data.tiers for name, stage in made.stages.items() if isinstance(stage, FitWire)}
+    tiers = {name: stage.data.tiers for name, stage in made.stages.items() if isinstance(stage, TrainWire)}
     assert tiers.pop("tuned") == ("one_hop",)
     assert set(tiers.values()) == {("one_hop", "reverse")}

@@ -15,7 +15,7 @@ from latentwire.evaluation.statistics import estimate
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner
 from latentwire.studies.spec import Study
-from latentwire.studies.stages import FitWire
+from latentwire.studies.stages import TrainWire
 from latentwire.training.objectives import Imitate
 from tests.support.wire_studies import HERON, WREN, encoder, fit
 
@@ -78,7 +78,7 @@ def test_what_is_imitated_is_trained_first_and_is_a_parent(done: runner.Carried)
 
 def test_the_objective_follows_the_wire_that_the_stage_trained(done: runner.Carried, tmp_path: Path) -> None:
     stage = made().stages["bridge"]
-    assert isinstance(stage, FitWire)
+    assert isinstance(stage, TrainWire)
     assert stage.needs() == ["own"]
     (followed,) = (e for e in stage.settings(lambda name: tmp_path / name).objectives if isinstance(e, Imitate))
     assert followed.wire == str(tmp_path / "own")

@@ -16,7 +16,7 @@ from latentwire.errors import UserError
 from latentwire.evaluation.report import of_questions
 from latentwire.runs.log import Log
 from latentwire.studies import curves, drawing, figures, loading, plan, runner
-from latentwire.studies.summary import JSON, MARKDOWN
+from latentwire.studies.study_summary import JSON, MARKDOWN
 from latentwire.tasks import resolve
 from latentwire.tasks.world.reading import stated
 from latentwire.wires.latent.latent_config import read_config

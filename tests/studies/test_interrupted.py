@@ -17,8 +17,9 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import runs
-from latentwire.studies import carry_out, loading, runner
+from latentwire.studies import loading, runner
 from latentwire.studies.runner import Carried, StageFailed
+from latentwire.studies.stages import evaluate as evaluate_stage
 from latentwire.training.finetuning import finetune as finetuning
 from tests.support.studies import Carry, folders, small_study, written
 
@@ -58,7 +59,7 @@ def test_a_failed_stage_keeps_what_was_done_and_the_next_call_goes_on(
 def test_an_interrupted_evaluation_keeps_its_finished_tasks(
     carry: Carry, monkeypatch: pytest.MonkeyPatch, finished: Carried, tmp_path: Path
 ) -> None:
-    evaluate, asked = carry_out.evaluate_tasks, []
+    evaluate, asked = evaluate_stage.evaluate_readers, []
 
     def interrupted(lm: LM, tasks: Any, wires: Any, **options: Any) -> Any:
         asked.append((tasks[0].name, len(wires)))
@@ -66,7 +67,7 @@ def test_an_interrupted_evaluation_keeps_its_finished_tasks(
             raise KeyboardInterrupt
         return evaluate(lm, tasks, wires, **options)
 
-    monkeypatch.setattr(carry_out, "evaluate_tasks", interrupted)
+    monkeypatch.setattr(evaluate_stage, "evaluate_readers", interrupted)
     with pytest.raises(KeyboardInterrupt):
         carry(stages=["baseline"])
     (run,) = runs(tmp_path / "runs")

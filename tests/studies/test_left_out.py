@@ -11,8 +11,9 @@ from typing import Any
 import pytest
 
 from latentwire.runs.log import Log
-from latentwire.studies import carry_out, loading, report, runner
+from latentwire.studies import loading, runner, summary_tables
 from latentwire.studies.runner import Carried
+from latentwire.studies.stages import evaluate as evaluate_stage
 from tests.support.studies import model_folder, written
 
 PLACES = ["the old town", "a red house", "the river", "a small shop"]
@@ -67,7 +68,7 @@ def test_what_an_arm_was_not_asked_and_where_answers_stick_stand_in_the_summary(
     assert f"first over reading/foil sticks to the old answer in {sticks['value']:.3f} [" in text
     assert "over reading/text sticks" not in text
     carried.summary["derived"]["evaluations"]["reading"]["skipped"] = {}
-    assert "Left out" not in report.markdown(carried.plan.study, carried.runs, carried.summary)
+    assert "Left out" not in summary_tables.markdown(carried.plan.study, carried.runs, carried.summary)
 
 
 def test_an_earlier_attempts_examples_count_as_they_did_then(
@@ -78,9 +79,9 @@ def test_an_earlier_attempts_examples_count_as_they_did_then(
             raise KeyboardInterrupt
         return evaluate(lm, tasks, *rest, **options)
 
-    evaluate = carry_out.evaluate_tasks
+    evaluate = evaluate_stage.evaluate_readers
     with monkeypatch.context() as patch:
-        patch.setattr(carry_out, "evaluate_tasks", interrupted)
+        patch.setattr(evaluate_stage, "evaluate_readers", interrupted)
         with pytest.raises(KeyboardInterrupt):
             carry(tmp_path, Watched())
     log = Watched()

@@ -13,8 +13,7 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import runs
-from latentwire.studies import loading, plan, report, runner
-from latentwire.studies.models import Readers
+from latentwire.studies import loading, plan, runner, summary_tables
 from latentwire.studies.spec import Study
 from tests.support.studies import Carry, folders, model_folder, small_study, written
 
@@ -101,7 +100,7 @@ def test_a_stage_starts_from_the_checkpoint_that_it_names(carry: Carry) -> None:
     # So large a learning rate makes every step worse: the best weights are the untrained ones.
     done = carry("finetuning.learning_rate=10.0", "finetuning.steps=4", "stages.plain_after.checkpoint=final")
     trained = folders(done)["prefix_ft"] / "checkpoints"
-    readers = Readers(done.plan, done.runs)
+    readers = done.plan.model_loader(done.runs)
     for checkpoint in ("best", "final"):
         lm = readers.load((done.plan.study.model, "prefix_ft", checkpoint))
         on_disk = LM.load(trained / checkpoint)
@@ -110,7 +109,9 @@ def test_a_stage_starts_from_the_checkpoint_that_it_names(carry: Carry) -> None:
         (folders(done)[name] / "outcomes.jsonl").read_text() for name in ("plain_after", "baseline")
     )
     assert plain != untrained
-    assert "WARNING: prefix_ft was best at step 0" in report.markdown(done.plan.study, done.runs, done.summary)
+    assert "WARNING: prefix_ft was best at step 0" in summary_tables.markdown(
+        done.plan.study, done.runs, done.summary
+    )
 
 
 def test_tokens_that_may_not_come_first_are_checked_before_anything_runs(tmp_path: Path) -> None:

@@ -11,10 +11,11 @@ from latentwire.evaluation.report import of_questions
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import Run
-from latentwire.studies import carry_out, loading, plan, report
+from latentwire.studies import loading, plan, summary_tables
 from latentwire.studies.runner import Carried
 from latentwire.studies.spec import Study
-from latentwire.studies.summary import build
+from latentwire.studies.stages import training_stage
+from latentwire.studies.study_summary import build
 from latentwire.training.trainee import Trained
 from tests.support.studies import model_folder, small_study
 
@@ -74,14 +75,14 @@ def test_the_written_summary_names_its_limits(finished: Carried) -> None:
 
 def test_tables_mark_leaks_floors_unstable_prompts_and_untrained_checkpoints(finished: Carried) -> None:
     summary = copy.deepcopy(finished.summary)
-    text = report.markdown(finished.plan.study, finished.runs, summary)
+    text = summary_tables.markdown(finished.plan.study, finished.runs, summary)
     assert "LEAKS" not in text
     assert "|  | type_floor |  | 0.250 | 0.250 | 0.375 | 0.312 | 0.281 |" in text  # families count once in `macro`
     assert "|  | chance |  |  | 0.250 | 0.250 | 0.250 |  |" in text
     told = summary["derived"]["evaluations"]["ablated"]
     told["leaks"], told["unstable"] = ["text"], {"one_hop": 3, "choices/home": 0}
     summary["derived"]["finetunings"]["prefix_ft"]["best_step"] = 0
-    text = report.markdown(finished.plan.study, finished.runs, summary)
+    text = summary_tables.markdown(finished.plan.study, finished.runs, summary)
     for words in (
         "| ablated | text (LEAKS) |",
         "ablated/text (LEAKS) minus baseline/text",
@@ -94,14 +95,14 @@ def test_tables_mark_leaks_floors_unstable_prompts_and_untrained_checkpoints(fin
 
 def test_what_a_training_had_no_memory_for_is_told(finished: Carried, capsys: pytest.CaptureFixture[str]) -> None:
     told = "distill left out of 1,200 passes for want of memory"
-    assert "left out of" not in report.markdown(finished.plan.study, finished.runs, finished.summary)
+    assert "left out of" not in summary_tables.markdown(finished.plan.study, finished.runs, finished.summary)
     summary = copy.deepcopy(finished.summary)
     results = summary["derived"]["finetunings"]["prefix_ft"]
     results["skipped"] = skipped = {"answer_ce": 0, "distill": 1200}
-    assert f"prefix_ft: {told}." in report.markdown(finished.plan.study, finished.runs, summary)
-    carry_out._told(Trained(**{**results, "skipped": {"distill": 0}}), Log())
+    assert f"prefix_ft: {told}." in summary_tables.markdown(finished.plan.study, finished.runs, summary)
+    training_stage.reported(Trained(**{**results, "skipped": {"distill": 0}}), Log())
     assert capsys.readouterr().out.endswith(f"at step {results['best_step']}\n")
-    assert carry_out._told(Trained(**results), Log())["skipped"] == skipped
+    assert training_stage.reported(Trained(**results), Log())["skipped"] == skipped
     assert capsys.readouterr().out.endswith(f"at step {results['best_step']}; {told}\n")
 
 
@@ -114,8 +115,8 @@ def test_stages_that_come_to_the_same_are_told_as_repeats(finished: Carried) -> 
     found = build(made, finished.runs)
     assert found["derived"]["repeats"] == [["prefix_ft", "again"]]
     told = "prefix_ft, again resolve to the same configuration"
-    assert told in report.markdown(made.study, finished.runs, found)
-    assert told in "".join(report._sections(made.study, found, brief=True).__next__().notes)
+    assert told in summary_tables.markdown(made.study, finished.runs, found)
+    assert told in "".join(summary_tables._sections(made.study, found, brief=True).__next__().notes)
     assert finished.summary["derived"]["repeats"] == []
 
 
@@ -126,9 +127,9 @@ def test_a_training_tells_its_peak_and_what_was_left_of_it(finished: Carried) ->
     assert 0 <= results["final_accuracy"] <= results["peak_accuracy"] <= 1
     results |= {"peak_accuracy": 0.75, "peak_step": 4, "final_accuracy": 0.5}
     told = "first tokens right 0.750 at their peak, step 4, 0.500 at the end, 0.250 less"
-    assert told in report.markdown(finished.plan.study, runs, summary)
+    assert told in summary_tables.markdown(finished.plan.study, runs, summary)
     results |= {"peak_accuracy": -1.0, "peak_step": -1, "final_accuracy": -1.0}  # resumed from before it was kept
-    assert "first tokens right" not in report.markdown(finished.plan.study, runs, summary)
+    assert "first tokens right" not in summary_tables.markdown(finished.plan.study, runs, summary)
 
 
 def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried) -> None:
@@ -141,6 +142,6 @@ def test_finetunings_are_alike_only_with_equal_rows_and_seeds(finished: Carried)
     for changes, alike in ({}, True), ({"rows": 1, "row_tokens": 1024}, False), ({"seed": 5}, False):
         raw["stages"]["other_ft"] |= changes
         study = Study.model_validate(loading._with_shared(raw))
-        text = report.markdown(study, finished.runs, summary)
+        text = summary_tables.markdown(study, finished.runs, summary)
         assert ("prefix_ft, other_ft saw the same rows" in text) == alike
         assert ("Other rows, steps or seed: other_ft." in text) == (not alike)

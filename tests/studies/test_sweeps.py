@@ -101,6 +101,10 @@ def test_finetunings_sweep_over_what_they_share(tmp_path: Path) -> None:
         ("fit.sweep", [4], r"stages\.fit\.sweep: found \[4\], expected a mapping of dotted paths"),
         ("fit.sweep", {}, r"stages\.fit\.sweep: found \{\}"),
         ("fit.sweep", {"seed": 4}, r"sweep\.seed: found 4, expected a list of values"),
+        ("fit.sweep", {"loss": {"kl": 4}}, r"sweep\.loss\.kl: found 4, expected a mapping of settings"),
+        ("fit.sweep", {"loss": {"k l": {"seed": 1}}}, r"sweep\.loss: found 'k l', expected a word"),
+        ("fit.sweep", {"loss": {"kl": {"a..b": 1}}}, r"found 'a\.\.b', expected a dotted path"),
+        ("odd", {**FIT, "sweep": {"loss": {"kl": {"stepps": 1}}}}, r"odd-kl\.stepps: found an unknown key"),
         ("fit.sweep", {"seed": []}, r"sweep\.seed: found \[\], expected a list"),
         ("fit.sweep", {"seed": [1, [2]]}, r"sweep\.seed: found \[2\], expected a word or a number"),
         ("fit.sweep", {"seed": [None]}, r"sweep\.seed: found nothing, expected a word"),
@@ -165,6 +169,23 @@ def test_a_change_goes_to_all_points_and_to_no_single_one(tmp_path: Path) -> Non
     ):
         with pytest.raises(UserError, match=expected):
             loading.load(file, [change])
+
+
+def test_a_point_may_have_a_name_and_several_settings(tmp_path: Path) -> None:
+    named = {"size": {"small": {"wire.encoder.rank": 1, "steps": 3}, "plain": {}}, "seed": [0, 1]}
+    raw = {
+        **SWEPT,
+        "stages": {"fit": {**SWEPT["stages"]["fit"], "sweep": named}},
+        "comparisons": [],
+        "effects": None,
+    }
+    file = str(written(tmp_path, raw))
+    found = loading.load(file).stages
+    assert list(found) == ["fit-small-0", "fit-small-1", "fit-plain-0", "fit-plain-1"]
+    settings = [(each.wire.encoder.rank, each.steps, each.seed) for each in found.values()]
+    assert settings == [(1, 3, 0), (1, 3, 1), (2, 2, 0), (2, 2, 1)]
+    with pytest.raises(UserError, match="found what fit sweeps"):
+        loading.load(file, ["stages.fit.steps=9"])
 
 
 @pytest.mark.slow

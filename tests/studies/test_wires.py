@@ -120,7 +120,9 @@ def test_a_wire_from_elsewhere_belongs_to_what_a_stage_is(tmp_path: Path) -> Non
 @pytest.mark.parametrize(
     ("arms", "extra", "expected"),
     [
-        ({"t": "text@embedded:heron"}, {}, "expected the stage's `model:`"),
+        ({"t": "text", "u": "text@embedded:wren"}, {}, "beside the same arm without a reader"),
+        ({"t": "stage:fit@embedded:heron"}, {}, "expected a reader of fit: embedded:wren"),
+        ({"t": "stage:fit@"}, {}, "expected a model after '@'"),
         ({"t": "stage:fit:derangd"}, {}, "nearest: deranged"),
         ({"t": "stage:fit"}, {"model": "embedded:heron"}, "expected a reader of fit: embedded:wren"),
     ],

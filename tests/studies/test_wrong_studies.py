@@ -36,7 +36,7 @@ def latentwire(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 def at(study: dict[str, Any], path: str, value: Any) -> dict[str, Any]:
     """`study` with `value` put at a dotted path."""
     copy: dict[str, Any] = yaml.safe_load(yaml.safe_dump(study))
-    *way, last = path.split(".")
+    *way, last = path.split(".") if path != "stages.summary.json" else ("stages", "summary.json")
     place: Any = copy
     for part in way:
         place = place[int(part) if isinstance(place, list) else part]
@@ -83,6 +83,11 @@ WRONG = {
     "a task twice": ("tasks", ["one_hop", "one_hop"], r"tasks\.1: found 'one_hop' a second time"),
     "an unknown wire": ("stages.baseline.arms.text", "txt", r"stages\.baseline\.arms: text: found 'txt'.*text"),
     "an unknown wire to train on": ("stages.prefix_ft.wire", "txt", r"stages\.prefix_ft\.wire: found 'txt'"),
+    "a reader of a wire to train on": (
+        "stages.prefix_ft.wire",
+        "text@embedded:wren",
+        r"stages\.prefix_ft\.wire: found @embedded:wren, expected a wire without a reader",
+    ),
     "a wire twice": ("stages.baseline.arms.again", "text", r"stages\.baseline\.arms: again: .*second time"),
     "adapters on layers that are not there": (
         "stages.prefix_ft.lora",
@@ -123,6 +128,21 @@ WRONG = {
         r"gates\.0: found neither",
     ),
     "a name that no folder can have": ("name", "a/b", r"name: found 'a/b', expected letters, digits"),
+    "a stage named like the summary": (
+        "stages.summary.json",
+        {"kind": "evaluate", "arms": {"text": "text"}},
+        r"stages\.summary\.json: found the name of the study's own file",
+    ),
+    "true for a number": ("limit", True, r"limit: found true, expected a number"),
+    "true for a number deep inside": ("finetuning.stopping", {"patience": True}, r"patience: found true"),
+    "a number that nothing can count": ("finetuning.eval_samples", 10**12, r"eval_samples: found 1000000000000,"),
+    "a number beyond 64 bits": ("limit", 2**63, r"limit: found 9223372036854775808, expected a number below"),
+    "a number that is not finite": (
+        "finetuning.learning_rate",
+        float("inf"),
+        r"learning_rate: found inf, expected",
+    ),
+    "a NUL in a path": ("model", "a\0b", r"model: found 'a\\x00b', expected text without NUL"),
     "a model that is not there": ("model", "./nowhere", r"model: found nothing at .*nowhere"),
     "a split that chooses a checkpoint": (
         "split",
@@ -203,11 +223,11 @@ def test_yaml_that_is_none_is_told_with_its_line(latentwire: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("name: {{ x }}\n", r"study\.yaml, line 1: found a key that is no text"),
-        ("name: {[a]: 1}\n", r"study\.yaml, line 1: found a key that is no text"),
-        ("a: 1\nname: 2024-99-99\n", r"study\.yaml, line 2: found '2024-99-99', which is no timestamp"),
-        ("name: !!int ''\n", r"study\.yaml, line 1: found '', which is no int"),
-        ("name: !!timestamp x\n", r"study\.yaml, line 1: found 'x', which is no timestamp"),
+        ("name: {{ x }}\n", r"study\.yaml, line 1: found a key that is not text"),
+        ("name: {[a]: 1}\n", r"study\.yaml, line 1: found a key that is not text"),
+        ("a: 1\nname: 2024-99-99\n", r"study\.yaml, line 2: found '2024-99-99', which is not a valid timestamp"),
+        ("name: !!int ''\n", r"study\.yaml, line 1: found '', which is not a valid int"),
+        ("name: !!timestamp x\n", r"study\.yaml, line 1: found 'x', which is not a valid timestamp"),
         ("name: " + "[" * 5000 + "]" * 5000, r"study\.yaml: found values nested too deeply"),
     ],
 )
@@ -218,6 +238,24 @@ def test_yaml_that_cannot_be_made_is_told_in_one_sentence(
     status, _, err = latentwire("run", "study.yaml")
     assert status == 2, err
     assert re.fullmatch(rf"latentwire: {message}.*, expected valid YAML\.\n", err), err
+
+
+def test_aliases_that_stand_for_millions_of_values_are_refused_at_once(latentwire: Run, tmp_path: Path) -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x]"]
+    lines += [f"a{n}: &a{n} [{', '.join([f'*a{n - 1}'] * 8)}]" for n in range(1, 30)]
+    (tmp_path / "study.yaml").write_text("\n".join(lines) + "\n")
+    status, _, err = latentwire("run", "study.yaml")
+    assert status == 2
+    assert "found aliases that stand for more than 100,000 values" in err
+    (tmp_path / "study.yaml").write_text("a: &a [*a]\n")
+    status, _, err = latentwire("run", "study.yaml")
+    assert (status, err.count("\n")) == (2, 1), err
+
+
+def test_a_device_that_never_ends_is_no_study(latentwire: Run, tmp_path: Path) -> None:
+    status, _, err = latentwire("run", "/dev/zero")
+    assert status == 2
+    assert "/dev/zero has more than 16,777,216 characters" in err
 
 
 def test_a_key_given_twice_is_not_silently_lost(latentwire: Run, tmp_path: Path) -> None:

@@ -13,10 +13,10 @@ from latentwire.api.results import Results
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.printing import text_of
-from latentwire.runs import store, tables
+from latentwire.runs import run_tables, store
 from latentwire.runs.log import Log
 from latentwire.runs.store import Record, Run
-from latentwire.studies import loading, report, runner, summary
+from latentwire.studies import loading, runner, study_summary, summary_tables
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
 
@@ -78,7 +78,7 @@ class OpenedRun:
         return folder if folder.is_dir() else None
 
     def __str__(self) -> str:
-        return text_of(*tables.shown(self.run))
+        return text_of(*run_tables.shown(self.run))
 
     __repr__ = __str__
 
@@ -108,10 +108,10 @@ class StudyResults:
     @property
     def failed_gates(self) -> list[str]:
         """Names of the gates that did not hold."""
-        return list(summary.failed_gates(self.summary))
+        return list(study_summary.failed_gates(self.summary))
 
     def __str__(self) -> str:
-        return text_of(report.screen(self.study, self.summary), width=200)
+        return text_of(summary_tables.screen(self.study, self.summary), width=200)
 
     __repr__ = __str__
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
@@ -32,7 +32,7 @@ class Outcome:
 
     def to_json(self) -> str:
         """One line of JSON without its line break. Raises ValueError if a metric is not finite."""
-        return json.dumps(asdict(self), ensure_ascii=False, allow_nan=False)
+        return json.dumps(vars(self), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Outcome:
@@ -41,9 +41,9 @@ class Outcome:
         Raises ValueError if `line` is not JSON or has other fields than an outcome.
         """
         found = json.loads(line)
-        names = [field.name for field in fields(cls)]
-        if not isinstance(found, dict) or sorted(found) != sorted(names):
-            raise ValueError(f"expected an outcome with the fields {', '.join(names)}, found {line[:80]!r}")
+        if not isinstance(found, dict) or found.keys() != cls.__dataclass_fields__.keys():
+            names = ", ".join(cls.__dataclass_fields__)
+            raise ValueError(f"expected an outcome with the fields {names}, found {line[:80]!r}")
         return cls(**found)
 
 

@@ -19,6 +19,7 @@ def evaluate_readers(
     split: Split = "test",
     limit: int | None = None,
     progress: Progress | None = None,
+    begin_suppress_tokens: tuple[str, ...] = (),
 ) -> Evaluation:
     """`evaluate`, every arm by its own reader.
 
@@ -32,9 +33,18 @@ def evaluate_readers(
         UserError: as `evaluate`.
     """
     result = Evaluation()
-    for name in dict.fromkeys(arm.reader for arm in arms):
+    # Without arms it only tokenizes and counts, for every reader.
+    for name in dict.fromkeys(arm.reader for arm in arms) or readers:
         mine = [arm for arm in arms if arm.reader == name]
-        found = evaluate(readers[name], tasks, mine, split=split, limit=limit, progress=progress)
+        found = evaluate(
+            readers[name],
+            tasks,
+            mine,
+            split=split,
+            limit=limit,
+            progress=progress,
+            begin_suppress_tokens=begin_suppress_tokens,
+        )
         result.outcomes += found.outcomes
         result.floors |= found.floors
         # Of the same text, tokenizers differ in how many prompts end in tokens that an answer would change.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
+from latentwire.evaluation.metrics import normalize
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import Estimate, estimate, members
 
@@ -68,6 +69,22 @@ def invalid(outcomes: Sequence[Outcome]) -> Number:
     """The share of one arm's answers to one task that could not be read, whatever the right one was."""
     told = [replace(each, metrics={"unreadable": float(each.error == "unreadable")}) for each in outcomes]
     return _number(estimate(told))
+
+
+def agreement(arms: Sequence[Sequence[Outcome]]) -> Number | None:
+    """The share of examples of one task that all arms answer alike, right or wrong, as SQuAD compares texts.
+
+    Examples that one of the arms was not asked do not count; None if no others are left.
+    """
+    said = [{outcome.id: normalize(outcome.prediction) for outcome in arm} for arm in arms]
+    shared = [outcome for outcome in arms[0] if all(outcome.id in answers for answers in said)]
+    if not shared:
+        return None
+    alike = [
+        replace(each, metrics={"agreement": float(len({answers[each.id] for answers in said}) == 1)})
+        for each in shared
+    ]
+    return _number(estimate(alike))
 
 
 def _number(found: Estimate) -> Number:

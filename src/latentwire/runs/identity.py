@@ -1,4 +1,4 @@
-"""Hashes: what a stage is, and what its files were."""
+"""SHA-256 hashes: the identity of a stage, and the content of its files."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 from latentwire.errors import UserError
 
-# What loading a model reads; Mistral's repositories also hold the same weights in their own layout.
+# The files that loading a model reads; Mistral's repositories also hold the weights in another layout.
 _MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*")
 _NOT_READ = ("consolidated*", "recipe.json", "card.json", "card.md", "README*")
 
@@ -31,36 +31,36 @@ def file_sha256(path: Path) -> str:
 
 
 def model_folder(spec: str) -> Path:
-    """Where a model lies: `embedded:NAME`, a folder or `.gguf` file as it is, a hub id downloaded.
+    """Where a model is: of `embedded:NAME`, of a folder or `.gguf` file, or of a hub id after its download.
 
     Raises:
-        UserError: nothing is found there.
+        UserError: Nothing is found there.
     """
-    # Here and not above: reading a run's record needs neither.
+    # Imported here because reading a run's record needs neither.
     from huggingface_hub import snapshot_download
 
     from latentwire.lm.loading.weights import locate
 
-    found = Path(locate(spec))
-    if found.exists():
-        return found
+    folder = Path(locate(spec))
+    if folder.exists():
+        return folder
     try:
         return Path(snapshot_download(spec, allow_patterns=list(_MODEL_FILES), ignore_patterns=list(_NOT_READ)))
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise UserError(f"model: {spec} is neither a folder nor to be had from the hub: {reason}") from error
+        raise UserError(f"model: {spec} is neither a folder nor available from the hub: {reason}") from error
 
 
 def model_files(folder: Path) -> dict[str, str]:
     """SHA-256 of every file that loading a model reads, by name; `folder` may be a `.gguf` file.
 
     Raises:
-        UserError: there are no weights.
+        UserError: There are no weights.
     """
     if folder.is_file():
         return {folder.name: file_sha256(folder)}
-    found = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
-    files = {path.name for path in found if path.is_file() and not any(map(path.match, _NOT_READ))}
+    paths = {path for pattern in _MODEL_FILES for path in folder.glob(pattern)}
+    files = {path.name for path in paths if path.is_file() and not any(map(path.match, _NOT_READ))}
     if not any(name.endswith(".safetensors") for name in files):
         raise UserError(f"model: found no .safetensors file in {folder}, expected a Hugging Face model's weights.")
     return {name: file_sha256(folder / name) for name in sorted(files)}

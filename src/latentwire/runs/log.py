@@ -1,4 +1,4 @@
-"""What the screen shows, kept in `log.txt`."""
+"""Lines for the screen that are also kept in a run's `log.txt`, and progress with speed and time left."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SECONDS_BETWEEN_LINES = 15.0
 
 
 class Log:
-    """Prints lines, and appends them to the log of the run that is being worked on."""
+    """Prints lines, and appends them to the log file of the current run."""
 
     def __init__(self) -> None:
         self._path: Path | None = None
@@ -22,14 +22,14 @@ class Log:
         self.write_only(text)
 
     def write_only(self, text: str) -> None:
-        """To the file and not to the screen: tracebacks."""
+        """Append to the file only: for tracebacks."""
         if self._path is not None:
             with self._path.open("a", encoding="utf-8") as file:
                 file.write(text.rstrip("\n") + "\n")
 
     @contextmanager
     def to(self, path: Path) -> Iterator[None]:
-        """Everything inside also goes to `path`, behind what is there."""
+        """Append everything printed inside to `path`."""
         self._path = path
         try:
             yield
@@ -37,18 +37,19 @@ class Log:
             self._path = None
 
     def progress(self, what: str, unit: str) -> AbstractContextManager[Callable[[int, int], None]]:
-        """A function to call with how much is done and how much there is.
+        """A function to call with the amount done and the total.
 
-        A terminal gets a bar; a pipe and the log get a line now and then, with speed and time left.
+        A terminal shows a bar; a pipe and the log get a line every `SECONDS_BETWEEN_LINES`, with speed and time
+        left.
         """
         return _progress(what, unit, self.write_only if sys.stderr.isatty() else self)
 
 
 @contextmanager
 def counted(what: str, unit: str, total: int) -> Iterator[Callable[[int], None]]:
-    """A function to call with how many of `total` more are done, for work that keeps no log.
+    """A function to call with how many more of `total` are done, for work that keeps no log.
 
-    A terminal gets a bar, whatever else standard error is a line now and then.
+    A terminal shows a bar; otherwise standard error gets a line every `SECONDS_BETWEEN_LINES`.
     """
     done = 0
     with _progress(what, unit, _nowhere if sys.stderr.isatty() else _to_stderr) as report:
@@ -70,17 +71,16 @@ def _to_stderr(text: str) -> None:
 
 
 @contextmanager
-def _progress(what: str, unit: str, tell: Callable[[str], None]) -> Iterator[Callable[[int, int], None]]:
-    """Tells a line now and then; a terminal also gets a bar."""
+def _progress(what: str, unit: str, write: Callable[[str], None]) -> Iterator[Callable[[int, int], None]]:
     pace = Pace()
-    said = time.monotonic()
+    last_line = time.monotonic()
 
     def line(done: int, total: int) -> None:
-        nonlocal said
+        nonlocal last_line
         pace.now(done)
-        if time.monotonic() - said >= SECONDS_BETWEEN_LINES:
-            said = time.monotonic()
-            tell(f"{what}: {done:,} of {total:,} {unit}, {pace.speed}, {pace.left(total)} left")
+        if time.monotonic() - last_line >= SECONDS_BETWEEN_LINES:
+            last_line = time.monotonic()
+            write(f"{what}: {done:,} of {total:,} {unit}, {pace.speed}, {pace.left(total)} left")
 
     if not sys.stderr.isatty():
         yield line
@@ -102,7 +102,7 @@ def _progress(what: str, unit: str, tell: Callable[[str], None]) -> Iterator[Cal
 
 
 class Pace:
-    """Speed since the first report, so that what an earlier attempt did does not count."""
+    """Speed since the first report: what an earlier attempt did does not count."""
 
     def __init__(self) -> None:
         self._first: tuple[float, int] | None = None

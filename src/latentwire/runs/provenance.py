@@ -1,4 +1,4 @@
-"""Where a run was made: versions, the state of the code, the machine."""
+"""What a run was made with: versions, the state of the code, the machine."""
 
 from __future__ import annotations
 
@@ -20,18 +20,18 @@ def gather() -> dict[str, Any]:
 
 
 def versions() -> dict[str, str]:
-    """Of this package, Python and what the numbers depend on."""
-    found = {"latentwire": __version__, "python": platform.python_version()}
+    """Versions of this package, of Python, and of the libraries that numbers depend on."""
+    numbers = {"latentwire": __version__, "python": platform.python_version()}
     for name in _PACKAGES:
         try:
-            found[name] = version(name)
+            numbers[name] = version(name)
         except PackageNotFoundError:
             continue
-    return found
+    return numbers
 
 
 def git_state() -> dict[str, str | bool] | None:
-    """Commit of this package's source, and whether files differ from it; None outside of a checkout."""
+    """The commit of this package's source and whether files differ from it; None outside a git checkout."""
     commit = _git("rev-parse", "HEAD")
     changes = _git("status", "--porcelain", "--", ".")
     return None if commit is None or changes is None else {"commit": commit, "changed": bool(changes)}
@@ -41,12 +41,12 @@ def machine() -> dict[str, str | int]:
     """The host, its cores and its accelerators."""
     import torch
 
-    found: dict[str, str | int] = {"platform": platform.platform(), "cores": os.cpu_count() or 1}
-    found["threads"] = torch.get_num_threads()
+    facts: dict[str, str | int] = {"platform": platform.platform(), "cores": os.cpu_count() or 1}
+    facts["threads"] = torch.get_num_threads()
     if torch.cuda.is_available():
-        found["accelerators"] = torch.cuda.device_count()
-        found["accelerator"] = torch.cuda.get_device_name()
-    return found
+        facts["accelerators"] = torch.cuda.device_count()
+        facts["accelerator"] = torch.cuda.get_device_name()
+    return facts
 
 
 def _git(*words: str) -> str | None:

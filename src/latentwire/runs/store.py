@@ -2,9 +2,9 @@
 
     runs/<study>/<stage>/<UTC yyyymmdd-hhmmss>-<4 hex>/
 
-`run.json` is complete but for results before any work starts, and is always the old file or the new
-one. Whoever works in a folder holds a lock on it; the lock of a killed process is gone, and so a run
-that says `running` with nobody holding its lock was interrupted.
+`run.json` is complete except for results before any work starts, and a kill leaves the old file or the new
+one. A process that works in a folder holds a lock on it. The lock of a killed process is gone: a run that
+says `running` while nobody holds its lock was interrupted.
 """
 
 from __future__ import annotations
@@ -27,12 +27,15 @@ from latentwire.files import write_atomically
 from latentwire.runs.identity import file_sha256
 
 Status = Literal["running", "done", "rejected", "failed", "interrupted"]
-"""rejected: carried out to its end, with all results, but what it made did not hold what was asked of it."""
+"""`rejected`: carried out to its end, with all results, but a gate of the stage did not hold."""
 RECORD, LOCK, LOG = "run.json", ".lock", "log.txt"
+OUTCOMES, METRICS = "outcomes.jsonl", "metrics.json"
+ENDED: tuple[Status, ...] = ("done", "rejected")
+"""The statuses of a run that has results."""
 
 
 class Input(BaseModel):
-    """Something that a run read: where it was, and the SHA-256 of its content."""
+    """Something that a run read: its path and the SHA-256 of its content."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -41,7 +44,7 @@ class Input(BaseModel):
 
 
 class Parent(BaseModel):
-    """A run whose weights another one starts from."""
+    """A run that another one started from."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -50,7 +53,7 @@ class Parent(BaseModel):
 
 
 class Attempt(BaseModel):
-    """One go at a run, UTC. ended is None while it goes on and for ever after a kill."""
+    """One attempt at a run, UTC. `ended` is None while it is under way, and stays None after a kill."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -60,7 +63,12 @@ class Attempt(BaseModel):
 
 
 class Record(BaseModel):
-    """`run.json`. results: None until done; artifacts: SHA-256 by path inside the folder."""
+    """`run.json`.
+
+    Attributes:
+        results: None until the run is done.
+        artifacts: SHA-256 of every file it left, by path inside the folder.
+    """
 
     model_config = ConfigDict(frozen=True)
 
@@ -95,13 +103,15 @@ class Run:
         """The run in `folder`.
 
         Raises:
-            UserError: there is none, or its `run.json` is not one.
+            UserError: There is none, or its `run.json` cannot be read.
         """
         path = folder / RECORD
         try:
             return cls(folder, Record.model_validate_json(path.read_text(encoding="utf-8")))
         except OSError as error:
             raise UserError(f"run: found no {RECORD} in {folder}, expected a run's folder.") from error
+        except UnicodeDecodeError as error:
+            raise UserError(f"{path}: found bytes that are not UTF-8, expected a run's record.") from error
         except ValidationError as error:
             first = error.errors()[0]
             field = ".".join(map(str, first["loc"])) or "the file"
@@ -109,10 +119,10 @@ class Run:
 
     @classmethod
     def create(cls, root: Path, record: Record) -> Run:
-        """A new folder with its `run.json`; it appears whole.
+        """A new folder, which appears together with its `run.json`.
 
         Raises:
-            UserError: the folder cannot be written.
+            UserError: The folder cannot be written.
         """
         parent = root / record.study / record.stage
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
@@ -128,13 +138,13 @@ class Run:
 
     @property
     def status(self) -> Status:
-        """What `run.json` says, but `interrupted` for a running one that nobody works on."""
+        """What `run.json` says, or `interrupted` for a run that says `running` while nobody works on it."""
         return "interrupted" if self.record.status == "running" and not self._locked() else self.record.status
 
     @property
     def seconds(self) -> float | None:
-        """How long the attempts took that came to an end."""
-        ended = [each for each in self.record.times if each.ended]
+        """Duration of all attempts that ended; None if none did."""
+        ended = [attempt for attempt in self.record.times if attempt.ended]
         spans = [datetime.fromisoformat(a.ended or "") - datetime.fromisoformat(a.started) for a in ended]
         return sum(span.total_seconds() for span in spans) if spans else None
 
@@ -146,11 +156,12 @@ class Run:
 
     @contextmanager
     def work(self) -> Iterator[None]:
-        """Hold the run's lock and count an attempt. How it ends is the caller's to write, but for a
-        stop from outside (Ctrl-C), which leaves the run interrupted.
+        """Hold the run's lock and record an attempt.
+
+        The caller records how it ends (`finish` or `fail`); a stop from outside (Ctrl-C) leaves it interrupted.
 
         Raises:
-            UserError: another process works in this folder.
+            UserError: Another process works in this folder.
         """
         with (self.folder / LOCK).open("w") as lock:
             try:
@@ -172,23 +183,49 @@ class Run:
                 self.write(times=(*earlier, attempt.model_copy(update={"ended": _now()})))
 
     def finish(self, results: dict[str, Any], *, rejected: bool = False) -> None:
-        """Done, or rejected: results and the hashes of what was written."""
+        """Record results and the hashes of all files: the run is done, or rejected."""
         self.write(status="rejected" if rejected else "done", results=results, artifacts=self._artifacts())
 
     def fail(self, error: str) -> None:
-        """Failed, with one sentence that says why."""
+        """Record that the run failed, with one sentence that says why."""
         self.write(status="failed", error=error)
 
-    def changed_artifacts(self, under: str) -> list[str]:
-        """Artifacts whose path starts with `under` and whose files are gone or not as they were."""
+    def check_results(self, *names: str) -> None:
+        """Check the files that statistics are computed from against their hashes in `run.json`.
+
+        Args:
+            names: Which files, if they are there; outcomes and metrics by default.
+
+        Raises:
+            UserError: The run has ended, and one of them is gone or changed since then.
+        """
+        if self.record.status not in ENDED:
+            return
+        names = names or (OUTCOMES, METRICS)
+        unknown = [name for name in names if name not in self.record.artifacts and (self.folder / name).exists()]
+        for name in (*self.changed_artifacts(*names), *unknown):
+            raise UserError(
+                f"{self.folder / name}: found it changed since the run ended, expected the content that {RECORD} "
+                f"has the hash of; carry the stage out again with --stage {self.record.stage} --fresh."
+            )
+
+    def metrics(self) -> dict[str, Any]:
+        """What its `metrics.json` says; empty for a run that wrote none."""
+        if METRICS not in self.record.artifacts:
+            return {}
+        metrics: dict[str, Any] = json.loads((self.folder / METRICS).read_text(encoding="utf-8"))
+        return metrics
+
+    def changed_artifacts(self, *under: str) -> list[str]:
+        """Artifacts whose path starts with one of `under` and whose file is gone or has changed."""
         recorded = {path: sha for path, sha in self.record.artifacts.items() if path.startswith(under)}
         files = {path: self.folder / path for path in recorded}
         return [path for path, file in files.items() if not file.is_file() or file_sha256(file) != recorded[path]]
 
     def _artifacts(self) -> dict[str, str]:
-        # `last` is what an interrupted training goes on from, and nobody's result.
-        found = (path.relative_to(self.folder) for path in sorted(self.folder.rglob("*")) if path.is_file())
-        kept = [path for path in found if path.name not in (RECORD, LOG) and not any(map(_passing, path.parts))]
+        # `last` is what an interrupted training resumes from, and not a result.
+        files = (path.relative_to(self.folder) for path in sorted(self.folder.rglob("*")) if path.is_file())
+        kept = [path for path in files if path.name not in (RECORD, LOG) and not any(map(_passing, path.parts))]
         return {path.as_posix(): file_sha256(self.folder / path) for path in kept}
 
     def _locked(self) -> bool:
@@ -202,29 +239,58 @@ class Run:
         return False
 
 
+@dataclass(frozen=True)
+class Unreadable:
+    """A run's folder whose `run.json` cannot be read, and the sentence that says why."""
+
+    folder: Path
+    problem: str
+
+
 def runs(root: Path, study: str = "*", stage: str = "*") -> list[Run]:
-    """The runs of a study's stage, or of all, oldest first."""
-    folders = (path.parent for path in root.glob(f"{study}/{stage}/*/{RECORD}"))
-    kept = (folder for folder in folders if not folder.name.startswith("."))
-    return [Run.read(folder) for folder in sorted(kept, key=lambda folder: (folder.name, folder))]
+    """The runs of a study's stage, or of all, oldest first, as far as they can be read."""
+    return scan(root, study, stage)[0]
+
+
+def scan(root: Path, study: str = "*", stage: str = "*") -> tuple[list[Run], list[Unreadable]]:
+    """The runs of a study's stage, or of all, oldest first; and those that cannot be read."""
+    readable: list[Run] = []
+    unreadable: list[Unreadable] = []
+    for folder in _folders(root, f"{study}/{stage}/*"):
+        try:
+            readable.append(Run.read(folder))
+        except UserError as error:
+            unreadable.append(Unreadable(folder, str(error)))
+    return readable, unreadable
 
 
 def find(root: Path, name: str) -> Run:
-    """The run that `name` names: a folder, `study/stage/run`, or `study/stage` for its newest.
+    """The run called `name`: a folder, `study/stage/run`, or `study/stage` for its newest that can be read.
 
     Raises:
-        UserError: there is no such run.
+        UserError: There is no such run, or it cannot be read.
     """
     for folder in (Path(name), root / name):
         if (folder / RECORD).is_file():
             return Run.read(folder)
-    for folder in (root / name, Path(name)):
-        newest = sorted(path.parent for path in folder.glob(f"*/{RECORD}") if not path.parent.name.startswith("."))
-        if newest:
-            return Run.read(newest[-1])
-    known = sorted({f"{run.record.study}/{run.record.stage}" for run in runs(root)})
-    there = f"; there are {', '.join(known)}" if known else ""
+    problem = ""
+    for stage in (root / name, Path(name)):
+        for folder in reversed(_folders(stage, "*")):
+            try:
+                return Run.read(folder)
+            except UserError as error:
+                problem = problem or str(error)
+    if problem:
+        raise UserError(problem)
+    stages = sorted({"/".join(folder.relative_to(root).parts[:2]) for folder in _folders(root, "*/*/*")})
+    there = f"; there are {', '.join(stages)}" if stages else ""
     raise UserError(f"run: found no run {name!r} in {root}, expected a run's folder or STUDY/STAGE{there}.")
+
+
+def _folders(place: Path, pattern: str) -> list[Path]:
+    """The runs' folders that match a pattern below a place, oldest first; unfinished ones are hidden."""
+    folders = [path.parent for path in place.glob(f"{pattern}/{RECORD}") if not path.parent.name.startswith(".")]
+    return sorted(folders, key=lambda folder: (folder.name, folder))
 
 
 def _passing(part: str) -> bool:

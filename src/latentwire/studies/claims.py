@@ -78,7 +78,7 @@ class Comparison(Settings):
     primary: bool = False
 
 
-class Gate(Settings):
+class Condition(Settings):
     """A condition on a derived number, without which the study fails (exit status 1)."""
 
     name: Annotated[str, StringConstraints(min_length=1)]
@@ -90,7 +90,7 @@ class Gate(Settings):
     at_most: float | None = None
 
     @model_validator(mode="after")
-    def _one_bound(self) -> Gate:
+    def _one_bound(self) -> Condition:
         if (self.at_least is None) == (self.at_most is None):
             found = "neither" if self.at_least is None else "both"
             raise ValueError(f"found {found} of at_least and at_most, expected one of them")

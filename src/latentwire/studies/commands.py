@@ -1,4 +1,4 @@
-"""What the commands `init` and `run` do and print; `cli.py` parses and calls."""
+"""What the commands `init` and `run` do and print."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from pathlib import Path
 from latentwire.errors import UserError, one_of
 from latentwire.printing import console
 from latentwire.runs.log import Log
-from latentwire.studies import loading, report, runner, summary, templates
+from latentwire.studies import loading, runner, study_summary, summary_tables, templates
 
 
 def init(template: str, out: Path) -> None:
-    """Write a template to a file of the user's own.
+    """Write a template to a new file.
 
     Raises:
-        UserError: there is no such template, or the file is there already or cannot be written.
+        UserError: There is no such template, or the file exists already or cannot be written.
     """
-    found = templates()
-    if template not in found:
-        raise UserError(f"template: found {template!r}, expected {one_of(template, found)}.")
+    texts = templates()
+    if template not in texts:
+        raise UserError(f"template: found {template!r}, expected {one_of(template, texts)}.")
     try:
         with out.open("x", encoding="utf-8") as file:
-            file.write(found[template])
+            file.write(texts[template])
     except FileExistsError as error:
         raise UserError(f"out: {out} is there already, expected a new file.") from error
     except OSError as error:
@@ -40,23 +40,27 @@ def run(
     fresh: bool,
     preset: str | None = None,
 ) -> int:
-    """Carry out a study and print its tables; the exit status, 1 if a stage failed or a gate did not hold.
+    """Carry out a study and print its tables.
+
+    Returns:
+        The exit status: 1 if a stage failed or a gate did not hold.
 
     Raises:
-        UserError: bad input.
+        UserError: Bad input.
     """
     made = loading.load(study, changes, preset)
     try:
         carried = runner.run(made, root, Log(), stages=stages, fresh=fresh)
     except runner.StageFailed as error:
-        print(f"latentwire: {error}; run the same command to go on from there.", file=sys.stderr)
+        print(f"latentwire: {error}; run the same command again to resume.", file=sys.stderr)
         return 1
-    console(200).print(report.screen(made, carried.summary))
-    print(f"\n{made.name}: all of it in {carried.folder / summary.MARKDOWN} and {summary.JSON} beside it")
-    failed = summary.failed_gates(carried.summary)
+    console(200).print(summary_tables.screen(made, carried.summary))
+    tables = carried.folder / study_summary.MARKDOWN
+    print(f"\n{made.name}: all tables are in {tables}, and all numbers in {study_summary.JSON} beside it")
+    failed = study_summary.failed_gates(carried.summary)
     for name in failed:
         print(f"latentwire: the gate {name!r} did not hold.", file=sys.stderr)
-    rejected = summary.rejected(carried.summary)
+    rejected = study_summary.rejected(carried.summary)
     for name in rejected:
         print(f"latentwire: the stage {name!r} is rejected: a gate of its `accept` did not hold.", file=sys.stderr)
     return 1 if failed or rejected else 0

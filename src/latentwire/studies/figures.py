@@ -1,4 +1,4 @@
-"""What `latentwire report` draws of a study: curves of what is read over latents, and how its trainings went."""
+"""What `latentwire report` draws: how well latents are read against their size, and how trainings went."""
 
 from __future__ import annotations
 
@@ -6,24 +6,28 @@ import json
 from pathlib import Path
 
 from latentwire.errors import UserError
+from latentwire.runs.store import ENDED, METRICS, OUTCOMES, RECORD, Run
 from latentwire.studies import curves, drawing, training_curves
 from latentwire.studies.shape import Summary
 
 
 def draw(folder: Path, out: Path) -> list[Path]:
-    """Draw a study whose `summary.json` lies in a folder.
+    """Draw a study whose `summary.json` is in a folder.
 
     Args:
-        out: where to, such as `curves.svg` or `curves.png`; `-bytes`, `-facts` and `-training` are put before the
-            ending.
+        folder: The study's folder.
+        out: Where to draw, such as `curves.svg` or `curves.png`; `-bytes`, `-facts` and `-training` are put before
+            the ending.
 
     Returns:
-        What was written: the first two for arms over latents, the last for trainings.
+        The files written: the first two for arms over latents, the last for trainings.
 
     Raises:
-        UserError: no summary, neither of these in it, matplotlib is not installed, or nothing can be written.
+        UserError: There is no summary, it holds neither of these, it differs from its runs, matplotlib is not
+            installed, or nothing can be written.
     """
     found = _read(folder)
+    _check_runs(folder, found)
     drawing.check(out)  # before the first of several is written
     written = curves.draw(found, out)
     if trained := training_curves.trainings(folder, found):
@@ -35,6 +39,22 @@ def draw(folder: Path, out: Path) -> list[Path]:
             f"report: {folder} holds no evaluation over latents and no training, expected one that is done."
         )
     return written
+
+
+def _check_runs(folder: Path, found: Summary) -> None:
+    """Refuse a summary that is not made of its runs' results, where those runs are in the folder."""
+    for name, stage in found["stages"].items():
+        # A run is written STUDY/STAGE/RUN; the study's folder may have been renamed since.
+        place = folder.joinpath(*Path(stage["run"] or "").parts[1:])
+        if stage["run"] is None or not (place / RECORD).is_file():
+            continue
+        run = Run.read(place)
+        run.check_results(OUTCOMES, METRICS, training_curves.FILE)
+        if run.status in ENDED and run.metrics() != stage["metrics"]:
+            raise UserError(
+                f"report: found other numbers for {name} in {folder / 'summary.json'} than in {place / METRICS}, "
+                "expected the same; delete summary.json and run the study again."
+            )
 
 
 def _read(folder: Path) -> Summary:

@@ -1,8 +1,10 @@
-"""From a YAML file to a `Study`: whatever is wrong is told in one sentence."""
+"""From a YAML file to a `Study`; a mistake becomes one sentence with its key."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,39 @@ from latentwire.studies.spec import Study
 from latentwire.studies.sweeps import expanded, swept
 from latentwire.training.wire.config import PRESETS
 
+_MOST_VALUES, _MOST_CHARACTERS = 100_000, 2**24
+"""How many values a study may hold once its aliases are written out, and how long its file may be."""
+_HIGHEST, _HIGHEST_SEED = 10**8, 2**63
+"""No count in a study is that high: a slip of the finger would otherwise fill the memory before anyone notices."""
+
 
 class _Loader(yaml.SafeLoader):
-    """YAML without its silent trap, that of two equal keys one would be lost, and with every mistake marked."""
+    """YAML with every mistake marked.
+
+    It also refuses a key given twice, of which YAML silently loses one, and aliases that stand for more values
+    than memory holds.
+    """
+
+    def get_single_node(self) -> yaml.Node | None:
+        node = super().get_single_node()
+        if node is not None and _count_values(node, {}) > _MOST_VALUES:
+            found = f"found aliases that stand for more than {_MOST_VALUES:,} values"
+            raise yaml.MarkedYAMLError(problem=found, problem_mark=node.start_mark)
+        return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
         try:
             return super().construct_object(node, deep)
         except (ValueError, TypeError, AttributeError, LookupError) as error:
-            # A scalar that looks like a date or is tagged as something that it is not.
-            found = f"found {shown(node.value)}, which is no {node.tag.split(':')[-1]}"
+            # A scalar that looks like a date, or has a tag that does not fit it.
+            found = f"found {shown(node.value)}, which is not a valid {node.tag.split(':')[-1]}"
             raise yaml.MarkedYAMLError(problem=found, problem_mark=node.start_mark) from error
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key, _ in node.value:
             if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="found a key that is no text", problem_mark=key.start_mark)
+                raise yaml.MarkedYAMLError(problem="found a key that is not text", problem_mark=key.start_mark)
             name = key.value
             if name in seen and key.tag != "tag:yaml.org,2002:merge":
                 raise yaml.MarkedYAMLError(problem=f"found the key {name!r} twice", problem_mark=key.start_mark)
@@ -43,15 +61,16 @@ class _Loader(yaml.SafeLoader):
 
 
 def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> Study:
-    """The study that a template's name or a file's path names, with `KEY=VALUE` changes applied first.
-
-    A change to a swept stage is one to all of its points.
+    """The study of a template or a file.
 
     Args:
-        preset: sizes of all wire stages, over what the file says and under what is changed.
+        study: A template's name or a file's path.
+        changes: `KEY=VALUE` changes, applied before anything is checked. A change to a swept stage applies to all
+            of its points.
+        preset: Sizes for all wire stages: they override the file, and `changes` override them.
 
     Raises:
-        UserError: one sentence with the key, what was found and what was expected.
+        UserError: One sentence with the key, what was found and what was expected.
     """
     text, where = _text(study)
     raw = _parse(text, where)
@@ -70,6 +89,7 @@ def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> 
     except ValidationError as error:
         raise UserError(f"{where}: {mistake(error, whole, raw)}") from error
     try:
+        _refuse_booleans(whole, made.model_dump(), "")
         references.check(made)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
@@ -82,25 +102,70 @@ def _text(study: str) -> tuple[str, str]:
     if study in found and not path.is_file():
         return found[study], study
     try:
-        return path.read_text(encoding="utf-8-sig"), study
+        with path.open(encoding="utf-8-sig") as file:
+            text = file.read(_MOST_CHARACTERS + 1)
+        if len(text) > _MOST_CHARACTERS:
+            raise UserError(f"study: {study} has more than {_MOST_CHARACTERS:,} characters, expected a YAML file.")
+        return text, study
     except UnicodeDecodeError as error:
         raise UserError(f"study: {study} is not UTF-8 text, expected a YAML file.") from error
-    except OSError as error:
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"study: found no file {study!r} ({error.strerror}), expected a YAML file or {one_of(study, found)}."
+            f"study: found no file {study!r} ({reason}), expected a YAML file or {one_of(study, found)}."
         ) from error
 
 
-def _apart(value: Any) -> Any:
-    """The same value with nothing shared: an alias is a copy, so that changing one place changes no other."""
+def _count_values(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many values a node stands for once every alias is written out."""
+    if id(node) not in known:
+        known[id(node)] = _MOST_VALUES + 1  # what an alias inside its own anchor counts
+        inside: Iterable[yaml.Node] = ()
+        if isinstance(node, yaml.MappingNode):
+            inside = chain.from_iterable(node.value)
+        elif isinstance(node, yaml.SequenceNode):
+            inside = node.value
+        known[id(node)] = 1 + sum(_count_values(each, known) for each in inside)
+    return known[id(node)]
+
+
+def _separate(value: Any, at: str = "") -> Any:
+    """The same value with nothing shared: an alias becomes a copy, so that changing one place changes no other.
+
+    Raises:
+        UserError: A number or a text in it can be nothing that a study means.
+    """
     if isinstance(value, dict):
-        return {key: _apart(each) for key, each in value.items()}
-    return [_apart(each) for each in value] if isinstance(value, list) else value
+        return {_separate(key, at): _separate(each, f"{at}.{key}") for key, each in value.items()}
+    if isinstance(value, list):
+        return [_separate(each, f"{at}.{n}") for n, each in enumerate(value)]
+    key = at.removeprefix(".") or "the study"
+    if isinstance(value, str) and "\0" in value:
+        raise UserError(f"{key}: found {shown(value)}, expected text without NUL characters.")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{key}: found {value}, expected a finite number.")
+    if isinstance(value, int) and abs(value) >= (highest := _HIGHEST_SEED if "seed" in key else _HIGHEST):
+        raise UserError(f"{key}: found {shown(value)}, expected a number below {highest:,}.")
+    return value
+
+
+def _refuse_booleans(raw: Any, settled: Any, at: str) -> None:
+    """Refuse true and false where a number is meant: validation would take them for 1 and 0."""
+    if isinstance(raw, dict) and isinstance(settled, dict):
+        for key in raw.keys() & settled.keys():
+            _refuse_booleans(raw[key], settled[key], f"{at}.{key}")
+    elif isinstance(raw, list) and isinstance(settled, list | tuple):
+        for n, (each, made) in enumerate(zip(raw, settled, strict=False)):
+            _refuse_booleans(each, made, f"{at}.{n}")
+    elif isinstance(raw, bool) and not isinstance(settled, bool):
+        raise UserError(f"{at.removeprefix('.')}: found {str(raw).lower()}, expected a number.")
 
 
 def _parse(text: str, where: str) -> Any:
     try:
-        return _apart(yaml.load(text, Loader=_Loader))  # a SafeLoader
+        return _separate(yaml.load(text, Loader=_Loader))  # a SafeLoader
+    except UserError as error:
+        raise UserError(f"{where}: {error}") from error
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         line = f", line {mark.line + 1}" if mark else ""
@@ -125,9 +190,9 @@ def _size(raw: dict[str, Any], preset: str) -> None:
 
 
 def _set(raw: dict[str, Any], change: str) -> None:
-    """Apply `a.b.c=VALUE`, the value parsed as YAML; numbers count into lists.
+    """Apply `a.b.c=VALUE`, the value parsed as YAML; a number in the path is a position in a list.
 
-    Mappings on the way are made; a stage is only by its `kind`, or whole.
+    Missing mappings on the way are created, but a new stage only whole or by its `kind`.
     """
     key, equals, text = change.partition("=")
     path = key.strip().split(".")
@@ -141,7 +206,7 @@ def _set(raw: dict[str, Any], change: str) -> None:
 
 
 def _check_there(raw: dict[str, Any], path: Sequence[str]) -> None:
-    """Refuse a change that would change nothing, or make half a stage of a misspelt name."""
+    """Refuse a change without effect, and one that would create half a stage under a misspelt name."""
     stages = raw.get("stages")
     if not isinstance(stages, dict):
         return
@@ -156,17 +221,17 @@ def _check_there(raw: dict[str, Any], path: Sequence[str]) -> None:
 
 
 def _check_swept(stages: dict[str, Any], name: str, setting: str, key: str) -> None:
-    """Refuse to change one point of a sweep, or what its points have values of their own for."""
+    """Refuse to change one point of a sweep, or a setting that the sweep itself gives values to."""
     for each, points in swept(stages).items():
         if name in [f"{each}-{point}" for point in points]:
             raise UserError(f"--set: {key}: found a point of a sweep, expected {each}, which is all of them.")
-        if name == each and setting in stages[name][SWEEP]:
+        if name == each and any(setting in settings for settings in points.values()):
             expected = f"stages.{name}.{SWEEP}.{setting}=[...]"
             raise UserError(f"--set: {key}: found what {name} sweeps, expected {expected}.")
 
 
 def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:
-    """The study with its seed in every stage that trains, and with the shared settings in every finetune stage."""
+    """The study with its seed in every stage that trains, and the shared settings in every finetune stage."""
     shared = raw.get(SHARED, {})
     if not isinstance(shared, dict):
         raise UserError(f"{SHARED}: found {shown(shared)}, expected a mapping of settings.")
@@ -183,7 +248,7 @@ def _with_shared(raw: dict[str, Any]) -> dict[str, Any]:
 
 
 def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
-    """`above` with what only `below` has; mappings are merged too, unless they are of different kinds."""
+    """`above`, plus what only `below` has; mappings are merged too, unless they are of different kinds."""
     merged = {**below, **above}
     for key in below.keys() & above.keys():
         ours, theirs = above[key], below[key]

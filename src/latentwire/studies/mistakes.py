@@ -1,4 +1,4 @@
-"""What pydantic found wrong with a study, as one sentence in the study's own words."""
+"""A validation error of pydantic as one sentence that uses the study's own keys."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic import BaseModel, ValidationError
 
 from latentwire.errors import one_of
-from latentwire.studies.naming import MODELS
+from latentwire.studies.naming import FILES, MODELS
 from latentwire.studies.spec import Study
 
 SHARED = "finetuning"
-"""The study's key for settings that all of its finetune stages share; a stage's own win."""
+"""The study's key for settings that all of its finetune stages share; a stage's own settings override them."""
 SWEEP, SWEPT = "sweep", ("wire", "finetune")
-"""A stage's key for settings that have several values, and the kinds of stages that may have it."""
+"""A stage's key for settings with several values, and the kinds of stage that may have it."""
 Path = tuple[str | int, ...]
 
 
@@ -23,11 +23,13 @@ def mistake(error: ValidationError, whole: Mapping[str, Any], written: Mapping[s
     """The first mistake: the key's path, what was found, what was expected.
 
     Args:
-        whole: what was validated. written: what the user wrote, before shared settings were spread.
+        error: What pydantic raised.
+        whole: What was validated.
+        written: What the user wrote, before shared settings were copied into stages.
     """
-    found = error.errors(include_url=False)
-    # A misspelt key is two mistakes, an unknown one and a missing one; the first tells more.
-    first = next((each for each in found if each["type"] == "extra_forbidden"), found[0])
+    errors = error.errors(include_url=False)
+    # A misspelt key is two mistakes, an unknown key and a missing one; the unknown one says more.
+    first = next((each for each in errors if each["type"] == "extra_forbidden"), errors[0])
     path = _path(first["loc"], whole)
     key = ".".join(map(str, _as_written(path, written)))
     kind, value, message = first["type"], first["input"], first["msg"].removeprefix("Value error, ")
@@ -61,11 +63,11 @@ def shown(value: Any) -> str:
 
 
 def _path(location: Path, value: Any) -> Path:
-    """Pydantic's location without what is no key of the input: the tags of unions."""
+    """Pydantic's location without the tags of unions, which are not keys of the input."""
     path: list[str | int] = []
     entered = True
     for at, part in enumerate(location):
-        # Right behind the way to a mapping stands its tag, which may be the name of one of its keys too.
+        # A mapping's tag comes right after its path, and may also be the name of one of its keys.
         tag = entered and isinstance(value, dict) and value.get("kind") == part
         entered = not tag
         if isinstance(value, dict) and not tag and (part in value or at == len(location) - 1):
@@ -78,7 +80,7 @@ def _path(location: Path, value: Any) -> Path:
 
 
 def _as_written(path: Path, written: Mapping[str, Any]) -> Path:
-    """Where the user wrote it: a stage's setting may come from the shared ones."""
+    """The path where the user wrote it: a stage's setting may come from the shared ones."""
     shared = (SHARED, *path[2:])
     return shared if path[:1] == ("stages",) and not _has(written, path) and _has(written, shared) else path
 
@@ -92,21 +94,21 @@ def _has(value: Any, path: Path) -> bool:
 
 
 def _keys(path: Path, whole: Mapping[str, Any]) -> list[str]:
-    """The keys that may stand at a path."""
+    """The keys allowed at a path."""
     value: Any = whole
     for part in path:
         value = value[part]
     kind = value.get("kind") if isinstance(value, dict) else None
     options = list(_models_at(path, whole))
     fitting = [option for option in options if kind in _kinds(option)] or options
-    beside = [] if path else [SHARED, MODELS]
+    beside = [] if path else [SHARED, MODELS, FILES]
     if path[:1] == ("stages",) and len(path) == 2 and kind in SWEPT:
         beside = [SWEEP]
     return [*(name for option in fitting for name in option.model_fields), *beside]
 
 
 def _models_at(path: Path, value: Any) -> Iterator[type[BaseModel]]:
-    """The models that may stand at a path, following `kind` on the way."""
+    """The pydantic models allowed at a path, following `kind` on the way."""
     annotation: Any = Study
     for part in path:
         options = list(_models(annotation))

@@ -1,25 +1,27 @@
-"""Stages to runs: in order, each at most once, and each going on where it was interrupted."""
+"""Carries out a study: stages in order, each at most once, each going on where it was interrupted.
+
+It knows no kind of stage: a stage checks, describes and runs itself (`studies.stages`).
+"""
 
 from __future__ import annotations
 
 import tempfile
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
-from latentwire.evaluation.arms import Arm
-from latentwire.lm.model import LM
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
-from latentwire.runs.store import LOG, Parent, Record, Run, runs
-from latentwire.studies import plan, summary
-from latentwire.studies.models import Readers
+from latentwire.runs.store import LOG, Parent, Record, Run, scan
+from latentwire.studies import plan, study_summary
+from latentwire.studies.model_loader import ModelLoader
 from latentwire.studies.plan import Plan, Planned
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
-from latentwire.studies.stages import Evaluate, Finetune, FitWire
+from latentwire.studies.stages import KINDS, Stage
+from latentwire.studies.stages.base import Work
 
 
 class StageFailed(RuntimeError):
@@ -28,7 +30,14 @@ class StageFailed(RuntimeError):
 
 @dataclass(frozen=True)
 class Carried:
-    """What a study came to: its runs by stage, as far as there are any, and its summary."""
+    """What a study came to.
+
+    Attributes:
+        plan: The study as it was carried out.
+        runs: The run that counts for each stage, where there is one.
+        folder: Where the study's runs and its summary are.
+        summary: What `summary.json` says.
+    """
 
     plan: Plan
     runs: dict[str, Run]
@@ -43,138 +52,117 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
     `summary.md` are written after every stage.
 
     Args:
-        root: the folder of all runs.
-        fresh: carry the stages out again although they are done; what they start from is not, and what
-            starts from them no longer counts as done.
+        root: The folder of all runs.
+        log: Prints lines and keeps them in the run's `log.txt`.
+        stages: Only these and what they need; all for none.
+        fresh: Carry the stages out again although they are done. Their parents are not rerun; their dependants
+            become stale.
 
     Raises:
-        UserError: the study cannot be carried out.
-        StageFailed: a stage raised; the next call goes on from there.
+        UserError: The study cannot be carried out.
+        StageFailed: A stage raised; the next call goes on from there.
     """
     planned = plan.make(study)
     wanted = planned.needed(stages)
     again = set(stages or wanted) if fresh else set()
-    found = current(planned, root)
-    for name in _descendants(planned, again):
-        found.pop(name, None)  # its weights are about to be others
-    pending = [name for name in wanted if name in again or name not in found or found[name].status != "done"]
+    counting = current(planned, root, log)
+    _check_results(counting, again)
+    for name in _dependants(planned, again):
+        counting.pop(name, None)  # its parents' weights are about to change
+    pending = [name for name in wanted if name in again or name not in counting or counting[name].status != "done"]
     folder = root / study.name
-    readers = Readers(planned, found)
+    models = planned.model_loader(counting)
     if pending:
-        _check(planned, pending, readers)
+        _check(planned, pending, models)
         _check_writable(folder)
     log(f"{study.name}: {len(wanted) - len(pending)} of {len(wanted)} stages are done; runs are in {folder}")
     written = None
     while pending:
-        name = _next(planned, pending, readers)
-        resumed = None if name in again else found.get(name)
-        made = resumed or Run.create(root, _record(planned, name, found))
-        found[name] = made
+        name = _next(planned, pending, models)
+        resumed = None if name in again else counting.get(name)
+        at_work = resumed or Run.create(root, _record(planned, name, counting))
+        counting[name] = at_work
         try:
-            _carry_out(planned, name, made, readers, log)
+            _carry_out(planned, name, at_work, models, log)
         finally:
-            written = summary.write(planned, found, folder)
+            written = study_summary.write(planned, counting, folder)
         pending.remove(name)
-        if made.status == "rejected":
-            waiting = [each for each in _descendants(planned, [name]) if each in pending]
-            pending = [each for each in pending if each not in waiting]
+        if at_work.status == "rejected":
+            waiting = [stage for stage in _dependants(planned, [name]) if stage in pending]
+            pending = [stage for stage in pending if stage not in waiting]
             log(f"{name} is rejected" + (f"; {', '.join(waiting)} cannot start from it" if waiting else ""))
-    return Carried(planned, found, folder, written or summary.write(planned, found, folder))
+    return Carried(planned, counting, folder, written or study_summary.write(planned, counting, folder))
 
 
-def current(planned: Plan, root: Path) -> dict[str, Run]:
-    """By stage the run with the planned identity: the newest that is done, else the newest.
+def current(planned: Plan, root: Path, log: Callable[[str], None] = print) -> dict[str, Run]:
+    """The run that counts for each stage: one with the planned identity, the newest that is done, else the newest.
 
-    A run counts only if the weights that it started from are those of the run that counts for its parent:
-    two runs of one finetuning have the same identity and may still differ in their weights.
+    A run counts only if it started from the run that counts for its parent: two runs of one finetuning have
+    the same identity and may still differ in their weights. A run whose record cannot be read does not count,
+    and the log says so.
     """
-    found: dict[str, Run] = {}
+    counting: dict[str, Run] = {}
     for name, stage in planned.stages.items():  # parents first
-        for each in runs(root, planned.study.name, name):
-            better = name not in found or each.status == "done" or found[name].status != "done"
-            if each.record.identity == stage.identity and better and _starts_from(each, stage, found):
-                found[name] = each
-    return found
+        readable, unreadable = scan(root, planned.study.name, name)
+        for broken in unreadable:
+            log(f"warning: {broken.problem.rstrip('.')}; this run does not count.")
+        for candidate in readable:
+            better = name not in counting or candidate.status == "done" or counting[name].status != "done"
+            if (
+                candidate.record.identity == stage.identity
+                and better
+                and _starts_from_counting(candidate, stage, counting)
+            ):
+                counting[name] = candidate
+    return counting
 
 
-def _starts_from(run: Run, stage: Planned, found: dict[str, Run]) -> bool:
+def _check_results(counting: dict[str, Run], again: Collection[str]) -> None:
+    """Refuse finished runs whose outcomes or metrics have changed; those carried out again no longer count."""
+    problems: dict[str, UserError] = {}
+    for name, run in counting.items():
+        try:
+            run.check_results()
+        except UserError as error:
+            problems[name] = error
+    for name in [name for name in problems if name in again]:
+        del counting[name], problems[name]
+    if len(problems) > 1:
+        stages = " ".join(f"--stage {name}" for name in problems)
+        first = str(next(iter(problems.values()))).partition(";")[0]
+        raise UserError(f"{first}; carry {len(problems)} changed stages out again with {stages} --fresh.")
+    if problems:
+        raise next(iter(problems.values()))
+
+
+def _starts_from_counting(run: Run, stage: Planned, counting: dict[str, Run]) -> bool:
     for need in stage.needs:
-        parent, accepted = run.record.parents.get(need), found.get(need)
+        parent, accepted = run.record.parents.get(need), counting.get(need)
         if parent is None or accepted is None or parent.run != accepted.record.run:
             return False
     return True
 
 
-def _descendants(planned: Plan, names: Iterable[str]) -> list[str]:
-    """The stages that start from `names`, directly or not; parents are planned before their children."""
+def _dependants(planned: Plan, names: Iterable[str]) -> list[str]:
+    """The stages that need `names`, directly or not; the plan has parents before their children."""
     changed = set(names)
-    found = []
+    dependants = []
     for name, stage in planned.stages.items():
         if changed.intersection(stage.needs):
             changed.add(name)
-            found.append(name)
-    return found
+            dependants.append(name)
+    return dependants
 
 
-def _check(planned: Plan, pending: Sequence[str], readers: Readers) -> None:
-    """What can be known to be wrong before anything is written."""
-    from latentwire.evaluation.evaluate import ready
-
-    study, wires = planned.study, dict[str, dict[str, Arm]]()
-    suppressed: dict[str, list[str]] = {}
-    finetunings = []
+def _check(planned: Plan, pending: Sequence[str], models: ModelLoader) -> None:
+    """Let the stages that are about to run check themselves, those of one kind together."""
+    groups: dict[type[Stage], dict[str, Stage]] = {}
     for name in pending:
         stage = planned.stages[name].stage
-        if isinstance(stage, Evaluate):
-            found = {wire.label: wire for wire in stage.read()}
-            model = planned.stages[name].configuration["model"]
-            wires.setdefault(model, {}).update(found)
-            suppressed.setdefault(model, []).extend(stage.begin_suppress_tokens)
-        elif isinstance(stage, Finetune):
-            finetunings.append(planned.stages[name])
-        else:
-            _check_wire(planned.stages[name], stage, readers)
-    # A model as it is; finetuning changes weights only, so what fits it fits all of them.
-    for model in dict.fromkeys([*wires, *([study.model] if finetunings else [])]):
-        lm = readers.load((model, None, "best"))
-        for each in finetunings if model == study.model else ():
-            _check_finetuning(each, lm)
-        if wires.get(model):
-            readers.prepare_sources(lm, wires[model].values())
-            ready(
-                lm,
-                planned.tasks,
-                list(wires[model].values()),
-                split=study.split,
-                limit=study.limit,
-                begin_suppress_tokens=suppressed[model],
-            )
-
-
-def _check_finetuning(planned: Planned, lm: LM) -> None:
-    from latentwire.training.finetuning import checks
-
-    assert isinstance(planned.stage, Finetune)
-    try:
-        checks.check(planned.stage.settings(), lm)
-    except UserError as error:
-        raise UserError(f"stages.{planned.name}: {error}") from error
-
-
-def _check_wire(planned: Planned, stage: FitWire, readers: Readers) -> None:
-    from latentwire.training.wire import accept, fit
-    from latentwire.wires.latent.latent_wire import locate
-
-    try:
-        models = readers.models(stage.models())
-        readers.prepare_wires(models, stage.readers, stage.imitated())
-        start = locate(stage.start_wire) if stage.start_wire else None
-        reading = {name: models[name] for name in stage.readers}
-        fit.check(reading, models[stage.wire.source], stage.settings(), start)
-        if stage.accept:
-            accept.check(stage.data, stage.gates, stage.accept_examples)
-    except UserError as error:
-        raise UserError(f"stages.{planned.name}: {error}") from error
+        groups.setdefault(type(stage), {})[name] = stage
+    for kind in KINDS:
+        if kind in groups:
+            kind.check_all(groups[kind], planned.context, models)
 
 
 def _check_writable(folder: Path) -> None:
@@ -186,20 +174,16 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"runs: the folder {folder} cannot be written ({error.strerror}).") from error
 
 
-def _next(planned: Plan, pending: Sequence[str], readers: Readers) -> str:
-    """The first stage that can start; an evaluation whose reader is in memory goes before it."""
+def _next(planned: Plan, pending: Sequence[str], models: ModelLoader) -> str:
+    """The first stage that can start; one whose model is in memory goes before it."""
     able = [name for name in pending if not set(planned.stages[name].needs) & set(pending)]
-    at_hand = [
-        name
-        for name in able
-        if isinstance(planned.stages[name].stage, Evaluate) and readers.holds(planned.stages[name].source)
-    ]
+    at_hand = [name for name in able if planned.stages[name].stage.ready_with(planned.context, models)]
     return (at_hand or able)[0]
 
 
-def _record(planned: Plan, name: str, found: dict[str, Run]) -> Record:
+def _record(planned: Plan, name: str, counting: dict[str, Run]) -> Record:
     stage = planned.stages[name]
-    parents = [found[need].record for need in stage.needs]
+    parents = [counting[need].record for need in stage.needs]
     return Record(
         run="",
         study=planned.study.name,
@@ -207,49 +191,28 @@ def _record(planned: Plan, name: str, found: dict[str, Run]) -> Record:
         kind=stage.stage.kind,
         identity=stage.identity,
         configuration=stage.configuration,
-        seeds={} if isinstance(stage.stage, Evaluate) else {"training": stage.stage.seed},
+        seeds=stage.stage.seeds(),
         inputs=stage.inputs,
         parents={parent.stage: Parent(run=parent.run, identity=parent.identity) for parent in parents},
         **provenance.gather(),
     )
 
 
-def _of(planned: Planned) -> str:
-    """The models of a stage that starts from no other."""
-    stage = planned.stage
-    if isinstance(stage, FitWire):
-        return stage.start_wire or ", ".join(stage.models())
-    return str(planned.configuration["model"])
-
-
-def _carry_out(planned: Plan, name: str, made: Run, readers: Readers, log: Log) -> None:
-    from latentwire.studies import carry_out
-
+def _carry_out(planned: Plan, name: str, run: Run, models: ModelLoader, log: Log) -> None:
     stage = planned.stages[name].stage
-    resumed = bool(made.record.times)
-    with made.work(), log.to(made.folder / LOG):
+    resumed = bool(run.record.times)
+    with run.work(), log.to(run.folder / LOG):
         if resumed:
-            made.write(**provenance.gather())
+            run.write(**provenance.gather())
         verb = "resuming" if resumed else "starting"
-        log(
-            f"\n{verb} {name} ({stage.kind} from {stage.start_from or _of(planned.stages[name])}) in {made.folder}"
-        )
+        log(f"\n{verb} {name} ({stage.kind} from {stage.beginning(planned.study.model)}) in {run.folder}")
         try:
-            source = planned.stages[name].source
-            if isinstance(stage, Evaluate):
-                results = carry_out.evaluate(readers.load(source), stage, planned, readers, made.folder, log)
-            elif isinstance(stage, Finetune):
-                results = carry_out.finetune(readers.load(source, to_train=True), stage, made.folder, log)
-            else:
-                results = carry_out.fit_wire(stage, readers, made.folder, log)
-            made.finish(results, rejected=not all(each["held"] for each in results.get("accept", ())))
+            results = stage.run(Work(planned.context, models, run.folder, log))
+            run.finish(results, rejected=not all(gate["held"] for gate in results.get("accept", ())))
         except Exception as error:
-            made.fail(f"{type(error).__name__}: {error}")
+            run.fail(f"{type(error).__name__}: {error}")
             log.write_only(traceback.format_exc())
             if isinstance(error, UserError):
                 raise UserError(f"{name}: {error}") from error
             kind = type(error).__name__
-            raise StageFailed(f"{name} failed with {kind}: {error} (more in {made.folder / LOG})") from error
-        finally:
-            if not isinstance(stage, Evaluate):
-                readers.drop()  # trained in place
+            raise StageFailed(f"{name} failed with {kind}: {error} (more in {run.folder / LOG})") from error

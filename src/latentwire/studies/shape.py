@@ -1,4 +1,4 @@
-"""The shape of `summary.json`, a frozen contract."""
+"""The shape of `summary.json`. It is a contract: keys may be added, and none changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from latentwire.evaluation.summary import Metrics
 
 
 class StageSummary(TypedDict):
-    """run: None before there is one. metrics: empty for a finetuning, and until the stage is done."""
+    """A stage: its run (None before there is one), its status, and its metrics (empty until it is done)."""
 
     run: str | None
     status: str
@@ -16,7 +16,7 @@ class StageSummary(TypedDict):
 
 
 class Compared(TypedDict):
-    """A comparison a − b. p is as the test gives it; resolved counts the Holm correction of primary ones."""
+    """A comparison a − b. `p` is uncorrected; `resolved` includes the Holm correction of primary comparisons."""
 
     name: str
     task: str
@@ -31,12 +31,20 @@ class Compared(TypedDict):
 
 
 class Summary(TypedDict):
-    """`summary.json`. derived: `comparisons` (what else is known of them, by name), `effects`, `oracles` (by name
-    the readings that they are of, and by task their metrics), `invalid` (by reading and task answered in words
-    the share of answers that could not be read), `gates`, `repeats` (stages that resolve to the same),
-    `finetunings`, `evaluations` (by stage the arms that leak, unstable prompts and floors by task, and by
-    arm and task sizes and how many examples its variant skipped), and `made_of`, a hash of the runs and the
-    study."""
+    """`summary.json`.
+
+    Attributes:
+        study: The study's name.
+        stages: What is known of each stage.
+        comparisons: The comparisons that could be made.
+        derived: Everything else, by key. `comparisons`: more on each comparison, by name. `effects`. `oracles`: by
+            name, the readings each is made of and its metrics by task. `invalid`: by reading and task answered in
+            words, the share of answers that could not be read. `agreement`: by the readings of one wire by several
+            readers, and by task, the share of examples answered alike. `gates`. `repeats`: stages that resolve to
+            the same configuration. `finetunings`: the results of each training. `evaluations`: by stage, the arms
+            that leak, unstable prompts and floors by task, and sizes and skipped examples by arm and task.
+            `made_of`: a hash of the runs and the study.
+    """
 
     study: str
     stages: dict[str, StageSummary]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -9,8 +10,10 @@ from pydantic import Discriminator, Field, Tag, field_validator
 
 from latentwire.errors import one_of
 from latentwire.lm.prompt_settings import PromptSettings
-from latentwire.studies.claims import Comparison, Effects, Gate
-from latentwire.studies.stages import Evaluate, FitWire, Name, Stage
+from latentwire.studies.claims import Comparison, Condition, Effects
+from latentwire.studies.model_loader import Loading
+from latentwire.studies.stages import AnyStage
+from latentwire.studies.stages.base import Name
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.training.settings import Settings
@@ -18,12 +21,12 @@ from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
 
 ORACLES = "oracles"
-"""In a comparison an oracle is written `oracles/NAME`, as if this were its stage."""
+"""A comparison names an oracle `oracles/NAME`, as if this were its stage."""
 Readings = Annotated[tuple[str, ...], Field(min_length=2)]
 
 
 class FileTask(Settings):
-    """A task read from a file of one's own or from a benchmark's official files, under any name."""
+    """A task read from your own file or from a benchmark's official files, under any name."""
 
     name: Name
     kind: str
@@ -44,25 +47,18 @@ TaskEntry = Annotated[
 """A task of the project or of lm-eval by its name, or one read from a file."""
 
 
-class Loading(Settings):
-    """How a model is loaded that is not finetuned.
-
-    device_map: where each module goes, as Transformers takes it (`auto`, or a device by module). bits: round the
-    weights to 4 bits (NF4, by bitsandbytes, on a GPU); what else there is stays bfloat16.
-    """
-
-    device_map: str | dict[str, int | str] | None = None
-    bits: Literal[4] | None = None
-
-
 class Study(Settings):
     """A whole study.
 
-    limit: the first so many examples of each task. dtype: what evaluations read in (without it float32 on a
-    CPU, bfloat16 on an accelerator); finetuning keeps float32 weights in any case. loading: by model.
-    prompts: by model, how it is asked in training and in evaluation; without an entry as its own files say.
-    oracles: by name, readings (STAGE/ARM) of which the best counts, example by example: what could be had of them
-    together by one who knew whom to believe.
+    Attributes:
+        tasks: What evaluations answer.
+        limit: Use the first `limit` examples of each task.
+        dtype: What evaluations read in (if not given, float32 on a CPU and bfloat16 on an accelerator); finetuning
+            keeps float32 weights in any case.
+        loading: How each model is loaded, by its name.
+        prompts: How each model is asked, in training and in evaluation; others are asked as their own files say.
+        oracles: By name, readings (STAGE/ARM) of which the best counts, example by example: an upper bound for
+            anyone who would choose between them.
     """
 
     name: Name
@@ -74,25 +70,20 @@ class Study(Settings):
     dtype: Literal["float32", "bfloat16"] | None = None
     loading: dict[str, Loading] = Field(default_factory=dict)
     prompts: dict[str, PromptSettings] = Field(default_factory=dict)
-    stages: dict[Name, Stage] = Field(min_length=1)
+    stages: dict[Name, AnyStage] = Field(min_length=1)
     effects: Effects | None = None
     oracles: dict[Name, Readings] = Field(default_factory=dict)
     comparisons: tuple[Comparison, ...] = ()
-    gates: tuple[Gate, ...] = ()
+    gates: tuple[Condition, ...] = ()
 
     def models(self) -> list[str]:
-        """Every model that a stage reads with or that writes for a relay."""
-        found = [self.model]
-        for stage in self.stages.values():
-            if isinstance(stage, FitWire):
-                found += stage.models()
-            elif isinstance(stage, Evaluate):
-                found += ([stage.model] if stage.model else []) + stage.relays()
-        return list(dict.fromkeys(found))
+        """Every model that a stage loads."""
+        loaded = chain.from_iterable(stage.loads() for stage in self.stages.values())
+        return list(dict.fromkeys([self.model, *loaded]))
 
     def sources(self) -> list[str]:
-        """The encoders' models of trained wires that no stage trains. Raises `UserError` if one is not there."""
-        paths = [path for stage in self.stages.values() for path in stage.elsewhere()]
+        """The encoders' models of finished wires. Raises `UserError` if such a wire does not exist."""
+        paths = chain.from_iterable(stage.finished_wires() for stage in self.stages.values())
         return list(dict.fromkeys(read_config(locate(path)).source for path in paths))
 
     def parts(self, reading: str) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
@@ -52,5 +52,5 @@ def examples_sha256(examples: Iterable[Example]) -> str:
     """SHA-256 of everything that the examples hold, in their order."""
     sha256 = hashlib.sha256()
     for example in examples:
-        sha256.update(json.dumps(asdict(example), sort_keys=True, ensure_ascii=False).encode())
+        sha256.update(json.dumps(vars(example), sort_keys=True, ensure_ascii=False).encode())
     return sha256.hexdigest()

@@ -14,25 +14,22 @@ from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
 from latentwire.evaluation.statistics import Comparison, compare, holm, members, shared
-from latentwire.evaluation.summary import Metrics, Number, by_arm, invalid, summarize
+from latentwire.evaluation.summary import Metrics, Number, agreement, by_arm, invalid, summarize
 from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
-from latentwire.runs.store import Run
-from latentwire.studies import report
+from latentwire.runs.store import ENDED, OUTCOMES, Run
+from latentwire.studies import summary_tables
 from latentwire.studies.claims import Comparison as Asked
-from latentwire.studies.claims import Gate
+from latentwire.studies.claims import Condition
 from latentwire.studies.derived import Derived, derive
 from latentwire.studies.plan import Plan
 from latentwire.studies.shape import Compared, StageSummary, Summary
 from latentwire.studies.spec import ORACLES, Study
-from latentwire.studies.stages import TRAINED, Evaluate
+from latentwire.studies.stages.base import TRAINED
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 9
-"""Counted up when a summary of the same runs comes to hold something else."""
-ENDED = ("done", "rejected")
-"""Of a run that has results."""
-_TOLD = ("leaks", "question_aware", "unstable", "skipped", "partners", "floors", "sizes")
+_FORM = 10
+"""Raise it whenever a summary of the same runs would hold something else."""
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
@@ -40,11 +37,11 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
     stages = {name: _stage(runs.get(name)) for name in plan.study.stages}
     readings = {
         f"{name}/{arm}": outcomes
-        for name in plan.study.stages
-        if isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] == "done"
+        for name, stage in plan.study.stages.items()
+        if stage.evaluated_arms() and stages[name]["status"] == "done"
         for arm, outcomes in by_arm(_outcomes(runs[name].folder)).items()
     }
-    unreadable = _invalid(plan, readings)
+    unreadable, agreements = _invalid(plan, readings), _agreements(plan, readings)
     readings |= _oracles(plan.study, readings)
     comparisons, further = _compare(plan.study, readings)
     effects = _effects(plan, runs, readings)
@@ -56,6 +53,7 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
             "comparisons": further,
             "effects": [asdict(each) for each in effects],
             "invalid": unreadable,
+            "agreement": agreements,
             "oracles": {
                 name: {"of": list(of), "metrics": summarize(readings[f"{ORACLES}/{name}"])[name]}
                 for name, of in plan.study.oracles.items()
@@ -63,18 +61,18 @@ def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
             },
             "gates": [_judge(gate, effects) for gate in plan.study.gates],
             "repeats": _repeats(plan),
-            "finetunings": {
-                name: run.record.results
-                for name, run in runs.items()
-                if not isinstance(plan.study.stages[name], Evaluate) and stages[name]["status"] in ENDED
-            },
-            "evaluations": {
-                name: {key: (runs[name].record.results or {}).get(key, {}) for key in _TOLD}
-                for name, stage in plan.study.stages.items()
-                if isinstance(stage, Evaluate) and stages[name]["status"] == "done"
-            },
+            **_sections(plan.study, runs),
         },
     }
+
+
+def _sections(study: Study, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]]:
+    """What each finished stage reports, by the section that its kind names."""
+    sections: dict[str, dict[str, Any]] = {"finetunings": {}, "evaluations": {}}
+    for name, stage in study.stages.items():
+        if name in runs and runs[name].status in ENDED:
+            sections[stage.section][name] = stage.summarise(runs[name].record.results or {})
+    return sections
 
 
 def _repeats(plan: Plan) -> list[list[str]]:
@@ -93,7 +91,7 @@ def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:
         return there
     made = build(plan, runs)
     made["derived"]["made_of"] = made_of
-    write_atomically(folder / MARKDOWN, report.markdown(plan.study, runs, made))
+    write_atomically(folder / MARKDOWN, summary_tables.markdown(plan.study, runs, made))
     write_atomically(folder / JSON, json.dumps(made, indent=1) + "\n")
     return made
 
@@ -126,16 +124,14 @@ def _read(path: Path) -> Summary | None:
 def _stage(run: Run | None) -> StageSummary:
     if run is None:
         return {"run": None, "status": "not run", "metrics": {}}
-    path = run.folder / "metrics.json"
-    read = run.status in ENDED and path.exists()
-    metrics: Metrics = json.loads(path.read_text(encoding="utf-8")) if read else {}
+    metrics: Metrics = run.metrics() if run.status in ENDED else {}
     return {"run": run.record.run, "status": run.status, "metrics": metrics}
 
 
 @cache
 def _outcomes(folder: Path) -> list[Outcome]:
     """Of a run that is done, whose outcomes change no more."""
-    return read_outcomes(folder / "outcomes.jsonl")
+    return read_outcomes(folder / OUTCOMES)
 
 
 def _compare(
@@ -190,6 +186,20 @@ def _invalid(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dic
     return found
 
 
+def _agreements(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
+    """By the readings of one wire by several readers, and by task, the share of examples answered alike."""
+    shares: dict[str, dict[str, Number]] = {}
+    for name, stage in plan.study.stages.items():
+        for arms in stage.read_together():
+            parts = [f"{name}/{arm}" for arm in arms]
+            if all(part in readings for part in parts):
+                for task in plan.tasks:
+                    alike = agreement([[o for o in readings[part] if o.task == task.name] for part in parts])
+                    if alike is not None:
+                        shares.setdefault(" + ".join(parts), {})[task.name] = alike
+    return shares
+
+
 def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, list[Outcome]]:
     """The oracles whose readings are all there, as readings of their own."""
     there = {name: of for name, of in study.oracles.items() if set(of) <= readings.keys()}
@@ -203,8 +213,8 @@ def _trained(study: Study, reading: str) -> bool:
     """Whether a reading depends on a training, of which a study has one seed."""
     for part in study.parts(reading):
         stage, arm = part.split("/")
-        found = study.stages[stage]
-        if found.start_from is not None or (isinstance(found, Evaluate) and found.arms[arm].startswith(TRAINED)):
+        evaluation = study.stages[stage]
+        if evaluation.start_from is not None or evaluation.evaluated_arms()[arm].startswith(TRAINED):
             return True
     return False
 
@@ -220,7 +230,7 @@ def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Ou
     return derive(effects, plan.reported, concerned, results["floors"])
 
 
-def _judge(gate: Gate, effects: list[Derived]) -> dict[str, Any]:
+def _judge(gate: Condition, effects: list[Derived]) -> dict[str, Any]:
     """held: whether the whole interval is inside; None where the number is not there yet. resolved: whether it is
     all on one side."""
     judged: dict[str, Any] = {**gate.model_dump(), **asdict(UNDEFINED), "held": None, "resolved": None}
@@ -234,7 +244,7 @@ def _judge(gate: Gate, effects: list[Derived]) -> dict[str, Any]:
     return judged
 
 
-def _within(gate: Gate, value: float | None) -> bool:
+def _within(gate: Condition, value: float | None) -> bool:
     if value is None:
         return False
     return value >= gate.at_least if gate.at_least is not None else value <= (gate.at_most or 0.0)

@@ -1,4 +1,4 @@
-"""Runs as a person reads them."""
+"""Runs as tables and lines for the screen."""
 
 from __future__ import annotations
 
@@ -9,45 +9,57 @@ from rich.table import Table
 
 from latentwire.printing import plain_table
 from latentwire.runs.log import duration
-from latentwire.runs.store import Run
+from latentwire.runs.store import METRICS, Run, Unreadable
 
 
-def listed(found: Iterable[Run]) -> Table:
-    """One row a run."""
-    table = plain_table("run", "kind", "status", "took", "what", overflow="fold")
-    for run in found:
+def listed(runs: Iterable[Run], unreadable: Iterable[Unreadable] = ()) -> Iterator[str]:
+    """Aligned lines, one for each run; those that cannot be read come last, with the reason.
+
+    Lines of text rather than a table: measuring the cells of thousands of rows would take seconds.
+    """
+    rows = [("run", "kind", "status", "took", "what")]
+    for run in runs:
         took = "" if run.seconds is None else duration(run.seconds)
-        table.add_row(run.record.run, run.record.kind, run.status, took, _what(run))
-    return table
+        rows.append((run.record.run, run.record.kind, run.status, took, _what(run)))
+    for broken in unreadable:
+        rows.append(("/".join(broken.folder.parts[-3:]), "", "unreadable", "", broken.problem))
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
 
 
 def shown(run: Run) -> Iterator[str | Table]:
-    """A run in full: lines and tables."""
+    """A run in full: lines and tables.
+
+    Raises:
+        UserError: Its metrics are not those that the run wrote.
+    """
+    run.check_results()
     record = run.record
     took = "" if run.seconds is None else f", {duration(run.seconds)}"
-    goes = f" in {len(record.times)} goes" if len(record.times) > 1 else ""
-    yield f"{record.run}: {record.kind}, {run.status}{took}{goes}"
+    attempts = f" in {len(record.times)} attempts" if len(record.times) > 1 else ""
+    yield f"{record.run}: {record.kind}, {run.status}{took}{attempts}"
     if record.error:
         yield f"error: {record.error}"
     yield f"folder: {run.folder}"
     yield f"identity: {record.identity}"
     for name, parent in record.parents.items():
         yield f"starts from: {name}, {parent.run}"
-    for name, read in record.inputs.items():
-        yield f"{name}: {read.path} (SHA-256 {read.sha256[:16]}...)"
+    for name, source in record.inputs.items():
+        yield f"{name}: {source.path} (SHA-256 {source.sha256[:16]}...)"
     yield "versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items())
     if record.git:
         yield f"commit: {record.git['commit']}{' with changes' if record.git['changed'] else ''}"
     yield "configuration: " + json.dumps(record.configuration, ensure_ascii=False)
     if record.results:
         yield "results: " + json.dumps(record.results, ensure_ascii=False)
-    path = run.folder / "metrics.json"
+    path = run.folder / METRICS
     if path.exists():
         yield _metrics(json.loads(path.read_text(encoding="utf-8")))
 
 
 def _what(run: Run) -> str:
-    """An error, or what the run read with or trained on."""
+    """The run's error, or its arms, or the wire that it trained."""
     if run.record.error:
         return run.record.error.splitlines()[0]
     arms = run.record.configuration.get("arms")

@@ -15,7 +15,7 @@ from latentwire.runs.store import Run
 from latentwire.studies.curves import points
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
-from latentwire.studies.stages import Evaluate, Finetune
+from latentwire.studies.stages.training_stage import left_out
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,8 @@ def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]
         yield _invalid(found, brief)
     if found["derived"]["oracles"]:
         yield _oracles(found, brief)
+    if found["derived"]["agreement"]:
+        yield _agreement(found)
     if found["comparisons"]:
         yield _comparisons(found)
     if found["derived"]["effects"]:
@@ -99,7 +101,12 @@ def _repeats(found: Summary) -> Iterator[str]:
 
 def _untrained(study: Study, found: Summary) -> Iterator[str]:
     """Finetunings that made nothing better, and whose best weights, which are those before, are read."""
-    read = {stage.start_from for stage in study.stages.values() if stage.checkpoint == "best"}
+    read = {
+        need
+        for stage in study.stages.values()
+        for need in stage.needs()
+        if need != stage.start_from or stage.checkpoint == "best"
+    }
     for name, results in found["derived"]["finetunings"].items():
         if results["best_step"] == 0 and name in read:
             yield f"WARNING: {name} was best at step 0: the checkpoint read after it is untrained."
@@ -111,33 +118,21 @@ def _without(found: Summary) -> Iterator[str]:
             yield f"{name}: {lost}."
 
 
-def left_out(skipped: Mapping[str, int]) -> str:
-    """What of a training there was no memory for, nothing where there was enough.
-
-    Args:
-        skipped: by objective, how many passes of a reader it was left out of.
-    """
-    counts = [f"{kind} left out of {count:,} passes" for kind, count in skipped.items() if count]
-    return f"{', '.join(counts)} for want of memory" if counts else ""
-
-
 def _same_rows(study: Study, found: Summary) -> Iterator[str]:
     """Which of the finetunings that are compared saw the same data."""
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in study.effects.after if study.effects else ():
-        stage = study.stages[name]
-        if name in found["derived"]["finetunings"] and isinstance(stage, Finetune):
-            results = found["derived"]["finetunings"][name]
-            saw = (results["train_rows_sha256"], results["steps"])
-            asked = (stage.rows, stage.row_tokens, stage.steps, stage.seed)
-            alike.setdefault((*saw, *asked), []).append(name)
+        results = found["derived"]["finetunings"].get(name)
+        seen = study.stages[name].data_seen(results) if results is not None else None
+        if seen is not None:
+            alike.setdefault(seen, []).append(name)
     for at, names in enumerate(alike.values()):
         same = " saw the same rows, labels, order and number of steps" if len(names) > 1 else ""
         yield f"{'Other rows, steps or seed: ' if at else ''}{', '.join(names)}{same}."
 
 
 def _scores(study: Study, found: Summary, brief: bool) -> Section:
-    evaluations = {name: each for name, each in study.stages.items() if isinstance(each, Evaluate)}
+    evaluations = {name: wires for name, each in study.stages.items() if (wires := each.evaluated_arms())}
     scored = {name: found["stages"][name]["metrics"] for name in evaluations}
     tasks = list(dict.fromkeys(task for arms in scored.values() for metrics in arms.values() for task in metrics))
     if brief:
@@ -148,7 +143,7 @@ def _scores(study: Study, found: Summary, brief: bool) -> Section:
             numbers = [next(iter(metrics[task].values())) for task in tasks]
             counts |= {number["n"] for task, number in zip(tasks, numbers, strict=True) if task != "macro"}
             shown = _marked(found, f"{name}/{arm}").partition("/")[2]
-            rows.append([name, shown, evaluations[name].arms[arm], *(_number({**number}) for number in numbers)])
+            rows.append([name, shown, evaluations[name][arm], *(_number({**number}) for number in numbers)])
     rows += _floors(found, tasks)
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "") if counts else "no"
     notes = [f"Primary metric with its 95 % interval; {n} examples a task, the same ones in every stage."]
@@ -254,6 +249,16 @@ def _oracles(found: Summary, brief: bool) -> Section:
     return Section("Oracles", ["oracle", "of", *tasks], rows, [note])
 
 
+def _agreement(found: Summary) -> Section:
+    shares = found["derived"]["agreement"]
+    tasks = list(dict.fromkeys(task for of in shares.values() for task in of))
+    rows = [
+        [readers, *(_number(of[task]) if task in of else "" for task in tasks)] for readers, of in shares.items()
+    ]
+    note = "The share of examples that the readers answer alike, right or wrong."
+    return Section("Agreement", ["readers", *tasks], rows, [note])
+
+
 def _comparisons(found: Summary) -> Section:
     rows = []
     for each in found["comparisons"]:
@@ -342,7 +347,7 @@ def _sizes(found: Summary) -> Section:
 
 
 def _seeds(study: Study) -> str:
-    seeds = sorted({stage.seed for stage in study.stages.values() if not isinstance(stage, Evaluate)})
+    seeds = sorted({seed for stage in study.stages.values() for seed in stage.seeds().values()})
     if len(seeds) > 1:
         return f"Trainings have the seeds {', '.join(map(str, seeds))}; each reading is of one."
     return f"Trainings have one seed ({seeds[0]}): what is said of them is single-seed." if seeds else ""

@@ -1,0 +1,180 @@
+"""The models that stages read with and train, one in memory at a time unless a wire needs several."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from latentwire.errors import UserError
+from latentwire.evaluation.arms import Arm
+from latentwire.lm.model import LM
+from latentwire.lm.prompt_settings import PromptSettings
+from latentwire.runs.identity import model_folder
+from latentwire.runs.store import Run
+from latentwire.training.settings import Settings
+from latentwire.wires.latent.latent_config import read_config
+from latentwire.wires.latent.latent_wire import locate, share
+from latentwire.wires.relay import source_name
+
+Checkpoint = Literal["best", "final"]
+Source = tuple[str, str | None, Checkpoint]
+"""A model, the stage that finetuned it (None for the model as it is), and which of that stage's checkpoints."""
+
+
+class Loading(Settings):
+    """How a model is loaded that is not finetuned.
+
+    Attributes:
+        device_map: Where each module goes, as Transformers takes it (`auto`, or a device by module).
+        bits: Round the weights to 4 bits (NF4, by bitsandbytes, on a GPU); everything else stays bfloat16.
+    """
+
+    device_map: str | dict[str, int | str] | None = None
+    bits: Literal[4] | None = None
+
+
+class ModelLoader:
+    """Loads the study's models and the checkpoints of its stages, and keeps one while it is asked for.
+
+    Always from disk: later stages read with what a user can load, and not with what was left in memory.
+
+    Args:
+        loading: How to load a model, by its name.
+        prompts: How to ask a model, by its name; others are asked as their own files say.
+        dtype: What evaluations read in; None takes the machine's default.
+        folders: Where each model of the study is.
+        runs: The run that counts for each stage; the caller adds to it as stages are carried out.
+    """
+
+    def __init__(
+        self,
+        loading: Mapping[str, Loading],
+        prompts: Mapping[str, PromptSettings],
+        dtype: str | None,
+        folders: Mapping[str, Path],
+        runs: Mapping[str, Run],
+    ) -> None:
+        self._loading, self._prompts, self._dtype = loading, prompts, dtype
+        self._folders, self._runs = folders, runs
+        self._held: tuple[tuple[Source, torch.dtype | None], LM] | None = None
+        self._beside: dict[str, LM] = {}
+        self._sources: dict[str, LM] = {}
+
+    def holds(self, source: Source) -> bool:
+        """Whether this reader is in memory."""
+        return self._held is not None and self._held[0][0] == source
+
+    def load(self, source: Source, *, to_train: bool = False) -> LM:
+        """A model as it is or as a finetuning left it; in float32 if it is to be trained.
+
+        Raises:
+            UserError: The checkpoint is gone or is not what the finetuning wrote.
+        """
+        dtype = torch.float32 if to_train else self._evaluation_dtype()
+        if self._held is None or self._held[0] != (source, dtype):
+            self.drop()
+            lm = LM.load(self._folder(*source), **self._options(source[0], dtype))
+            lm.name = f"{source[0]} after {source[1]}" if source[1] else source[0]
+            self._held = ((source, dtype), lm)
+        return self._held[1]
+
+    def beside(self, names: Sequence[str]) -> dict[str, LM]:
+        """Further readers as they are, in memory together with the one that `load` gave."""
+        for name in names:
+            if name not in self._beside:
+                self._beside[name] = LM.load(self._folders[name], **self._options(name, self._evaluation_dtype()))
+                self._beside[name].name = name
+        return {name: self._beside[name] for name in names}
+
+    def _evaluation_dtype(self) -> torch.dtype | None:
+        return getattr(torch, self._dtype) if self._dtype else None
+
+    def drop(self) -> None:
+        """Forget the models in memory: their weights have changed, or their memory is needed."""
+        self._held = None
+        self._beside.clear()
+        self._sources.clear()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+    def wire(self, stage: str, checkpoint: Checkpoint = "best") -> Path:
+        """The folder of the wire that a stage has trained. Raises as `load` does."""
+        return self._checkpoint(stage, checkpoint)
+
+    def together(self, names: Sequence[str]) -> dict[str, LM]:
+        """Several models as they are, all in memory at once: a wire's encoder and readers.
+
+        In float32; for models of 4 bits, what is not rounded is bfloat16.
+        """
+        self.drop()
+        loaded = {}
+        for name in names:
+            loaded[name] = LM.load(self._folders[name], **self._options(name, torch.float32))
+            loaded[name].name = name
+        return loaded
+
+    def prepare_sources(self, lm: LM, arms: Iterable[Arm]) -> None:
+        """Load the source models of arms that `lm` is about to read over, as the study says.
+
+        Raises `UserError` as `LM.load` does.
+        """
+        for name in dict.fromkeys(source_name(arm.wire) for arm in arms):
+            if name is not None and name != lm.name:
+                self._prepare(name, lm)
+
+    def prepare_wires(self, models: Mapping[str, LM], readers: Iterable[str], paths: Iterable[str | Path]) -> None:
+        """Let finished wires, read beside the one in training, use the models that are loaded for the training.
+
+        Their other source models are loaded as the study says.
+
+        Args:
+            models: The models of the training, by name.
+            readers: Which of them read.
+            paths: The finished wires.
+
+        Raises:
+            UserError: As `LM.load`, or there is no such wire.
+        """
+        sources = [read_config(locate(str(path))).source for path in paths]
+        for reader in (models[name] for name in readers):
+            for model in models.values():
+                share(model, reader)
+            for name in sources:
+                if name not in models:
+                    self._prepare(name, reader)
+
+    def _prepare(self, name: str, lm: LM) -> None:
+        """Load a source for a reader, in the reader's dtype, if the study says how to load or ask it."""
+        if name not in self._loading and name not in self._prompts:
+            return
+        if name not in self._sources:
+            folder = self._folders.get(name) or model_folder(name)
+            self._sources[name] = LM.load(folder, **self._options(name, lm.model.dtype))
+            self._sources[name].name = name
+        share(self._sources[name], lm)
+
+    def _options(self, model: str, dtype: torch.dtype | None) -> dict[str, Any]:
+        loading, prompts = self._loading.get(model), self._prompts.get(model)
+        if loading is None:
+            return {"dtype": dtype, "prompts": prompts}
+        rounded = torch.bfloat16 if loading.bits else dtype
+        return {"dtype": rounded, "device_map": loading.device_map, "bits": loading.bits, "prompts": prompts}
+
+    def _folder(self, model: str, stage: str | None, checkpoint: Checkpoint) -> Path:
+        return self._folders[model] if stage is None else self._checkpoint(stage, checkpoint)
+
+    def _checkpoint(self, stage: str, checkpoint: Checkpoint) -> Path:
+        run, place = self._runs[stage], f"checkpoints/{checkpoint}"
+        if not any(path.startswith(place) for path in run.record.artifacts):
+            raise UserError(f"{run.folder}: {stage} ended without a {checkpoint} checkpoint; its log says why.")
+        if changed := run.changed_artifacts(place):
+            raise UserError(
+                f"{run.folder}: {changed[0]} is gone or not as {stage} wrote it; "
+                f"expected it unchanged, or a new run with --stage {stage} --fresh."
+            )
+        return run.folder / place
