@@ -8,12 +8,15 @@ import sys
 import time
 from collections.abc import Iterable
 from pathlib import Path
+from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 from latentwire import __version__
 from latentwire.errors import UserError
+from latentwire.kinds import importable_here
 from latentwire.studies import templates
 
 if TYPE_CHECKING:
@@ -65,7 +68,18 @@ def _global(
         print(context.get_help())
 
 
-@app.command("eval")
+class _WithWires(TyperCommand):
+    """A command whose help ends with every kind of wire, as the wires describe themselves."""
+
+    def format_epilog(self, ctx: Any, formatter: Any) -> None:
+        from latentwire import kinds, wires
+
+        formatter.write("\nWires:\n" + indent(wires.described(), "  ") + "\n")
+        formatter.write(f"  {kinds.OWN}[,OPTION=VALUE]...\n      A wire of your own.\n")
+        super().format_epilog(ctx, formatter)
+
+
+@app.command("eval", cls=_WithWires)
 def eval_(
     model: Model,
     task: Annotated[
@@ -74,10 +88,10 @@ def eval_(
     wire: Annotated[
         list[str] | None,
         typer.Option(
-            help="WIRE[:VARIANT][@READER]; may be repeated. WIRE is KIND[,OPTION=VALUE]... (text, none, budget, "
-            "prune, repeat, leaky, nth, evict, relay) or a trained wire: embedded:NAME, its folder, or the folder "
-            "of the run that trained it. VARIANT is deranged or counterfactual; for wires that send latents also "
-            "zero, mean, 8bit, 6bit or 4bit. READER is a model that answers in place of --model. "
+            help="WIRE[:VARIANT][@READER]; may be repeated. WIRE is KIND[,OPTION=VALUE]..., of the kinds listed "
+            "below, or a trained wire: embedded:NAME, its folder, or the folder of the run that trained it. VARIANT "
+            "is deranged or counterfactual; for wires that send latents also zero, mean, 8bit, 6bit or 4bit. READER "
+            "is a model that answers in place of --model. "
             "[default: text, text,mask=prefix and none]"
         ),
     ] = None,
@@ -153,7 +167,7 @@ def eval_(
     print(f"; numbers in {json_file}" if json_file else "")
 
 
-@app.command()
+@app.command(cls=_WithWires)
 def audit(
     model: Model,
     wire: Annotated[
@@ -350,6 +364,7 @@ def _print(parts: Iterable[Table | str]) -> None:
 
 def main() -> None:
     """Entry point: one sentence and status 2 for bad input, a traceback only under `--debug`."""
+    importable_here()
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:

@@ -44,6 +44,7 @@ LATENT = [
     "nth,tokens=3",
     "evict,ratio=3",
     "evict,tokens=3",
+    "evict,ratio=3,budget=head",
     "nth,ratio=3:zero",
     "nth,ratio=3:mean",
     "evict,ratio=3:4bit",
@@ -271,7 +272,7 @@ def test_keys_and_values_with_nothing_behind_them_answer_nothing(lm, bound, spec
     """No column would be left whose state says what comes next: an answer would be that of padding."""
     reader = copy(lm)
     reader.format = PromptFormat(template="raw", anchor="")
-    with pytest.raises(UserError, match="nothing behind a context"):
+    with pytest.raises(UserError, match="nothing after a context"):
         bound(spec)([Prompt(context=PROMPTS[0].context, question="")], reader)
 
 

@@ -16,8 +16,9 @@ from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
 from latentwire.lm.model import LM
 from latentwire.training.objectives import AnswerCrossEntropy, Distill
 from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.wire.part import Part
 from latentwire.training.wire.passages import Passage
-from latentwire.training.wire.step import FitStep, Part, collate
+from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent.modules import LatentModules
 

@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 import torch
 
-from latentwire import wires
+from latentwire import kinds, wires
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import PromptSettings
@@ -60,6 +60,7 @@ def load(
     Raises:
         UserError: an argument is missing, unknown or wrong, or the checkpoint is not what the run wrote.
     """
+    kinds.importable_here()
     if (model is None) == (run is None):
         found = "neither" if model is None else "both"
         raise UserError(f"model_args: found {found} of model and run, expected one of them.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class Rotary:
     def memory(self, memory: Memory, shift: int = 0) -> Memory:
         """`memory` with its keys rotated to its positions, `shift` further on."""
         at = memory.columns.positions + shift
-        return Memory(self.rotate_all(memory.keys, at), memory.values, memory.columns)
+        return replace(memory, keys=self.rotate_all(memory.keys, at))
 
     @torch.no_grad()
     def probe(self) -> None:

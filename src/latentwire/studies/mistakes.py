@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from types import UnionType
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from latentwire.errors import one_of
+from latentwire import kinds
+from latentwire.errors import UserError, one_of
 from latentwire.studies.naming import FILES, MODELS
 from latentwire.studies.spec import Study
 
@@ -45,9 +47,12 @@ def mistake(error: ValidationError, whole: Mapping[str, Any], written: Mapping[s
     if kind in ("union_tag_invalid", "union_tag_not_found"):
         tag = value.get("kind") if isinstance(value, dict) else None
         valid = [name for option in _models_at(path, whole) for name in _kinds(option)]
-        return f"{key}.kind: found {'nothing' if tag is None else repr(tag)}, expected {one_of(str(tag), valid)}."
+        expected = f"{one_of(str(tag), valid)}, or {kinds.OWN} of your own"
+        return f"{key}.kind: found {'nothing' if tag is None else repr(tag)}, expected {expected}."
     if kind == "string_pattern_mismatch":
         return f"{key}: found {shown(value)}, expected letters, digits, '_', '-' and '.', a letter or digit first."
+    if kind == "value_error" and message.startswith("kind: "):
+        return f"{key}.{message}."
     if kind == "value_error" and "found" in message:
         return f"{key}: {message}."
     if "Input should be " in message:
@@ -99,7 +104,7 @@ def _keys(path: Path, whole: Mapping[str, Any]) -> list[str]:
     for part in path:
         value = value[part]
     kind = value.get("kind") if isinstance(value, dict) else None
-    options = list(_models_at(path, whole))
+    options = [*_outside(value), *_models_at(path, whole)]
     fitting = [option for option in options if kind in _kinds(option)] or options
     beside = [] if path else [SHARED, MODELS, FILES]
     if path[:1] == ("stages",) and len(path) == 2 and kind in SWEPT:
@@ -111,7 +116,7 @@ def _models_at(path: Path, value: Any) -> Iterator[type[BaseModel]]:
     """The pydantic models allowed at a path, following `kind` on the way."""
     annotation: Any = Study
     for part in path:
-        options = list(_models(annotation))
+        options = [*_outside(value), *_models(annotation)]
         kind = value.get("kind") if isinstance(value, dict) else None
         model = next((option for option in options if kind in _kinds(option)), next(iter(options), None))
         if model is not None:
@@ -120,6 +125,14 @@ def _models_at(path: Path, value: Any) -> Iterator[type[BaseModel]]:
             annotation = get_args(annotation)[1 if get_origin(annotation) is dict else 0]
         value = value[part]
     yield from _models(annotation)
+
+
+def _outside(value: Any) -> Iterator[type[BaseModel]]:
+    """The class from outside that a mapping names by its path."""
+    path = value.get("kind") if isinstance(value, dict) else None
+    if kinds.is_path(path):
+        with suppress(UserError):
+            yield kinds.load(str(path), kinds.Kind)
 
 
 def _models(annotation: Any) -> Iterator[type[BaseModel]]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from latentwire import __version__
+from latentwire import __version__, kinds
 from latentwire.errors import UserError, one_of
 from latentwire.lm.prompts import Example
 from latentwire.runs.identity import identity, model_files, model_folder
@@ -142,6 +142,9 @@ def _planned(name: str, study: Study, context: StudyContext, earlier: dict[str, 
         ],
         "data": described.data,
     }
+    # Of classes from outside the code counts too: no version of this package stands for it.
+    if own := kinds.code([configuration, [str(entry) for entry in study.tasks]]):
+        parts["code"] = own
     inputs = {**described.weights, **described.files, **described.wires}
     return Planned(name, stage, configuration, inputs, identity(parts))
 

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from latentwire import kinds
 from latentwire.errors import UserError, nearest
 from latentwire.tasks import harness, hotpot, jsonl, official, reading
 from latentwire.tasks.base import Task
@@ -44,8 +45,9 @@ def resolve(names: Sequence[str], data: Path | None, include_path: Path | None =
     """The tasks that `names` stand for, each once, in the order in which they are first named.
 
     A name is a task of the world (`one_hop`, `choices/city`), one of `GROUPS`, one of `FILE_KINDS`, which
-    reads `data` (a file, or a folder that holds one file of that kind), or a task of lm-eval, which
-    takes its documents from the hub unless it is one of `DATA_KINDS` and `data` is given.
+    reads `data` (a file, or a folder that holds one file of that kind), a task of your own by its path
+    (`package.module:NAME`, a `Task` or a function that returns one), or a task of lm-eval, which takes its
+    documents from the hub unless it is one of `DATA_KINDS` and `data` is given.
 
     Args:
         include_path: a folder with lm-eval YAML files, whose tasks can be named too.
@@ -62,14 +64,17 @@ def resolve(names: Sequence[str], data: Path | None, include_path: Path | None =
     if not names:
         raise UserError(f"task: expected at least one of {', '.join([*GROUPS, *DATA_KINDS])}, found none.")
     if data is not None and not any(name in DATA_KINDS for name in names):
-        kinds = " or ".join(repr(kind) for kind in DATA_KINDS)
-        raise UserError(f"data: expected a task that reads it ({kinds}), found {', '.join(names)}.")
+        readers = " or ".join(repr(kind) for kind in DATA_KINDS)
+        raise UserError(f"data: expected a task that reads it ({readers}), found {', '.join(names)}.")
     tasks: dict[str, Task] = {}
     for name in names:
         if name in world:
             tasks[name] = world[name]
         elif name in GROUPS:
             tasks |= {member: task for member, task in world.items() if GROUPS[name](member)}
+        elif kinds.is_path(name):
+            task = _from_outside(name)
+            tasks[task.name] = task
         elif name in FILE_KINDS:
             tasks[name] = FILE_KINDS[name].task(_file(name, data), name)
         elif name in official.RELEASES or name in (harness.names(include_path) or ()):
@@ -78,6 +83,20 @@ def resolve(names: Sequence[str], data: Path | None, include_path: Path | None =
         else:
             raise _unknown(name, [*GROUPS, *FILE_KINDS, *official.RELEASES, *world], include_path)
     return list(tasks.values())
+
+
+def _from_outside(path: str) -> Task:
+    """The task that `package.module:NAME` is, or that it returns when it is called without arguments."""
+    task = kinds.found(path, "task")
+    if callable(task):
+        try:
+            task = task()
+        except TypeError as error:
+            raise UserError(f"task: {path} cannot be called without arguments: {error}.") from error
+    if not isinstance(task, Task):
+        what = type(task).__name__
+        raise UserError(f"task: found {path!r} of type {what}, expected a Task or a function that returns one.")
+    return task
 
 
 def read(kind: str, data: Path, name: str) -> Task:

@@ -1,4 +1,4 @@
-"""Wires that deliver less than the context, as text: what a result must stand above."""
+"""Wires that deliver a part of the context as text, or nothing: the baselines that a result must beat."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Nothing(TextWire):
-    """The question without its context: what the reader knows or guesses by itself."""
+    """The question without its context, which shows what the reader knows or guesses by itself."""
 
     kind: Literal["none"] = "none"
 
@@ -28,7 +28,7 @@ class Nothing(TextWire):
 
 
 class _Shorter(Sized, TextWire):
-    """What wires share that send a part of the context's tokens, counted by the reader."""
+    """A wire that sends some of the context's tokens, counted by the reader's tokenizer."""
 
     _lm: LM | None = PrivateAttr(None)
 
@@ -48,11 +48,11 @@ class _Shorter(Sized, TextWire):
 
     @abstractmethod
     def part(self, context: str, ids: list[int], count: int, lm: LM) -> str:
-        """At most `count` of a context's more than `count` tokens, as text."""
+        """At most `count` tokens of a context that has more, as text."""
 
 
 class Budget(_Shorter):
-    """The first tokens of the context: what truncation alone keeps."""
+    """The first tokens of the context, which is what truncation keeps."""
 
     kind: Literal["budget"] = "budget"
 
@@ -63,17 +63,18 @@ class Budget(_Shorter):
 class Prune(_Shorter):
     """The tokens that surprise the reader most, in their order, as text (Selective Context, 2310.06201).
 
-    Surprise is −log p of a token behind all those before it, read causally by the reader itself, question unseen.
+    Surprise is −log p of a token given all tokens before it. The reader itself computes it, reading causally and
+    without the question.
     """
 
     kind: Literal["prune"] = "prune"
 
     def part(self, context: str, ids: list[int], count: int, lm: LM) -> str:
-        told = _surprisal(ids, lm)
-        ranked = sorted(range(len(ids)), key=lambda at: (-told[at], at))
+        surprisal = _surprisal(ids, lm)
+        ranked = sorted(range(len(ids)), key=lambda at: (-surprisal[at], at))
         for kept in range(count, 0, -1):
             text = str(lm.tokenizer.decode([ids[at] for at in sorted(ranked[:kept])])).strip()
-            # Tokens that had stood apart may be split into more, once they are neighbours.
+            # Tokens that become neighbours may be tokenized into more than they were.
             if len(token_ids(text, lm)) <= count:
                 return text
         return ""
@@ -81,7 +82,7 @@ class Prune(_Shorter):
 
 @torch.no_grad()
 def _surprisal(ids: list[int], lm: LM) -> list[float]:
-    """Nats of every token behind those before it; infinite for the first where nothing stands before it."""
+    """−log p in nats of each token given those before it; infinite for the first one without a BOS before it."""
     beginning = [token for token in [lm.tokenizer.bos_token_id] if token is not None]
     row = [*beginning, *ids]
     read = lm.forced(Prefix.of_tokens([row[:1]], device=lm.device), pad_rows([row[1:]], -100).to(lm.device))
@@ -97,7 +98,7 @@ def allowance(size: Sized, context: str, lm: LM) -> int:
 
 
 def first_tokens(text: str, count: int, lm: LM) -> str:
-    """A text up to where its `count`-th token ends; all of it where it has fewer."""
+    """A text up to the end of its token number `count`; all of it where it has fewer."""
     if lm.tokenizer.is_fast:
         ends = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)["offset_mapping"]
         return text[: ends[count - 1][1]] if count <= len(ends) else text
@@ -105,5 +106,5 @@ def first_tokens(text: str, count: int, lm: LM) -> str:
 
 
 def token_ids(text: str, lm: LM) -> list[int]:
-    """A text's tokens alone, without what begins a text."""
+    """A text's token ids, without BOS."""
     return list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])

@@ -1,4 +1,4 @@
-"""The context in another model's words: what latents of that model must stand above."""
+"""The context in another model's words: the baseline that latents of that model must beat."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from math import ceil
 from typing import TYPE_CHECKING, Literal, Self
 
 import torch
-from pydantic import PrivateAttr, model_validator
+from pydantic import Field, PrivateAttr, model_validator
 
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.prefix import Prefix
@@ -24,22 +24,24 @@ if TYPE_CHECKING:
 
 CUE, CHAT_CUE = "In short:", "Write down all of the above that matters, as briefly as you can."
 SPARE = 1.5
-"""A source's words may take more of its tokens than the reader's: it writes so many times the share that the
-context's own tokens tell, and what is too much for the reader is cut off."""
+"""The source may need more of its own tokens than the reader's for the same words. It writes up to this many times
+the number that the context's tokens in both tokenizers suggest; what is too much for the reader is cut off."""
 
 
 class Relay(Sized, TextWire):
-    """A source model reads the context and writes, greedily, what the reader reads instead.
+    """A summary of the context that a source model writes, greedily; the reader reads it instead of the context.
 
-    It writes at most as many of the reader's tokens as `budget` of the same size keeps.
+    It has at most as many of the reader's tokens as `budget` of the same size keeps.
 
-    source: who writes. question: whether it sees the question too; it is then asked as if it were to answer, and
-        may. cue: what it is told behind the context, on a line of its own. chat: whether it is asked in its chat
-        template; by default where that is its prompt format.
+    Attributes:
+        source: the model that writes.
+        question: whether it sees the question too. It is then asked for the answer, and may give it.
+        cue: its instruction, on a line of its own after the context.
+        chat: whether it is asked in its chat template; by default where that is its prompt format.
     """
 
     kind: Literal["relay"] = "relay"
-    source: str
+    source: str = Field(title="MODEL")
     question: bool = False
     cue: str | None = None
     chat: bool | None = None
@@ -57,14 +59,18 @@ class Relay(Sized, TextWire):
         return self.question
 
     def bind(self, lm: LM) -> Self:
-        """Load the source, unless the reader is the same model. Raises `UserError` as `LM.load` does."""
+        """Load the source, unless the reader is the same model.
+
+        Raises:
+            UserError: as `LM.load`.
+        """
         bound = super().bind(lm).model_copy()
         bound._reader, bound._source = lm, source_of(self.source, lm)
         return bound
 
     def encode(self, contexts: Sequence[str]) -> Message:
         if self.question:
-            raise ValueError("a source that sees questions writes for prompts: `send` them")
+            raise ValueError("a source that sees questions writes for prompts, expected a call of `send`")
         return self._write([(context, "") for context in contexts])
 
     def send(self, prompts: Sequence[Prompt], lm: LM) -> Message:
@@ -72,39 +78,38 @@ class Relay(Sized, TextWire):
 
     @torch.no_grad()
     def _write(self, asked: Sequence[tuple[str, str]]) -> Message:
-        """Of each context and question what the source says; nothing where there is no context."""
+        """What the source writes for each pair of context and question; nothing where there is no context."""
         source, reader = self._source, self._reader
         assert source is not None, "bind the wire to its reader first"
         assert reader is not None
-        left = [each for each in dict.fromkeys(asked) if each[0]]
-        if not left:
+        distinct = [pair for pair in dict.fromkeys(asked) if pair[0]]
+        if not distinct:
             return Texts(("",) * len(asked))
-        counts = [allowance(self, context, reader) for context, _ in left]
+        counts = [allowance(self, context, reader) for context, _ in distinct]
         own = [
             ceil(SPARE * count * len(token_ids(context, source)) / len(token_ids(context, reader)))
-            for count, (context, _) in zip(counts, left, strict=True)
+            for count, (context, _) in zip(counts, distinct, strict=True)
         ]
-        prefix = Prefix.of_tokens([self._prompt(*each, source) for each in left], device=source.device)
+        prefix = Prefix.of_tokens([self._prompt(*pair, source) for pair in distinct], device=source.device)
         how = Decoding(max_new_tokens=max(own), stop=("\nQuestion:",))
-        said = {}
-        for each, count, most, found in zip(
-            left, counts, own, source.generate(source.prefill(prefix), how), strict=True
-        ):
-            # What others in the batch may write is nothing to this one.
-            text = found.text if len(found.ids) <= most else source.decode(list(found.ids[:most]))
-            said[each] = _cut(text.strip(), count, reader)
-        return Texts(tuple(said.get(each, "") for each in asked))
+        generated = source.generate(source.prefill(prefix), how)
+        written = {}
+        for pair, count, most, output in zip(distinct, counts, own, generated, strict=True):
+            # The batch's limit is the longest one; each context has its own.
+            text = output.text if len(output.ids) <= most else source.decode(list(output.ids[:most]))
+            written[pair] = _cut(text.strip(), count, reader)
+        return Texts(tuple(written.get(pair, "") for pair in asked))
 
     def _prompt(self, context: str, question: str, source: LM) -> list[int]:
         chat = source.format.template == "chat" if self.chat is None else self.chat
         if self.question and not chat:
             return source.format.tokens(context, question, source).ids
         if chat:
-            told = question if self.question else self.cue or CHAT_CUE
+            instruction = question if self.question else self.cue or CHAT_CUE
             alone = {"template": "chat", "anchor": "", "verbatim": False}
             if not self.question:
                 alone["instruction"] = ""  # which says how to answer, and nothing is asked here
-            return source.format.model_copy(update=alone).tokens(context, told, source).ids
+            return source.format.model_copy(update=alone).tokens(context, instruction, source).ids
         return PromptFormat(template="raw", anchor="").tokens(context, f"\n{self.cue or CUE}", source).ids
 
 

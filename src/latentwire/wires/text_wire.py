@@ -1,11 +1,11 @@
-"""The context as text, under one of several masks."""
+"""Wires that deliver the context as tokens, under one of several masks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, Self
 
-from pydantic import BeforeValidator, PlainSerializer, model_validator
+from pydantic import BeforeValidator, Field, PlainSerializer, model_validator
 
 from latentwire.errors import UserError
 from latentwire.lm.masks.reading import LayerRange
@@ -27,15 +27,16 @@ Layers = Annotated[
 
 
 class TextWire(Wire):
-    """What all wires that deliver tokens share.
+    """A wire that delivers tokens.
 
-    mask: `causal`; `prefix`, the whole prompt one bidirectional block; `segments`, context and
-        question a block each, the question still seeing the context (Katz et al., 2412.18487).
-    layers: blocks count in these layers only, `FIRST-LAST`, both included.
+    Attributes:
+        mask: `causal`; `prefix`, the whole prompt is one bidirectional block; `segments`, context and question
+            are a block each, and the question still sees the context (Katz et al., 2412.18487).
+        layers: the layers in which blocks count, `FIRST-LAST` with both included; elsewhere reading is causal.
     """
 
     mask: Literal["causal", "prefix", "segments"] = "causal"
-    layers: Layers | None = None
+    layers: Layers | None = Field(default=None, title="FIRST-LAST")
 
     @model_validator(mode="after")
     def _layers_need_a_mask(self) -> Self:
@@ -58,38 +59,38 @@ class TextWire(Wire):
         assert isinstance(message, Texts)
         rows, blocks = [], []
         for context, prompt in zip(message.texts, prompts, strict=True):
-            tokens = lm.format.tokens(self.word(context, prompt.question, lm), prompt.question, lm)
+            tokens = lm.format.tokens(self.wording(context, prompt.question, lm), prompt.question, lm)
             rows.append(tokens.ids)
             blocks.append(tokens.blocks(self.mask, prompt.unstable, lm.format.outside(tokens)))
         return Prefix.of_tokens(rows, blocks, device=lm.device, layers=self.layers, leaky=self.leaks)
 
-    def word(self, context: str, question: str, lm: LM) -> str:
-        """What stands where the context stands."""
+    def wording(self, context: str, question: str, lm: LM) -> str:
+        """The text that takes the context's place in the prompt."""
         return context
 
 
 class PlainText(TextWire):
-    """The context as it is."""
+    """The context as it is, read as tokens."""
 
     kind: Literal["text"] = "text"
 
 
 class Repeat(TextWire):
-    """The prompt twice: in the second reading every token has seen the whole of the first.
+    """The prompt twice, so that in the second reading every token has seen the whole prompt.
 
-    Needs no training and no mask (Leviathan et al., Prompt Repetition Improves Non-Reasoning LLMs, 2025).
+    It needs no training and no mask (Leviathan et al., Prompt Repetition Improves Non-Reasoning LLMs, 2025).
     """
 
     kind: Literal["repeat"] = "repeat"
 
-    def word(self, context: str, question: str, lm: LM) -> str:
+    def wording(self, context: str, question: str, lm: LM) -> str:
         return "\n".join(part for part in (lm.format.body(context, question), context) if part)
 
 
 class Leaky(TextWire):
     """Prompt and answer in one bidirectional block, as studies that patch `is_causal` score by accident.
 
-    Every scored token sees itself. Kept to be compared with: SmolLM2-135M gains 1.1 nats a token on PIQA
+    Every scored token sees itself. The wire exists for comparison: SmolLM2-135M gains 1.1 nats a token on PIQA
     this way while its accuracy falls.
     """
 

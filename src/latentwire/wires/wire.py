@@ -1,4 +1,4 @@
-"""A wire: how a context is delivered to a reader."""
+"""`Wire` and `Message`: how a context is delivered to a reader."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict
-
 from latentwire.errors import UserError
+from latentwire.kinds import Kind
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 
@@ -19,11 +18,11 @@ if TYPE_CHECKING:
 
 
 class Message(ABC):
-    """What crosses a wire for B contexts. It knows no question and no reader's template."""
+    """What crosses a wire for B contexts. It depends on no question and on no reader's template."""
 
     @abstractmethod
     def nbytes(self) -> list[int]:
-        """Bytes that cross, one number a context."""
+        """Bytes that cross, one number for each context."""
 
 
 @dataclass(frozen=True)
@@ -36,29 +35,33 @@ class Texts(Message):
         return [len(text.encode()) for text in self.texts]
 
 
-class Wire(BaseModel, ABC):
+class Wire(Kind, ABC):
     """Turns contexts into a `Message`, and a message with its questions into a `Prefix`.
 
-    A wire never touches attention, caches or losses: it says who sees whom, `LM` makes it so.
+    A wire never touches attention, caches or losses: it says who sees whom, and `LM` carries it out.
 
-    To add one, write a class with a `kind` and the two methods and add it to `KINDS`. The contract
-    tests then run it: off means untouched, indifferent to padding, batch size and order.
+    A new wire is a class with two methods, `encode` and `deliver`. From outside the package it is used by its
+    path, `--wire package.module:Class`. In the package it is listed in `KINDS` and held to the contract tests:
+    padding, batch size and order change nothing.
+
+    Example:
+        >>> wire = wires.parse("nth,ratio=4").bind(lm)
+        >>> message = wire.encode(["Ada lives in the old town."])
+        >>> prefix = wire.deliver(message, [Prompt(context="", question="Where does Ada live?")], lm)
+        >>> lm.generate(lm.prefill(prefix))[0].text
     """
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    kind: str
     leaks: ClassVar[bool] = False
-    """Whether a scored token can see its own label. Marked in every table; not trained with."""
+    """Whether a scored token can see its own label. Such a wire is marked in every table and not trained with."""
 
     @property
     def question_aware(self) -> bool:
-        """Whether contexts are encoded with their question in sight. Said in every table."""
+        """Whether contexts are encoded together with their question. Every table says so."""
         return False
 
     @property
     def keeps_text(self) -> bool:
-        """Whether a reader may see of its prompt what the message is of, too.
+        """Whether a reader may see, beside the message, the text that the message was made of.
 
         A variant then changes the message alone, since changing the context would change both.
         """
@@ -66,22 +69,24 @@ class Wire(BaseModel, ABC):
 
     @property
     def compresses(self) -> bool:
-        """Whether the message is latents: then what it costs is measured."""
+        """Whether the message is latents, so that its cost is measured."""
         return False
 
     def bind(self, lm: LM) -> Self:
-        """This wire made ready for a reader; most need nothing."""
+        """This wire, made ready for a reader. Most wires need nothing and return themselves."""
         return self
 
     def sampled(self, contexts: Sequence[str], akin: Mapping[str, str] | None = None) -> Self:
-        """This (bound) wire, having met a sample of contexts of different groups; most learn nothing from it.
+        """A copy of this (bound) wire calibrated on sample contexts; by default the wire itself.
 
-        akin: for other contexts the one of the sample that is of the same group.
+        Args:
+            contexts: the sample, each context of another group.
+            akin: maps each context outside the sample to the sampled context of its group.
         """
         return self
 
     def reader(self, lm: LM) -> LM:
-        """Who reads what this (bound) wire delivers: the model itself, unless it has learned along with it."""
+        """The model that reads what this (bound) wire delivers: `lm`, unless it was trained with the wire."""
         return lm
 
     def trained_format(self, lm: LM) -> PromptFormat | None:
@@ -89,20 +94,20 @@ class Wire(BaseModel, ABC):
         return None
 
     def carried(self, prompts: Sequence[Prompt], lm: LM) -> list[str]:
-        """What is encoded of each prompt that `lm` is asked: its context."""
+        """The text of each prompt that is encoded: its context."""
         return [(prompt.sent or prompt).context for prompt in prompts]
 
     @abstractmethod
     def encode(self, contexts: Sequence[str]) -> Message:
-        """What crosses for these contexts."""
+        """The message of B contexts."""
 
     def send(self, prompts: Sequence[Prompt], lm: LM) -> Message:
-        """What crosses for these prompts; a `question_aware` wire sees the questions."""
+        """The message of B prompts; a `question_aware` wire sees the questions."""
         return self.encode(self.carried(prompts, lm))
 
     @abstractmethod
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
-        """The prefix of each prompt; its context comes from `message`, never from the prompt.
+        """The prefix of each prompt. Its context comes from `message`, never from the prompt.
 
         Only a wire that delivers text beside its message takes that text from the prompt.
 
@@ -111,20 +116,25 @@ class Wire(BaseModel, ABC):
         """
 
     def __call__(self, prompts: Sequence[Prompt], lm: LM) -> Prefix:
+        """Send and deliver: the prefix of each prompt."""
         return self.deliver(self.send(prompts, lm), prompts, lm)
 
     @property
     def label(self) -> str:
-        """The wire as the command line writes it, options at their defaults left out."""
+        """The wire as the command line writes it, without options that have their default values."""
         return self._written({"kind"})
 
     def _written(self, without: set[str]) -> str:
         options = self.model_dump(exclude_defaults=True, exclude=without)
-        shown = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
-        return ",".join([self.kind, *(f"{name}={value}" for name, value in shown.items())])
+        texts = {name: str(value).lower() if isinstance(value, bool) else value for name, value in options.items()}
+        return ",".join([self.kind, *(f"{name}={value}" for name, value in texts.items())])
 
     def refuse_training(self, *, force: bool = False) -> None:
-        """Raise a UserError where what training would learn is to read its own labels."""
+        """Refuse to train over a wire that `leaks`.
+
+        Raises:
+            UserError: it leaks, and `force` is false.
+        """
         if self.leaks and not force:
             raise UserError(
                 f"wire: {self.label} lets every answer token see itself, so training would learn to copy the "

@@ -46,7 +46,7 @@ def test_a_few_steps_bring_the_loss_down(encoded, adapted, models):
     lm = tiny_lm()
     lm.model.requires_grad_(False)
     modules = wire(lm, adapter=ADAPTERS[adapted], encoder=encoder(encoded, models)).train()
-    optimizer = torch.optim.Adam(modules.trained().values(), lr=0.01)
+    optimizer = torch.optim.Adam(modules.trained().values(), lr=0.005)
     losses = []
     for _ in range(25):
         losses.append(loss(modules, lm))

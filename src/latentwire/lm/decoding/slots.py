@@ -27,6 +27,7 @@ class Slots:
     """B rows of at most C columns, with the state of the text that each is writing.
 
     keys, values: L tensors `(B, H, C, D)`, rotated. positions: `(B, C)`, of the keys. lengths: `(B,)`, valid keys.
+    heads: L tensors `(B, H, C)`, which keys each head has, or none where every head has all of them.
     tokens: `(B,)`, the token to read next. next_position: `(B,)`, its position. room: `(B,)`, steps that the row
     may still take; at 0 it stays where it is. held: `(B,)`, tokens before which it may not end.
     history: `(B, HISTORY)`, tokens chosen since the host looked; cursor: `(1,)`, how many. logits: `(B, V)`.
@@ -48,6 +49,9 @@ class Slots:
         self.history, self.cursor = zeros(rows, HISTORY, of=at), zeros(1, of=at)
         self.logits = zeros(rows, like.logits.shape[1], of=like.logits)
         self.every = torch.arange(rows, device=at.device)
+        memory = like.reading.memory
+        by_head = memory is not None and bool(memory.heads)
+        self.heads = [key.new_ones(key.shape[:3], dtype=torch.bool) for key in self.keys] if by_head else []
 
     @property
     def nbytes(self) -> int:
@@ -56,11 +60,16 @@ class Slots:
 
     def fits(self, like: Prefilled) -> bool:
         """Whether keys and values of this kind can stand here."""
-        found = layers_of(like)
-        return len(found) == len(self.keys) and all(
-            (key.shape[1], key.shape[3], value.shape[3]) == (mine.shape[1], mine.shape[3], other.shape[3])
-            and (key.dtype, key.device, value.dtype) == (mine.dtype, mine.device, other.dtype)
-            for (key, value), mine, other in zip(found, self.keys, self.values, strict=True)
+        found, memory = layers_of(like), like.reading.memory
+        by_head = memory is not None and bool(memory.heads)
+        return (
+            by_head == bool(self.heads)
+            and len(found) == len(self.keys)
+            and all(
+                (key.shape[1], key.shape[3], value.shape[3]) == (mine.shape[1], mine.shape[3], other.shape[3])
+                and (key.dtype, key.device, value.dtype) == (mine.dtype, mine.device, other.dtype)
+                for (key, value), mine, other in zip(found, self.keys, self.values, strict=True)
+            )
         )
 
     def grow(self, capacity: int) -> None:
@@ -68,6 +77,7 @@ class Slots:
         more = capacity - self.capacity
         self.keys = [nn.functional.pad(key, (0, 0, 0, more)) for key in self.keys]
         self.values = [nn.functional.pad(value, (0, 0, 0, more)) for value in self.values]
+        self.heads = [nn.functional.pad(seen, (0, more), value=True) for seen in self.heads]
         self.positions = nn.functional.pad(self.positions, (0, more))
         self.capacity = capacity
 
@@ -113,6 +123,13 @@ class Slots:
                     index = order.to(theirs.device)[:, None, :, None]
                     theirs = theirs.gather(2, index.expand(-1, theirs.shape[1], -1, theirs.shape[3]))
                 mine[target.to(mine.device), :, :width] = theirs[:, :, :width]
+        for mine, seen in zip(self.heads, memory.heads if memory is not None else (), strict=True):
+            # What is written later, after a row's last key, is seen by every head.
+            own = nn.functional.pad(seen, (0, columns.width - seen.shape[2]), value=True)[source.to(seen.device)]
+            mine[target.to(mine.device)] = True
+            index = order.to(own.device)[:, None].expand(-1, own.shape[1], -1)
+            later = torch.arange(width, device=own.device) >= lengths[:, None, None].to(own.device)
+            mine[target.to(mine.device), :, :width] = (own.gather(2, index) | later).to(mine.device)
         self.lengths[target] = lengths
         self.next_position[target] = prefilled.next_position[source]
         self.tokens[target] = tokens.to(self.tokens)

@@ -24,7 +24,8 @@ class Step:
     """
 
     def __init__(self, slots: Slots, span: int, split: Split | None = None) -> None:
-        self.slots, self.span, self.split = slots, span, split
+        self.slots, self.span = slots, span
+        self.split = None if slots.heads else split
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
@@ -53,6 +54,13 @@ class Step:
             see = see & (slots.next_position[:, None] - slots.positions[:, : self.span] < window)
         return see[:, None, None]
 
+    def by_head(self, see: Tensor, layer: int, heads: int) -> Tensor:
+        """As `Reading.by_head`."""
+        if not self.slots.heads:
+            return see
+        has = self.slots.heads[layer][:, :, : self.span].to(see.device)
+        return see & has.repeat_interleave(heads // has.shape[1], 1)[:, :, None]
+
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, window: int | None, scale: float | None
     ) -> Tensor:
@@ -74,6 +82,8 @@ class Step:
         shared = key.shape[1]
         folded = query.view(rows, shared, heads // shared, width)
         mask = self._masks[name].to(query.device).expand(-1, shared, heads // shared, -1)
+        if slots.heads:
+            mask = mask.masked_fill(~slots.heads[layer][:, :, None, : self.span], -torch.inf)
         out = nn.functional.scaled_dot_product_attention(folded, key, value, attn_mask=mask, scale=scale)
         return out.reshape(rows, 1, heads, value.shape[3])
 

@@ -31,6 +31,7 @@ def attended(lm: LM, prefix: Prefix, queries: Tensor) -> tuple[Memory, list[Tens
     Raises:
         UserError: as `lm.memorize`, or the model has no eager attention of ours.
     """
+    lm.rotary  # noqa: B018  # it probes the model when it is first made, and that pass is not to be watched
     received: dict[int, Tensor] = {}
 
     def watch(module: nn.Module, inputs: Any, output: Any) -> None:

@@ -104,6 +104,7 @@ def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Read
         if plain and stock is sdpa_attention_forward and _groups(query, key):
             return stock(module, query, key, value, None, **{**kwargs, "is_causal": True})
         see = reading.visible(queries, keys, layer, window).to(query.device)
+        see = reading.by_head(see, layer, query.shape[1])
         key, value = reading.remember(layer, key, value)
         return stock(module, query, key, value, form(see, query.dtype), **kwargs)
 

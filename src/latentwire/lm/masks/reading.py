@@ -96,18 +96,21 @@ class Memory:
     """Keys and values that stand before every token: one pair `(B, H, M, D)` a layer.
 
     In a `Prefix` the keys are not rotated; `LM` rotates them once, by `columns.positions`, before
-    they enter a `Reading`. `columns` are `(B, M)`.
+    they enter a `Reading`. `columns` are `(B, M)`. `heads`, one `(B, H, M)` a layer, says which columns each
+    key/value head has; empty where every head has all of them.
     """
 
     keys: tuple[Tensor, ...]
     values: tuple[Tensor, ...]
     columns: Columns
+    heads: tuple[Tensor, ...] = ()
 
     def select(self, rows: Tensor) -> Memory:
         return Memory(
             tuple(key[rows] for key in self.keys),
             tuple(value[rows] for value in self.values),
             self.columns.select(rows),
+            tuple(seen[rows] for seen in self.heads),
         )
 
     @classmethod
@@ -118,13 +121,25 @@ class Memory:
             zip(*[part.values for part in parts], strict=True),
         )
         keys, values = (tuple(stacked(each, 2) for each in layers) for layers in pairs)
-        return cls(keys, values, Columns.join([part.columns for part in parts]))
+        heads: tuple[Tensor, ...] = ()
+        if any(part.heads for part in parts):
+            heads = tuple(stacked(each, 2) for each in zip(*[part._every_head() for part in parts], strict=True))
+        return cls(keys, values, Columns.join([part.columns for part in parts]), heads)
 
     def append(self, other: Memory) -> Memory:
         """This memory with `other` behind it."""
         pairs = [zip(self.keys, other.keys, strict=True), zip(self.values, other.values, strict=True)]
         keys, values = (tuple(torch.cat([mine, its.to(mine)], 2) for mine, its in each) for each in pairs)
-        return Memory(keys, values, self.columns.append(other.columns))
+        heads: tuple[Tensor, ...] = ()
+        if self.heads or other.heads:
+            both = zip(self._every_head(), other._every_head(), strict=True)
+            heads = tuple(torch.cat([mine, its.to(mine.device)], 2) for mine, its in both)
+        return Memory(keys, values, self.columns.append(other.columns), heads)
+
+    def _every_head(self) -> tuple[Tensor, ...]:
+        """`heads`, made where it is empty."""
+        valid = self.columns.valid[:, None]
+        return self.heads or tuple(valid.to(key.device).expand(-1, key.shape[1], -1) for key in self.keys)
 
 
 def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
@@ -235,6 +250,19 @@ class Reading:
         offset = self.spans[layer][0] if self.spans else 0
         name = (queries, keys, both_ways, offset, window)
         return self.once(name, lambda: self._build(queries, keys, both_ways, offset, window))
+
+    def by_head(self, see: Tensor, layer: int, heads: int) -> Tensor:
+        """What `visible` returned, `(B, heads, Q, K)` where a memory's columns differ by head.
+
+        Args:
+            heads: query heads of the layer.
+        """
+        if self.memory is None or not self.memory.heads:
+            return see
+        has = self.memory.heads[layer].to(see.device)
+        has = has.repeat_interleave(heads // has.shape[1], 1)[:, :, None]
+        width = has.shape[3]
+        return torch.cat([see[..., :width] & has, see[..., width:].expand(-1, heads, -1, -1)], 3)
 
     def once(self, name: tuple[object, ...], make: Callable[[], Made]) -> Made:
         """What `make` returns, made at the first call of this name: a mask is the same in many layers."""

@@ -6,8 +6,7 @@ differently in the two: a finetuning names tasks, a wire names tiers that are al
 
 from typing import Annotated
 
-from pydantic import Field
-
+from latentwire.kinds import KindOf
 from latentwire.training.data.base import ContextExamples as ContextExamples
 from latentwire.training.data.base import Source as Source
 from latentwire.training.data.base import TrainingData as TrainingData
@@ -17,5 +16,5 @@ from latentwire.training.data.task import TaskData
 from latentwire.training.data.text import TextData
 from latentwire.training.data.world import WorldData, WorldPassages
 
-DocumentData = Annotated[WorldData | TaskData | FileData | HubData, Field(discriminator="kind")]
-PassageData = Annotated[WorldPassages | TaskData | TextData, Field(discriminator="kind")]
+DocumentData = Annotated[WorldData | TaskData | FileData | HubData, KindOf(TrainingData)]
+PassageData = Annotated[WorldPassages | TaskData | TextData, KindOf(TrainingData)]

@@ -10,6 +10,7 @@ from typing import Annotated
 
 from pydantic import AfterValidator, Field
 
+from latentwire.kinds import KindOf
 from latentwire.training.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
 from latentwire.training.objectives.contexts import Gist, Reconstruct
 from latentwire.training.objectives.flow import FlowMatching
@@ -53,7 +54,7 @@ Objective = Annotated[
     | Gist
     | Imitate
     | FlowMatching,
-    Field(discriminator="kind"),
+    KindOf(Term),
 ]
 
 

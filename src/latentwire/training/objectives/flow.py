@@ -13,7 +13,7 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.lm.scoring.questions import IGNORE
 from latentwire.training.objectives.term import Term, refuse_draft
-from latentwire.wires.latent.encoders.source import SourceEncoder, described
+from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.translators import DitTranslator
 
 if TYPE_CHECKING:
@@ -55,8 +55,8 @@ class FlowMatching(Term):
         encoder = modules.encoder
         if not isinstance(encoder, SourceEncoder) or not isinstance(encoder.translator, DitTranslator):
             raise UserError(
-                f"objectives: flow found {described(modules)}, expected the encoder source with the translator "
-                "dit."
+                f"objectives: flow found {modules.config.encoder.described}, expected the encoder source with the "
+                "translator dit."
             )
         if self.teacher == "prompt":
             refuse_draft(self.kind, modules)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from abc import abstractmethod
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -10,9 +10,8 @@ from pydantic import Field
 from torch import Tensor
 
 from latentwire.errors import UserError
+from latentwire.kinds import Kind
 from latentwire.training.schedules import annealed
-from latentwire.training.settings import Settings
-from latentwire.wires.latent.drafts import Drafting
 
 if TYPE_CHECKING:
     from latentwire.lm.model import LM
@@ -22,7 +21,7 @@ if TYPE_CHECKING:
     from latentwire.wires.latent.modules import LatentModules
 
 
-class Term(Settings):
+class Term(Kind, ABC):
     """One weighted term of the loss.
 
     Attributes:
@@ -39,7 +38,6 @@ class Term(Settings):
     needs_teacher: ClassVar[bool] = False
     """It follows the model as it was before training."""
 
-    kind: str
     weight: float = Field(default=1.0, ge=0)
     final: float | None = Field(default=None, ge=0)
     auto: bool = False
@@ -75,8 +73,7 @@ class Term(Settings):
 
 def refuse_draft(kind: str, modules: LatentModules) -> None:
     """Raise a `UserError` if the source writes a draft: its latents stand for no token of the text."""
-    encoder = modules.config.encoder
-    if isinstance(encoder, Drafting) and encoder.draft:
+    if modules.config.encoder.drafts_text:
         raise UserError(
             f"objectives: {kind} found draft: true, expected false: the latents of a draft stand for no token of "
             "the text."

@@ -6,7 +6,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,15 +16,12 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced
 from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.lm.tapping import States, depth
+from latentwire.training.wire.part import Part
 from latentwire.training.wire.teacher import TEXT, Teaching, states
-from latentwire.wires.latent.encoders.source import SourceEncoder, SourceRead
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.reader_text import OwnText
 from latentwire.wires.latent.translators import States as SourceStates
-
-if TYPE_CHECKING:
-    from latentwire.training.wire.step import Part
 
 
 class Encoded:
@@ -34,26 +31,21 @@ class Encoded:
         self.modules, self.part = modules, part
 
     @cached_property
-    def _read(self) -> SourceRead:
-        encoder = self.modules.encoder
-        assert isinstance(encoder, SourceEncoder)
-        return encoder.read(self.part.contexts)
+    def _read(self) -> Any:
+        return self.modules.encoder.read(self.part.contexts)
 
     @property
     def states(self) -> SourceStates:
-        """What the source of a bridge holds."""
-        return self._read.states
+        """What the source of a bridge computed of the contexts."""
+        states: SourceStates = self._read.states
+        return states
 
     @cached_property
     def whole(self) -> Latents:
         """All latents."""
-        encoder = self.modules.encoder
-        if isinstance(encoder, SourceEncoder):
-            # The objective `flow` looks at the same states: the source need not read twice.
-            found: Latents = self.modules.refine(encoder.translate(self._read))
-        else:
-            found = self.modules(self.part.contexts)
-        return found
+        # The objective `flow` looks at the same states: the source need not read twice.
+        latents: Latents = self.modules.refine(self.modules.encoder.translate(self._read))
+        return latents
 
     @cached_property
     def message(self) -> Latents:

@@ -13,8 +13,9 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.training.wire.config import Fit
+from latentwire.training.wire.part import Part
 from latentwire.training.wire.passages import Passage
-from latentwire.training.wire.step import Part, collate
+from latentwire.training.wire.step import collate
 
 
 class Feed:

@@ -23,9 +23,10 @@ from latentwire.training.trainee import Trained
 from latentwire.training.wire.config import Fit
 from latentwire.training.wire.feed import Feed
 from latentwire.training.wire.layout import settled
+from latentwire.training.wire.part import Part
 from latentwire.training.wire.passages import passages
 from latentwire.training.wire.start import begin
-from latentwire.training.wire.step import FitStep, Part, collate
+from latentwire.training.wire.step import FitStep, collate
 from latentwire.training.wire.teacher import Teaching
 from latentwire.wires.latent import ridge
 from latentwire.wires.latent.modules import LatentModules, fingerprint

@@ -29,6 +29,10 @@ class Drafting(EncoderConfig):
     draft: bool = False
     draft_tokens: int = Field(default=64, ge=1)
 
+    @property
+    def drafts_text(self) -> bool:
+        return self.draft
+
     def drafts(self, lm: LM) -> Drafts:
         return Drafts(lm, self.draft_tokens if self.draft else 0)
 

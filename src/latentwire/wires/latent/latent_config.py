@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 
 from latentwire.errors import UserError
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.wires.latent.adapters import AdapterKind, FuseConfig, NativeConfig
+from latentwire.wires.latent.adapters import AdapterKind, NativeConfig
 from latentwire.wires.latent.checkpoint import CONFIG
 from latentwire.wires.latent.encoders import EncoderKind, SelfConfig
 from latentwire.wires.latent.refine import RefinerConfig
@@ -79,16 +79,15 @@ class LatentConfig(BaseModel):
 
     @model_validator(mode="after")
     def _fused_token_by_token(self) -> LatentConfig:
-        for name in (name for name, each in self.adapters.items() if isinstance(each, FuseConfig)):
-            if self.layout != "text":
+        for name, adapter in self.adapters.items():
+            if adapter.changes_text and self.layout != "text":
                 raise ValueError(
-                    f"adapters: found fuse under layout {self.shown}, expected layout: text, since it changes the "
-                    "keys and values of text"
+                    f"adapters: found {adapter.kind} under layout {self.shown}, expected layout: text, since it "
+                    "changes the keys and values of text"
                 )
-            tokens = getattr(self.encoder, "align", None) or self.source
-            if tokens != name or getattr(getattr(self.encoder, "select", None), "ratio", None) != 1:
+            if adapter.changes_text and self.encoder.token_by_token(self.source) != name:
                 raise ValueError(
-                    f"encoder: found one that fuse cannot follow, expected align: {name} and select: "
+                    f"encoder: found one that {adapter.kind} cannot follow, expected align: {name} and select: "
                     "{kind: anchors, ratio: 1}, one latent for each of its tokens"
                 )
         return self

@@ -1,4 +1,4 @@
-"""`LatentWireBase`: what wires share that send latents, and `Latent`: a trained one."""
+"""`LatentWireBase`, what all wires that send latents have in common, and `Latent`, a trained wire."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from copy import copy
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Self, get_args
+from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 from weakref import WeakValueDictionary
 
 import torch
@@ -30,21 +30,24 @@ if TYPE_CHECKING:
 
 Control = Literal["zero", "mean", "8bit", "6bit", "4bit"]
 CONTROLS: tuple[Control, ...] = get_args(Control)
-"""What can be done to latents on their way."""
+"""What can be done to a message of latents before it is delivered."""
 BEST = Path("checkpoints", "best")
-"""Where a run keeps the wire that it trained."""
+"""Where a run keeps the wire that it trained, below its folder."""
 _SOURCES: WeakValueDictionary[tuple[str, torch.dtype, str], LM] = WeakValueDictionary()
-"""By name, and by dtype and device of the reader. Weak: memory is free again once no wire holds the source."""
+"""Loaded sources, by name and by the reader's dtype and device. Weak: memory is freed once no wire holds one."""
 
 
 class LatentWireBase(Wire):
-    """Contexts as latents, encoded without the question unless the wire carries whole prompts.
+    """A wire that sends latents, encoded without the question unless the wire carries whole prompts.
 
-    control: what is done to the message on its way, written `WIRE:CONTROL`: `zero`, as many latents of nothing
-        but zeros, which an adapter reads like any others (only `fuse` makes of them the text alone); `mean`, the
-        average of the latents of other contexts, place by place (`Average`); `8bit`, `6bit`, `4bit` (really
-        quantized).
+    Attributes:
+        control: what is done to the message on its way, written `WIRE:CONTROL`. `zero` sends as many latents of
+            nothing but zeros, which an adapter reads like any others (only `fuse` makes of them the text alone).
+            `mean` sends the average of the latents of other contexts, place by place (`Average`). `8bit`, `6bit`
+            and `4bit` quantize the latents.
     """
+
+    not_options: ClassVar[frozenset[str]] = frozenset({"kind", "control"})
 
     control: Control | None = None
     _modules: LatentModules | None = PrivateAttr(None)
@@ -54,49 +57,55 @@ class LatentWireBase(Wire):
 
     @abstractmethod
     def latents(self, contexts: Sequence[str]) -> Latents:
-        """What crosses for these contexts, if nothing is done to it on its way."""
+        """The message of B contexts, before a control changes it."""
 
     @torch.no_grad()
     def sampled(self, contexts: Sequence[str], akin: Mapping[str, str] | None = None) -> Self:
-        """This wire, its `mean` that of these contexts; see `Average.of` for what is raised."""
+        """A copy whose `mean` is the average of these contexts' latents.
+
+        Raises:
+            UserError: as `Average.of`.
+        """
         if self.control != "mean":
             return self
-        met = self.model_copy()
-        met._average = Average.of(self.latents, contexts)
-        met._akin = {**(akin or {}), **{each: each for each in contexts}}
-        return met
+        calibrated = self.model_copy()
+        calibrated._average = Average.of(self.latents, contexts)
+        calibrated._akin = {**(akin or {}), **{context: context for context in contexts}}
+        return calibrated
 
     @torch.no_grad()
     def encode(self, contexts: Sequence[str]) -> Message:
-        found = self.latents(contexts)
+        latents = self.latents(contexts)
         if self.control == "zero":
-            return zero(found)
+            return zero(latents)
         if self.control == "mean":
-            assert self._average is not None, "let the wire meet a sample first"
-            akin = [self._akin.get(each, each) for each in contexts]
-            return self._average.instead_of(found, akin, found if akin == list(contexts) else self.latents(akin))
-        return quantize(found, int(self.control[0])) if self.control else found
+            assert self._average is not None, "call `sampled` first"
+            akin = [self._akin.get(context, context) for context in contexts]
+            left_out = latents if akin == list(contexts) else self.latents(akin)
+            return self._average.instead_of(latents, akin, left_out)
+        return quantize(latents, int(self.control[0])) if self.control else latents
 
     @torch.no_grad()
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         assert isinstance(message, Latents)
-        texts, asked = asking(self.modules.config, [(each.context, each.question) for each in prompts], lm)
+        pairs = [(prompt.context, prompt.question) for prompt in prompts]
+        texts, questions = asking(self.modules.config, pairs, lm)
         text = OwnText.of(texts, lm) if texts is not None else None
-        after = self.modules.after_anchor(lm)
-        behind = [ids + after for ids in asked]
+        after_anchor = self.modules.after_anchor(lm)
+        asked = [ids + after_anchor for ids in questions]
         shared = self.modules.deliver(message, self._reader, text)
-        if shared.content is None and not all(behind):
+        if shared.content is None and not all(asked):
             raise UserError(
-                "wire: found nothing behind a context that crosses as keys and values, expected a question (a "
+                "wire: found nothing after a context that crosses as keys and values, expected a question (a "
                 "benchmark's own prompt is all context), or an adapter that gives embeddings."
             )
-        return shared.ask(behind, lm)
+        return shared.ask(asked, lm)
 
     def carried(self, prompts: Sequence[Prompt], lm: LM) -> list[str]:
         if not self.question_aware:
             return super().carried(prompts, lm)
         sent = [prompt.sent or prompt for prompt in prompts]
-        return [lm.format.body(each.context, each.question) for each in sent]
+        return [lm.format.body(prompt.context, prompt.question) for prompt in sent]
 
     @property
     def compresses(self) -> bool:
@@ -119,14 +128,18 @@ class LatentWireBase(Wire):
 
 
 class Latent(LatentWireBase):
-    """A trained wire. path: the folder of one, the run that trained it, or `embedded:NAME`."""
+    """A trained wire.
+
+    Attributes:
+        path: its folder, the run that trained it, or `embedded:NAME`.
+    """
 
     kind: Literal["latent"] = "latent"
     path: str
     _learned: LM | None = PrivateAttr(None)
 
     def bind(self, lm: LM) -> Self:
-        """Load the wire for a reader, which stays as it is: what it has learned is put into a twin (`reader`).
+        """Load the wire for a reader, which is not changed: what was trained with it goes into a twin (`reader`).
 
         Raises:
             UserError: no such wire, pieces missing, or trained for other models.
@@ -158,12 +171,16 @@ class Latent(LatentWireBase):
         return (self.config.formats or {}).get(lm.name)
 
     def latents(self, contexts: Sequence[str]) -> Latents:
-        found: Latents = self.modules(contexts)
-        return found
+        latents: Latents = self.modules(contexts)
+        return latents
 
     @property
     def config(self) -> LatentConfig:
-        """What the wire is made of, bound or not. Raises `UserError` where there is no such wire."""
+        """The wire's configuration, whether it is bound or not.
+
+        Raises:
+            UserError: there is no such wire.
+        """
         return read_config(locate(self.path)) if self._modules is None else self._modules.config
 
     @property
@@ -180,10 +197,13 @@ class Latent(LatentWireBase):
 
 
 def locate(path: str) -> Path:
-    """The folder of a wire: one that ships with the package, one's own, or the best of a run.
+    """The folder of a trained wire: one that ships with the package, your own, or the best one of a run.
 
     Raises:
-        UserError: there is none.
+        UserError: there is no wire.
+
+    Example:
+        >>> locate("embedded:heron-4x")
     """
     if path.startswith("embedded:"):
         return models.wire_folder(path.removeprefix("embedded:"))
@@ -196,23 +216,23 @@ def locate(path: str) -> Path:
 
 
 def source_of(name: str, lm: LM) -> LM:
-    """The encoder's model: the reader itself where it is the same, else one for all wires that hold it.
+    """The encoder's model: the reader itself where it is the same, else one that all wires share.
 
-    It is frozen: nothing that trains may ask here.
+    Its weights are frozen; a training loads its own.
     """
     from latentwire.lm.model import LM as Model
 
     if lm.name == name:
         return lm
-    found = _SOURCES.get(key := _key(name, lm))
-    if found is None:
-        found = Model.load(name, dtype=lm.model.dtype, device=str(lm.device))
-        _SOURCES[key] = found
-    return found
+    source = _SOURCES.get(key := _key(name, lm))
+    if source is None:
+        source = Model.load(name, dtype=lm.model.dtype, device=str(lm.device))
+        _SOURCES[key] = source
+    return source
 
 
 def share(source: LM, lm: LM) -> None:
-    """Let wires of the reader `lm` encode with this source, as long as somebody holds it."""
+    """Let wires of the reader `lm` encode with this source, for as long as someone holds it."""
     _SOURCES[_key(source.name, lm)] = source
 
 

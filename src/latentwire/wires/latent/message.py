@@ -15,11 +15,18 @@ BYTES_PER_NUMBER = 2
 
 @dataclass(frozen=True, eq=False)
 class Latents(Message):
-    """M latents a context, for B contexts: vectors, or keys and values of every layer, or both.
+    """M latents for each of B contexts: vectors, or keys and values of every layer, or both.
 
-    vectors: `(B, M, Z)`. keys (not rotated), values: one `(B, H, M, D)` a layer. valid: `(B, M)`. positions:
-    `(B, M)`, where in the source each stands, in its tokens. length: `(B,)`, the source's tokens. bits: how
-    many a number takes on the wire.
+    Attributes:
+        valid: `(B, M)`, which latents a context has.
+        positions: `(B, M)`, where in the source each latent stands, in the source's tokens.
+        length: `(B,)`, how many tokens the source has.
+        vectors: `(B, M, Z)`, or None.
+        keys: one `(B, H, M, D)` a layer, not rotated, or none.
+        values: the same for values.
+        bits: how many bits a number takes on the wire.
+        heads: one `(B, H, M)` a layer, which latents each head has, where heads keep different numbers of them;
+            empty where every head has all.
     """
 
     valid: Tensor
@@ -29,18 +36,23 @@ class Latents(Message):
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
     bits: float = 8 * BYTES_PER_NUMBER
+    heads: tuple[Tensor, ...] = ()
 
     @property
     def tensors(self) -> tuple[Tensor, ...]:
         return (*(() if self.vectors is None else (self.vectors,)), *self.keys, *self.values)
 
     def flat(self) -> Tensor:
-        """`(B, M, width)`: everything of a latent in one vector."""
+        """`(B, M, width)`: all tensors of a latent in one vector."""
         parts = [each if each.ndim == 3 else each.transpose(1, 2).flatten(2) for each in self.tensors]
         return torch.cat(parts, -1)
 
     def nbytes(self) -> list[int]:
-        """Bytes of the numbers that cross; positions follow from their count."""
+        """Bytes of the numbers that cross, for each context; positions follow from their count."""
+        if self.heads:
+            widths = [key.shape[-1] + value.shape[-1] for key, value in zip(self.keys, self.values, strict=True)]
+            counts = [kept.sum((1, 2)) * width for kept, width in zip(self.heads, widths, strict=True)]
+            return [int(numbers * self.bits / 8) for numbers in torch.stack(counts).sum(0).tolist()]
         numbers = sum(_heads(each) * each.shape[-1] for each in self.tensors)
         return [int(count * numbers * self.bits / 8) for count in self.valid.sum(1).tolist()]
 
@@ -54,6 +66,7 @@ class Latents(Message):
             vectors=None if self.vectors is None else self.vectors[rows],
             keys=tuple(each[rows] for each in self.keys),
             values=tuple(each[rows] for each in self.values),
+            heads=tuple(each[rows] for each in self.heads),
         )
 
     def to(self, device: torch.device) -> Latents:
@@ -63,6 +76,7 @@ class Latents(Message):
             valid=self.valid.to(device),
             positions=self.positions.to(device),
             length=self.length.to(device),
+            heads=tuple(each.to(device) for each in self.heads),
         )
 
     def with_tensors(self, tensors: tuple[Tensor, ...], bits: float | None = None) -> Latents:

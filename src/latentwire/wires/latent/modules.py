@@ -15,11 +15,9 @@ from latentwire.lm.masks.reading import SHARED, Columns, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.scoring.questions import Shared
 from latentwire.wires.latent import checkpoint
-from latentwire.wires.latent.adapters import Delivered
-from latentwire.wires.latent.adapters.fuse import FuseAdapter
+from latentwire.wires.latent.adapters import Adapter, Delivered
 from latentwire.wires.latent.checkpoint import CONFIG, WEIGHTS
-from latentwire.wires.latent.encoders.self_encoder import SelfEncoder
-from latentwire.wires.latent.encoders.source import SourceEncoder
+from latentwire.wires.latent.encoders import Encoder
 from latentwire.wires.latent.fingerprints import Fingerprints, fingerprint
 from latentwire.wires.latent.latent_config import LatentConfig, read_config
 from latentwire.wires.latent.message import Latents
@@ -46,7 +44,7 @@ class LatentModules(nn.Module):
     def __init__(self, config: LatentConfig, readers: Mapping[str, LM], source: LM) -> None:
         super().__init__()
         self.config = config
-        self.encoder = config.encoder.build(source)
+        self.encoder: Encoder = config.encoder.build(source)
         self._align(readers)
         with torch.no_grad():
             sample: Latents = self.encoder([SAMPLE])
@@ -79,24 +77,24 @@ class LatentModules(nn.Module):
 
     def _align(self, readers: Mapping[str, LM]) -> None:
         """Let an encoder that counts another model's tokens see them as that model's prompts begin."""
-        if (
-            not isinstance(self.encoder, SelfEncoder | SourceEncoder)
-            or (name := self.encoder.settings.align) is None
-        ):
+        name = self.config.encoder.counts_tokens_of
+        if name is None:
             return
         trained = (self.config.formats or {}).get(name)
         if form := readers[name].format if name in readers else trained:
             self.encoder.align_to(form)
 
+    def adapter(self, reader: str) -> Adapter:
+        """The adapter of a reader, by its name in the configuration."""
+        return cast(Adapter, self.adapters[key_of(reader)])
+
     def pad_to(self, multiple: int) -> None:
         """Pad contexts to a multiple of columns, where the encoder reads them with a decoder."""
-        if isinstance(self.encoder, SelfEncoder | SourceEncoder):
-            self.encoder.multiple = multiple
+        self.encoder.multiple = multiple
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """Do for contexts that will be read soon what needs no model; another thread may."""
-        if isinstance(self.encoder, SelfEncoder | SourceEncoder):
-            self.encoder.ahead(contexts)
+        self.encoder.ahead(contexts)
 
     def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
         """What stands before any question about the latents' contexts, for one reader.
@@ -107,12 +105,12 @@ class LatentModules(nn.Module):
         Raises:
             UserError: no text for an adapter that changes what the reader has of it.
         """
-        seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapters[key_of(reader)]
-        if isinstance(adapter, FuseAdapter):
-            return fused(adapter, seen, text, cast(SelfEncoder | SourceEncoder, self.encoder).counted)
+        seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapter(reader)
+        if text is not None and self.config.adapters[reader].changes_text:
+            return fused(adapter, seen, text, self.encoder.counted)
         delivered: Delivered = adapter(seen)
         places, end = self._places(seen)
-        memory = Memory(delivered.keys, delivered.values, places) if delivered.keys else None
+        memory = Memory(delivered.keys, delivered.values, places, delivered.heads) if delivered.keys else None
         soft = delivered.embeddings
         shared = Shared(end, memory, soft, places if soft is not None else None)
         if text is None or self.config.shown != "text":
@@ -176,14 +174,13 @@ class LatentModules(nn.Module):
 
         A rounded wire is not saved again: its folder holds what training left.
         """
-        self._rounded = isinstance(self.encoder, SelfEncoder) and self.encoder.round()
+        self._rounded = self.encoder.round()
         self.keep_drafts(False)  # what a draft costs is part of what encoding costs
         return self.eval()
 
     def keep_drafts(self, keeps: bool) -> None:
         """Whether drafts of contexts that are met again are kept, or written each time."""
-        if isinstance(self.encoder, SelfEncoder | SourceEncoder):
-            self.encoder.drafts.keeps = keeps
+        self.encoder.keep_drafts(keeps)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write all pieces and the configuration, with fingerprints of the frozen models.

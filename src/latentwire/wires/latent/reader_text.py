@@ -18,7 +18,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reader import Tokenizes
 from latentwire.lm.scoring.questions import Shared
-from latentwire.wires.latent.adapters.fuse import FuseAdapter
+from latentwire.wires.latent.adapters import Adapter
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 
@@ -65,19 +65,15 @@ def asking(
     return None, lm.format.behind_all([question for _, question in prompts], lm)
 
 
-def fused(
-    adapter: FuseAdapter, latents: Latents, text: OwnText | None, counted: Callable[[str], list[int]]
-) -> Shared:
+def fused(adapter: Adapter, latents: Latents, text: OwnText, counted: Callable[[str], list[int]]) -> Shared:
     """A text as keys and values of the reader's own, with latents added. Nothing flows into the reader's own.
 
     Args:
         counted: the tokens of a text that the encoder makes latents of, one each.
 
     Raises:
-        UserError: there is no text, or what is counted are not the tokens of the reader's prompts.
+        UserError: what is counted are not the tokens of the reader's prompts.
     """
-    if text is None:
-        raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents alone.")
     lm = text.lm
     if counted(SAMPLE) != lm.format.before(SAMPLE, lm):
         raise UserError(
@@ -89,4 +85,4 @@ def fused(
     assert columns is not None
     with torch.no_grad(), evaluating(lm.model):
         own = lm.memorize(Prefix(ids=ids, columns=columns), torch.float32)[1]
-    return Shared(text.tokens.end, adapter(latents, own))
+    return Shared(text.tokens.end, adapter.fuse(latents, own))

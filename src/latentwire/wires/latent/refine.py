@@ -67,6 +67,7 @@ def columns(latents: Latents, chosen: Tensor) -> Latents:
         vectors=None if latents.vectors is None else latents.vectors[:, chosen],
         keys=tuple(each[:, :, chosen] for each in latents.keys),
         values=tuple(each[:, :, chosen] for each in latents.values),
+        heads=tuple(each[:, :, chosen] for each in latents.heads),
     )
 
 

@@ -15,7 +15,7 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.adapters.projected import ProjectedAdapter
 from latentwire.wires.latent.align import Marked, marked, overlaps
-from latentwire.wires.latent.encoders.source import SourceEncoder, described
+from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.translators import MlpTranslator
 
@@ -74,7 +74,8 @@ def check(modules: LatentModules, readers: Mapping[str, LM]) -> None:
 def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
     source = modules.encoder
     if not isinstance(source, SourceEncoder) or not isinstance(source.translator, MlpTranslator):
-        raise UserError(f"ridge: found {described(modules)}, expected the encoder source with the translator mlp.")
+        found = modules.config.encoder.described
+        raise UserError(f"ridge: found {found}, expected the encoder source with the translator mlp.")
     if source.drafts:
         raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
     if modules.config.width is not None:

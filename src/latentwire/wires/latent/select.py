@@ -12,6 +12,11 @@ from torch import Tensor
 class _Select(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
+    @property
+    def every_column(self) -> bool:
+        """Whether each column becomes a latent of its own."""
+        return False
+
 
 class _Groups(_Select):
     """A latent for every `ratio` columns; the last of them may be of fewer.
@@ -23,6 +28,10 @@ class _Groups(_Select):
     ratio: int = Field(default=4, ge=1)
     keep_first: bool = True
     slots: Literal[0] = 0
+
+    @property
+    def every_column(self) -> bool:
+        return self.ratio == 1
 
     def _groups(self, width: int) -> tuple[int, int]:
         """How many first columns stand alone (0 or 1), and how many groups `width` columns have."""

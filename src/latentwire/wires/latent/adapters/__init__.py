@@ -7,9 +7,8 @@ line in `AdapterKind`.
 
 from typing import Annotated
 
-from pydantic import Field
-
-from latentwire.wires.latent.adapters.adapter import Delivered
+from latentwire.kinds import KindOf
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered
 from latentwire.wires.latent.adapters.both import BothConfig
 from latentwire.wires.latent.adapters.deep_prefix import DeepPrefixConfig
 from latentwire.wires.latent.adapters.embeddings import EmbeddingsConfig
@@ -18,6 +17,8 @@ from latentwire.wires.latent.adapters.native import NativeConfig
 from latentwire.wires.latent.adapters.projected import ProjectedConfig
 
 __all__ = [
+    "Adapter",
+    "AdapterConfig",
     "AdapterKind",
     "BothConfig",
     "DeepPrefixConfig",
@@ -30,5 +31,5 @@ __all__ = [
 
 AdapterKind = Annotated[
     NativeConfig | EmbeddingsConfig | DeepPrefixConfig | ProjectedConfig | BothConfig | FuseConfig,
-    Field(discriminator="kind"),
+    KindOf(AdapterConfig),
 ]

@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import Annotated, Literal
 
 from pydantic import Field
-from torch import nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered
 from latentwire.wires.latent.adapters.deep_prefix import DeepPrefixConfig
 from latentwire.wires.latent.adapters.embeddings import EmbeddingsConfig
 from latentwire.wires.latent.adapters.native import NativeConfig
@@ -22,11 +21,11 @@ class BothConfig(AdapterConfig):
     embeddings: EmbeddingsConfig = EmbeddingsConfig()
     prefix: Annotated[NativeConfig | DeepPrefixConfig, Field(discriminator="kind")] = DeepPrefixConfig()
 
-    def build(self, source: int, lm: LM) -> nn.Module:
+    def build(self, source: int, lm: LM) -> Adapter:
         return BothAdapter(self, source, lm)
 
 
-class BothAdapter(nn.Module):
+class BothAdapter(Adapter):
     def __init__(self, settings: BothConfig, source: int, lm: LM) -> None:
         super().__init__()
         self.embeddings, self.prefix = settings.embeddings.build(source, lm), settings.prefix.build(source, lm)

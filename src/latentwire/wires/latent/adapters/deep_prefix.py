@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, Film
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered, Film
 from latentwire.wires.latent.message import Latents
 
 CALIBRATION = (
@@ -36,11 +36,11 @@ class DeepPrefixConfig(AdapterConfig):
     dropout: float = Field(default=0.0, ge=0, lt=1)
     film: bool = False
 
-    def build(self, source: int, lm: LM) -> nn.Module:
+    def build(self, source: int, lm: LM) -> Adapter:
         return DeepPrefixAdapter(self, source, lm)
 
 
-class DeepPrefixAdapter(nn.Module):
+class DeepPrefixAdapter(Adapter):
     """A generator's channel begins with mean 0 and deviation 1, and `scale` and `shift` give it the reader's own.
 
     Keys larger than the reader's own would draw all its attention before anything is learned, smaller ones none.

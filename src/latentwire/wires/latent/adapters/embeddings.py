@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, Film
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered, Film
 from latentwire.wires.latent.message import Latents
 
 
@@ -28,11 +28,11 @@ class EmbeddingsConfig(AdapterConfig):
     affine: bool = True
     gain: bool = True
 
-    def build(self, source: int, lm: LM) -> nn.Module:
+    def build(self, source: int, lm: LM) -> Adapter:
         return EmbeddingsAdapter(self, source, lm)
 
 
-class EmbeddingsAdapter(nn.Module):
+class EmbeddingsAdapter(Adapter):
     rms: Tensor
 
     def __init__(self, settings: EmbeddingsConfig, source: int, lm: LM) -> None:

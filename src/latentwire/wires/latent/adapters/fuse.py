@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from latentwire.errors import UserError
 from latentwire.lm.masks.reading import Memory
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.adapter import AdapterConfig, kv_shape
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered, kv_shape
 from latentwire.wires.latent.adapters.deep_prefix import statistics
 from latentwire.wires.latent.message import Latents
 
@@ -34,7 +34,11 @@ class FuseConfig(AdapterConfig):
     gate: float = 0.0
     layers: dict[int, int] | None = Field(default=None, min_length=1)
 
-    def fitted(self, sample: Latents, lm: LM) -> nn.Module:
+    @property
+    def changes_text(self) -> bool:
+        return True
+
+    def fitted(self, sample: Latents, lm: LM) -> Adapter:
         if not sample.keys or sample.vectors is not None:
             raise UserError(
                 "adapter: found fuse for latents that are vectors, expected keys and values, layer by layer "
@@ -55,7 +59,7 @@ class FuseConfig(AdapterConfig):
         return dict(self.layers)
 
 
-class FuseAdapter(nn.Module):
+class FuseAdapter(Adapter):
     """See `FuseConfig`.
 
     scales: `(layers, 2, heads, width)`, the spread of the reader's own, in which maps speak.
@@ -74,7 +78,10 @@ class FuseAdapter(nn.Module):
             nn.ModuleList(_Map(each, own, settings.hidden) for _ in range(2)) for each in theirs
         )
 
-    def forward(self, latents: Latents, own: Memory) -> Memory:
+    def forward(self, latents: Latents) -> Delivered:
+        raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents alone.")
+
+    def fuse(self, latents: Latents, own: Memory) -> Memory:
         """What the reader has of B texts of T tokens, with the latents added: those of a row in their order.
 
         Latents behind the text's end are left out, and tokens behind the last latent stay as they are.

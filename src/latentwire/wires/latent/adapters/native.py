@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from typing import Literal
 
-from torch import nn
-
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered, kv_shape
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered, kv_shape
 from latentwire.wires.latent.message import Latents
 
 
@@ -17,11 +15,11 @@ class NativeConfig(AdapterConfig):
 
     kind: Literal["native"] = "native"
 
-    def build(self, source: int, lm: LM) -> nn.Module:
+    def build(self, source: int, lm: LM) -> Adapter:
         return NativeAdapter(lm)
 
 
-class NativeAdapter(nn.Module):
+class NativeAdapter(Adapter):
     def __init__(self, lm: LM) -> None:
         super().__init__()
         self._layers, self._heads, self._width = kv_shape(lm)
@@ -33,4 +31,4 @@ class NativeAdapter(nn.Module):
             raise UserError(
                 f"adapter: found native for {found} layers, heads and width, expected the reader's {shape}."
             )
-        return Delivered(keys=latents.keys, values=latents.values)
+        return Delivered(keys=latents.keys, values=latents.values, heads=latents.heads)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.adapters.adapter import AdapterConfig, Delivered
+from latentwire.wires.latent.adapters.adapter import Adapter, AdapterConfig, Delivered
 from latentwire.wires.latent.adapters.deep_prefix import statistics
 from latentwire.wires.latent.message import Latents
 
@@ -22,7 +22,7 @@ class ProjectedConfig(AdapterConfig):
         return ProjectedAdapter(source, lm)
 
 
-class ProjectedAdapter(nn.Module):
+class ProjectedAdapter(Adapter):
     """Begins with the mean of the reader's own keys and values, and for latents of size one with their spread.
 
     shape: `(2, heads, width)` of what a layer makes, keys (not rotated) before values.

@@ -2,10 +2,10 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from latentwire.kinds import KindOf
 from latentwire.wires.latent.encoders.bytes import BytesConfig
 from latentwire.wires.latent.encoders.constant import ConstantConfig
+from latentwire.wires.latent.encoders.encoder import Encoder, EncoderConfig
 from latentwire.wires.latent.encoders.self_encoder import SelfConfig
 from latentwire.wires.latent.encoders.sentence import SentenceConfig
 from latentwire.wires.latent.encoders.source import SourceConfig
@@ -14,6 +14,8 @@ from latentwire.wires.latent.encoders.tokens import TokensConfig
 __all__ = [
     "BytesConfig",
     "ConstantConfig",
+    "Encoder",
+    "EncoderConfig",
     "EncoderKind",
     "SelfConfig",
     "SentenceConfig",
@@ -23,5 +25,5 @@ __all__ = [
 
 EncoderKind = Annotated[
     SelfConfig | TokensConfig | BytesConfig | SentenceConfig | ConstantConfig | SourceConfig,
-    Field(discriminator="kind"),
+    KindOf(EncoderConfig),
 ]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import pad_rows
-from latentwire.wires.latent.encoders.encoder import Pooling
+from latentwire.wires.latent.encoders.encoder import Encoder, Pooling
 from latentwire.wires.latent.encoders.pool import Pool
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import spread
@@ -36,12 +36,11 @@ class BytesConfig(Pooling):
         return BytesEncoder(self, source.device)
 
 
-class BytesEncoder(nn.Module):
+class BytesEncoder(Encoder):
     """Reads bytes in both directions; positions are sinusoids (1706.03762), so no length is too long."""
 
     def __init__(self, settings: BytesConfig, device: torch.device) -> None:
         super().__init__()
-        self.frozen: dict[str, Callable[[], str]] = {}
         self._bytes_per_token = settings.bytes_per_token
         width = settings.width
         self.embed = nn.Embedding(BEGIN + 1, width)

@@ -5,7 +5,7 @@ Trained as carefully as any other wire, it tells how much of a wire's gain is no
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch
@@ -14,7 +14,7 @@ from torch import nn
 
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.wires.latent.encoders.encoder import EncoderConfig
+from latentwire.wires.latent.encoders.encoder import Encoder, EncoderConfig
 from latentwire.wires.latent.message import Latents
 
 
@@ -36,7 +36,7 @@ class ConstantConfig(EncoderConfig):
         return ConstantEncoder(self, lm)
 
 
-class ConstantEncoder(nn.Module):
+class ConstantEncoder(Encoder):
     """Learned latents, which begin as what the model holds of as many tokens drawn at random.
 
     Random numbers would begin far from anything that a reader knows (Cartridges, 2506.06266).
@@ -52,7 +52,6 @@ class ConstantEncoder(nn.Module):
         self.keys = nn.ParameterList([each[0].float() for each in memory.keys] if keyed else [])
         self.values = nn.ParameterList([each[0].float() for each in memory.values] if keyed else [])
         self._tokens, self._lm = settings.tokens, lm
-        self.frozen: dict[str, Callable[[], str]] = {}
 
     def forward(self, contexts: Sequence[str]) -> Latents:
         """The same latents for each of B contexts: not even a context's length crosses."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Annotated, Literal, Self
 
 import torch
@@ -23,6 +23,7 @@ from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.tapping import chosen_layers, depth
 from latentwire.wires.latent.align import marked, overlaps, remembered
 from latentwire.wires.latent.drafts import Drafting
+from latentwire.wires.latent.encoders.encoder import Encoder
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
 
@@ -65,11 +66,18 @@ class SelfConfig(Drafting):
     def count(self) -> int | None:
         return self.select.slots or None
 
+    @property
+    def counts_tokens_of(self) -> str | None:
+        return self.align
+
+    def token_by_token(self, source: str) -> str | None:
+        return (self.align or source) if self.select.every_column else None
+
     def build(self, lm: LM) -> SelfEncoder:
         return SelfEncoder(self, lm)
 
 
-class SelfEncoder(nn.Module):
+class SelfEncoder(Encoder):
     """Reads contexts with `lm`'s own weights, shared, and adapters of its own, or with a copy of them.
 
     multiple: of columns to which contexts are padded.
@@ -77,8 +85,7 @@ class SelfEncoder(nn.Module):
 
     def __init__(self, settings: SelfConfig, lm: LM) -> None:
         super().__init__()
-        self.settings, self.multiple = settings, 1
-        self.frozen: dict[str, Callable[[], str]] = {}
+        self.settings = settings
         self._lm = _copy(lm) if settings.copied else lm.twin()
         self.copy = self._lm.model if settings.copied else None
         adapted = settings.rank and not settings.copied
@@ -165,6 +172,9 @@ class SelfEncoder(nn.Module):
             self._ids(each)
             if self._other is not None:
                 self._other(each)
+
+    def keep_drafts(self, keeps: bool) -> None:
+        self.drafts.keeps = keeps
 
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the encoder's, or those that it is aligned to."""

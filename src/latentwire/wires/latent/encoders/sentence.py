@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
 import torch.nn.functional as F
@@ -10,7 +10,7 @@ from pydantic import Field
 from torch import nn
 
 from latentwire.lm.model import LM
-from latentwire.wires.latent.encoders.encoder import FixedCount
+from latentwire.wires.latent.encoders.encoder import Encoder, FixedCount
 from latentwire.wires.latent.encoders.frozen import FrozenText
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import spread
@@ -31,14 +31,14 @@ class SentenceConfig(FixedCount):
         return SentenceEncoder(self, source)
 
 
-class SentenceEncoder(nn.Module):
+class SentenceEncoder(Encoder):
     """Positions and lengths are in the frozen model's tokens."""
 
     def __init__(self, settings: SentenceConfig, source: LM) -> None:
         super().__init__()
         self._shape = (settings.latents, settings.width)
         self._text = FrozenText(settings.model, source.device)
-        self.frozen: dict[str, Callable[[], str]] = {settings.model: self._text.fingerprint}
+        self.frozen = {settings.model: self._text.fingerprint}
         self.expand = nn.Sequential(
             nn.Linear(self._text.width, settings.hidden),
             nn.GELU(),

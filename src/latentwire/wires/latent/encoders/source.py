@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from pydantic import Field, model_validator
-from torch import Tensor, nn
+from torch import Tensor
 
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.model import LM
@@ -18,12 +18,10 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.tapping import chosen_layers, depth, tapping
 from latentwire.wires.latent.align import Spans, marked, overlaps, remembered
 from latentwire.wires.latent.drafts import Drafting
+from latentwire.wires.latent.encoders.encoder import Encoder
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.select import Anchors, Select, spread
 from latentwire.wires.latent.translators import CrossConfig, States, TranslatorKind
-
-if TYPE_CHECKING:
-    from latentwire.wires.latent.modules import LatentModules
 
 
 class SourceConfig(Drafting):
@@ -62,6 +60,17 @@ class SourceConfig(Drafting):
     def count(self) -> int | None:
         return self.select.slots or None
 
+    @property
+    def described(self) -> str:
+        return super().described + (f" with the translator {self.translator.kind}" if self.translator else "")
+
+    @property
+    def counts_tokens_of(self) -> str | None:
+        return self.align
+
+    def token_by_token(self, source: str) -> str | None:
+        return (self.align or source) if self.select.every_column else None
+
     def build(self, lm: LM) -> SourceEncoder:
         return SourceEncoder(self, lm)
 
@@ -74,7 +83,7 @@ class SourceRead:
     length: Tensor
 
 
-class SourceEncoder(nn.Module):
+class SourceEncoder(Encoder):
     """The source is never trained and nothing flows into it; only the translator belongs to the wire.
 
     multiple: of columns to which contexts are padded.
@@ -82,8 +91,7 @@ class SourceEncoder(nn.Module):
 
     def __init__(self, settings: SourceConfig, lm: LM) -> None:
         super().__init__()
-        self.settings, self.multiple, self._lm = settings, 1, lm
-        self.frozen: dict[str, Callable[[], str]] = {}
+        self.settings, self._lm = settings, lm
         self._heads: list[tuple[int, int]] = []
         count = depth(lm)
         default = range(0 if settings.translator is None else count // 2, count)
@@ -128,6 +136,9 @@ class SourceEncoder(nn.Module):
             else:
                 self._marked(each)
                 self._wanted(each)
+
+    def keep_drafts(self, keeps: bool) -> None:
+        self.drafts.keeps = keeps
 
     def counted(self, context: str) -> list[int]:
         """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
@@ -188,12 +199,3 @@ class SourceEncoder(nn.Module):
         if self.settings.even and self.settings.translator is not None:
             parts = [F.layer_norm(each, each.shape[-1:]) for each in parts]
         return torch.cat(parts, -1), valid
-
-
-def described(modules: LatentModules) -> str:
-    """A wire's encoder, and its translator if it has one, for a sentence about what was found."""
-    encoder = modules.config.encoder
-    if isinstance(encoder, SourceConfig):
-        translator = encoder.translator
-        return "the encoder source" + (f" with the translator {translator.kind}" if translator else "")
-    return f"the encoder {encoder.kind}"

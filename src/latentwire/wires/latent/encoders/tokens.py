@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Literal
 
-from torch import nn
-
 from latentwire.lm.model import LM
-from latentwire.wires.latent.encoders.encoder import Pooling
+from latentwire.wires.latent.encoders.encoder import Encoder, Pooling
 from latentwire.wires.latent.encoders.frozen import FrozenText
 from latentwire.wires.latent.encoders.pool import Pool
 from latentwire.wires.latent.message import Latents
@@ -28,13 +26,13 @@ class TokensConfig(Pooling):
         return TokensEncoder(self, source)
 
 
-class TokensEncoder(nn.Module):
+class TokensEncoder(Encoder):
     """Positions and lengths are in the frozen model's tokens."""
 
     def __init__(self, settings: TokensConfig, source: LM) -> None:
         super().__init__()
         self._text = FrozenText(settings.model, source.device)
-        self.frozen: dict[str, Callable[[], str]] = {settings.model: self._text.fingerprint}
+        self.frozen = {settings.model: self._text.fingerprint}
         self.pool = Pool(
             self._text.width,
             settings.width,

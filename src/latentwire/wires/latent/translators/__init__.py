@@ -2,13 +2,22 @@
 
 from typing import Annotated
 
-from pydantic import Field
-
+from latentwire.kinds import KindOf
 from latentwire.wires.latent.translators.cross import CrossConfig
 from latentwire.wires.latent.translators.dit import DitConfig, DitTranslator
 from latentwire.wires.latent.translators.mlp import MlpConfig, MlpTranslator
-from latentwire.wires.latent.translators.translator import States
+from latentwire.wires.latent.translators.translator import States, Translator, TranslatorConfig
 
-__all__ = ["CrossConfig", "DitConfig", "DitTranslator", "MlpConfig", "MlpTranslator", "States", "TranslatorKind"]
+__all__ = [
+    "CrossConfig",
+    "DitConfig",
+    "DitTranslator",
+    "MlpConfig",
+    "MlpTranslator",
+    "States",
+    "Translator",
+    "TranslatorConfig",
+    "TranslatorKind",
+]
 
-TranslatorKind = Annotated[CrossConfig | MlpConfig | DitConfig, Field(discriminator="kind")]
+TranslatorKind = Annotated[CrossConfig | MlpConfig | DitConfig, KindOf(TranslatorConfig)]

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from latentwire.errors import UserError
 from latentwire.wires.latent.translators.distance_attention import Near, SwiGlu
-from latentwire.wires.latent.translators.translator import States, TranslatorConfig
+from latentwire.wires.latent.translators.translator import States, Translator, TranslatorConfig
 
 
 class CrossConfig(TranslatorConfig):
@@ -28,7 +28,7 @@ class CrossConfig(TranslatorConfig):
     gate: float = 0.0
     dropout: float = Field(default=0.0, ge=0, lt=1)
 
-    def build(self, source: int, width: int, slots: int) -> nn.Module:
+    def build(self, source: int, width: int, slots: int) -> Translator:
         if width % self.heads:
             raise UserError(
                 f"cross: found latents of width {width}, expected a multiple of its {self.heads} heads."
@@ -36,7 +36,7 @@ class CrossConfig(TranslatorConfig):
         return CrossTranslator(self, source, width, slots)
 
 
-class CrossTranslator(nn.Module):
+class CrossTranslator(Translator):
     def __init__(self, settings: CrossConfig, source: int, width: int, slots: int) -> None:
         super().__init__()
         self.inward = nn.Linear(source, width)

@@ -15,7 +15,7 @@ from pydantic import Field, model_validator
 from torch import Tensor, nn
 
 from latentwire.wires.latent.translators.distance_attention import Near
-from latentwire.wires.latent.translators.translator import States, TranslatorConfig
+from latentwire.wires.latent.translators.translator import States, Translator, TranslatorConfig
 
 
 class DitConfig(TranslatorConfig):
@@ -70,7 +70,7 @@ class _Known:
     across: Tensor
 
 
-class DitTranslator(nn.Module):
+class DitTranslator(Translator):
     """Velocities, and what is sampled along them."""
 
     def __init__(self, settings: DitConfig, source: int, width: int) -> None:

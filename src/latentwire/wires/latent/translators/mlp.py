@@ -8,7 +8,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
-from latentwire.wires.latent.translators.translator import States, TranslatorConfig
+from latentwire.wires.latent.translators.translator import States, Translator, TranslatorConfig
 
 
 class MlpConfig(TranslatorConfig):
@@ -23,7 +23,7 @@ class MlpConfig(TranslatorConfig):
         return MlpTranslator(self, source, width)
 
 
-class MlpTranslator(nn.Module):
+class MlpTranslator(Translator):
     """A linear map, `skip`, and what a hidden layer adds to it."""
 
     def __init__(self, settings: MlpConfig, source: int, width: int) -> None:

@@ -1,22 +1,27 @@
-"""What translators have in common."""
+"""`TranslatorConfig`, `Translator` and `States`: what all translators have in common."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 
 import torch
-from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
+
+from latentwire.kinds import Kind
 
 
 @dataclass(frozen=True, eq=False)
 class States:
-    """What the source holds of B contexts, and where latents are wanted.
+    """What the source computed of B contexts of T columns, and where the M latents of each are wanted.
 
-    content: `(B, T, S)` in float32. valid: `(B, T)`. weights: `(B, M, T)`, each latent as a mixture of columns;
-    all zero where a row has fewer latents. None for a fixed number, which the translator's own queries give.
-    places: `(B, M)`, where each latent stands among the T columns. contexts: the B of them, for what is drawn by
-    context.
+    Attributes:
+        content: `(B, T, S)`, float32.
+        valid: `(B, T)`, which columns are no padding.
+        weights: `(B, M, T)`, each latent as a mixture of columns; a row is zero where a context has fewer latents.
+            None for a fixed number of latents, which the translator's own queries give.
+        places: `(B, M)`, the column at which each latent stands.
+        contexts: the B contexts, for translators whose noise is a function of the context.
     """
 
     content: Tensor
@@ -27,20 +32,31 @@ class States:
 
     @property
     def real(self) -> Tensor:
-        """`(B, M)`: which latents a context has; those stand before the others."""
+        """`(B, M)`: which latents a context has; they stand before the others."""
         if self.weights is None:
             return torch.ones_like(self.places, dtype=torch.bool)
         return self.weights.any(-1)
 
 
-class TranslatorConfig(BaseModel):
-    """Settings of a translator, a class with a `kind` and `build(source, width, slots) -> nn.Module`.
+class Translator(nn.Module, ABC):
+    """A module that makes latents of what a source computed; one row never depends on another."""
 
-    source: the width of a state. width: of a latent. slots: how many latents, 0 where that follows the context's
-    length. The module turns `States` into `(B, M, width)`; one row never depends on another.
-    """
+    @abstractmethod
+    def forward(self, states: States) -> Tensor:
+        """Latents `(B, M, width)`."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
 
-    def build(self, source: int, width: int, slots: int) -> nn.Module:
-        raise NotImplementedError
+class TranslatorConfig(Kind, ABC):
+    """The configuration of a translator: a `kind`, its options, and `build`."""
+
+    @abstractmethod
+    def build(self, source: int, width: int, slots: int) -> Translator:
+        """The module.
+
+        Args:
+            source: width of a state. width: of a latent. slots: how many latents, 0 where that follows the
+                context's length.
+
+        Raises:
+            UserError: a setting that does not fit.
+        """
