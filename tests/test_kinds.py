@@ -33,7 +33,8 @@ from torch import nn
 
 from latentwire.lm.prompts import Example
 from latentwire.training.data import ContextExamples, TrainingData
-from latentwire.training.objectives.term import Term, summed_nats
+from latentwire.training.losses import summed_nats
+from latentwire.training.objectives.term import Term
 from latentwire.wires.latent.adapters import EmbeddingsConfig
 from latentwire.wires.latent.encoders import Encoder
 from latentwire.wires.latent.encoders.encoder import FixedCount
