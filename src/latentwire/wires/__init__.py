@@ -115,7 +115,8 @@ def _plain(text: str) -> Wire:
             raise UserError(f"wire: found {pair!r} in {text!r}, expected OPTION=VALUE with {one_of(name, known)}.")
         options[name] = value
     try:
-        return made.model_validate({"kind": kind, **options})
+        wire: Wire = made.model_validate({"kind": kind, **options})
+        return wire
     except ValidationError as error:
         first = error.errors()[0]
         field = ".".join(map(str, first["loc"]))
