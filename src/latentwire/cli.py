@@ -89,9 +89,9 @@ def eval_(
         list[str] | None,
         typer.Option(
             help="WIRE[:VARIANT][@READER]; may be repeated. WIRE is KIND[,OPTION=VALUE]..., of the kinds listed "
-            "below, or a trained wire: embedded:NAME, its folder, or the folder of the run that trained it. VARIANT "
-            "is deranged or counterfactual; for wires that send latents also zero, mean, 8bit, 6bit or 4bit. READER "
-            "is a model that answers in place of --model. "
+            "below, or a trained wire: embedded:NAME, its folder, or the folder of the run that trained it. "
+            "VARIANT is deranged or counterfactual; for wires that send latents also zero, mean, 8bit, 6bit or "
+            "4bit. READER is a model that answers in place of --model. "
             "[default: text, text,mask=prefix and none]"
         ),
     ] = None,

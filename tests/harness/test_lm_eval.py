@@ -13,6 +13,7 @@ import pytest
 
 pytest.importorskip("lm_eval")
 import lm_eval
+import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -25,6 +26,12 @@ from latentwire.harness.requests import decoding
 from latentwire.lm.model import LM
 from latentwire.runs.store import Record, Run
 from latentwire.tasks import resolve
+from latentwire.wires.latent.adapters import DeepPrefixConfig, NativeConfig
+from latentwire.wires.latent.encoders import SelfConfig, SourceConfig
+from latentwire.wires.latent.latent_config import LatentConfig
+from latentwire.wires.latent.modules import LatentModules
+from latentwire.wires.latent.select import Anchors
+from latentwire.wires.latent.translators import MlpConfig
 from tests.harness.conftest import FOLDERS
 
 register()
@@ -91,6 +98,64 @@ def test_every_text_wire_answers_all_three_kinds(models, folder, spec):
     assert all(changed) == (spec != "text")
     # A rolling text has no context of its own; only a mask changes what its later windows repeat.
     assert len(answers(results, "lw_roll")) == 5
+
+
+def test_a_wire_that_keeps_every_key_and_value_answers_all_three_kinds_as_text_does(models, folder):
+    lm = LM.load(models["llama"])
+    tasks = ("lw_choose", "lw_roll", "lw_write")
+    ours, text = (
+        run(HarnessModel(lm, "nth,ratio=1"), folder, *tasks),
+        run(HarnessModel(lm, "text"), folder, *tasks),
+    )
+    for one, two in zip(answers(ours, "lw_choose"), answers(text, "lw_choose"), strict=True):
+        assert [x[0][0] for x in one] == pytest.approx([x[0][0] for x in two], abs=1e-3)
+    assert answers(ours, "lw_write") == answers(text, "lw_write")
+    assert answers(ours, "lw_roll") == answers(text, "lw_roll")
+
+
+@pytest.fixture(scope="module")
+def trained(models, tmp_path_factory):
+    """Folders of a wire of the reader's own, and of a bridge from another model."""
+    reader, source = LM.load(models["llama"]), LM.load(models["other"])
+    made = {}
+    for name, encoder, adapter, of in (
+        ("wire", SelfConfig(rank=2, select=Anchors(ratio=3)), NativeConfig(), reader),
+        ("bridge", SourceConfig(width=8, translator=MlpConfig(hidden=8)), DeepPrefixConfig(hidden=8), source),
+    ):
+        torch.manual_seed(0)
+        config = LatentConfig(source=of.name, encoder=encoder, adapters={reader.name: adapter})
+        made[name] = tmp_path_factory.mktemp(name)
+        LatentModules(config, {reader.name: reader}, of).save(made[name])
+    return made
+
+
+@pytest.mark.parametrize("spec", ["nth,ratio=3", "evict,tokens=3,budget=head", "wire", "bridge", "wire:zero"])
+def test_every_wire_that_sends_latents_answers_all_three_kinds_alike_in_any_batch(models, folder, trained, spec):
+    name, _, control = spec.partition(":")
+    spec = f"{trained[name]}{':' if control else ''}{control}" if name in trained else spec
+    tasks = ("lw_choose", "lw_roll", "lw_write")
+    arguments = {"model": str(models["llama"]), "wire": spec}
+    together = run("latentwire", folder, *tasks, model_args=arguments)
+    alone = run("latentwire", folder, *tasks, model_args=arguments | {"batch_tokens": 1})
+    text = run("latentwire", folder, *tasks, model_args={"model": str(models["llama"])})
+    assert together["config"]["latentwire"]["wire"] == spec
+    for one, two in zip(answers(together, "lw_choose"), answers(alone, "lw_choose"), strict=True):
+        assert [x[0][0] for x in one] == pytest.approx([x[0][0] for x in two], abs=1e-3)
+    assert answers(together, "lw_write") == answers(alone, "lw_write")
+    assert all(answers(together, task) != answers(text, task) for task in ("lw_choose", "lw_write"))
+
+
+def test_the_text_that_follows_latents_begins_where_it_is_told_to(models):
+    model = HarnessModel(str(models["llama"]), "nth,ratio=2", text_from="Question:")
+    prompt = "Ada has 12 apples.\nQuestion: Who?\nAnswer:"
+    assert model._divided(prompt) == ("Ada has 12 apples.\n", "Question: Who?\nAnswer:")
+    assert HarnessModel(model.loaded.lm, "nth,ratio=2")._divided(prompt)[1] == "\nAnswer:"
+    assert HarnessModel(model.loaded.lm, "nth,ratio=2")._divided("one two")[1] == " two"
+    assert HarnessModel(model.loaded.lm, "text")._divided(prompt) == (prompt, "")
+    with pytest.raises(UserError, match="text_from: found no 'Question:' in a prompt"):
+        model._divided("Ada has 12 apples.")
+    with pytest.raises(UserError, match="text_from: found it beside text, expected a wire that sends latents"):
+        HarnessModel(model.loaded.lm, "text", text_from="Question:")
 
 
 def test_results_carry_model_and_wire_and_mark_a_leak(models, folder, caplog):
@@ -260,8 +325,8 @@ def test_an_argument_that_changes_nothing_is_accepted(how):
     assert (found.temperature, found.max_new_tokens, found.stop) == (0.0, 9, ("x",))
 
 
-@pytest.mark.parametrize("way", ["lm_eval", "latentwire.harness"])
-def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, way):
+@pytest.mark.parametrize(("way", "wire"), [("lm_eval", "nth,ratio=4"), ("latentwire.harness", "text,mask=prefix")])
+def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, way, wire):
     installed = tmp_path / "site" / "latentwire_here-0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: latentwire-here\nVersion: 0\n")
@@ -270,7 +335,7 @@ def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, w
     source = Path(__file__).parents[2] / "src"
     command = [
         *(sys.executable, "-m", way, "--model", "latentwire", "--tasks", "lw_choose"),
-        *("--model_args", f"model={models['llama']},wire=text,mask=prefix"),
+        *("--model_args", f"model={models['llama']},wire={wire}"),
         *("--include_path", str(folder), "--output_path", str(tmp_path / "out")),
     ]
     environment = {**os.environ, "PYTHONPATH": f"{installed.parent}:{source}"}
@@ -278,4 +343,4 @@ def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, w
     assert done.returncode == 0, done.stderr[-2000:]
     assert "lw_choose" in done.stdout
     (results,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(results.read_text())["config"]["latentwire"]["wire"] == "text,mask=prefix"
+    assert json.loads(results.read_text())["config"]["latentwire"]["wire"] == wire

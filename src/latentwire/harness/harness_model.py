@@ -20,7 +20,7 @@ from tqdm import tqdm
 from latentwire import __version__
 from latentwire.errors import UserError
 from latentwire.harness.arguments import load
-from latentwire.harness.requests import Asked, Verbatim, alike, decoding, parts, scores
+from latentwire.harness.requests import Asked, Delivered, Verbatim, alike, decoding, parts, scores
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
@@ -28,7 +28,8 @@ from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.lm.prompts import CAUSAL, Example, Prompt
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.together import BATCH_TOKENS, Together, Work
-from latentwire.wires.text_wire import TextWire
+from latentwire.wires.latent.latent_wire import LatentWireBase
+from latentwire.wires.text_wire import PlainText, TextWire
 
 log = logging.getLogger(__name__)
 RAW = PromptFormat(template="raw", anchor="")
@@ -43,13 +44,20 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         chat, instruction, system, prompt_format: as the options of `latentwire eval`: lm-eval's prompts word for
             word in a user turn of the model's chat template, after the instruction. They replace lm-eval's own
             `--apply_chat_template`.
-        wire: KIND or KIND,OPTION=VALUE. Options may also be arguments of their own (`wire=text,mask=prefix`).
+        wire: KIND or KIND,OPTION=VALUE, or a trained wire. Options may also be arguments of their own
+            (`wire=text,mask=prefix`).
+        text_from: with a wire that sends latents, the prompt from the last occurrence of this string on stays text
+            and all text before it crosses the wire. By default the last line stays text, or of a single line its
+            last word.
         run: a finetuning's run folder, in place of `model`; it brings the wire that it was trained with.
         checkpoint: which of the run's checkpoints: best or final.
         batch_tokens: the size of a forward pass, in tokens. lm-eval's `batch_size` counts rows and has no effect.
 
     Raises:
-        UserError: an argument is wrong, or the wire does not deliver tokens.
+        UserError: an argument is wrong.
+
+    Example:
+        $ lm_eval --model latentwire --model_args model=embedded:heron,wire=nth,ratio=4 --tasks arc_easy
     """
 
     def __init__(
@@ -65,6 +73,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         instruction: str | None = None,
         system: str | None = None,
         prompt_format: str | None = None,
+        text_from: str | None = None,
         batch_tokens: int = BATCH_TOKENS,
         batch_size: int | str | None = None,
         max_batch_size: int | None = None,
@@ -89,23 +98,20 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
                 f"model_args: found {', '.join(asked.model_dump(exclude_none=True))} without a chat, expected "
                 "chat=true too: lm-eval words its prompts itself, and only a chat has a place for more."
             )
-        if not isinstance(self.loaded.wire, TextWire):
-            raise UserError(f"wire: {self.loaded.wire.label} delivers no text, which is all that lm-eval has.")
-        self.batch_tokens = batch_tokens
+        self.wire = self.loaded.wire
+        self.batch_tokens, self.text_from = batch_tokens, text_from
         self.work = Work()
-        self.reader = copy(self.loaded.lm)
+        self.reader = copy(self.wire.reader(self.loaded.lm))
         self.reader.format = self._words()
+        self._latents = isinstance(self.wire, LatentWireBase)
+        if self._latents and not self.wire.trained:
+            self.wire = self.wire.bind(self.reader)  # reads contexts as lm-eval words them
+        if text_from is not None and not self._latents:
+            raise UserError(f"text_from: found it beside {self.wire.label}, expected a wire that sends latents.")
         self.tokenizer = self.loaded.lm.tokenizer
         self._device = self.loaded.lm.device
-        if self.loaded.wire.leaks:
+        if self.wire.leaks:
             log.warning("LEAKS: under %s a scored token sees itself; its scores are no reading.", self.wire.label)
-
-    @property
-    def wire(self) -> TextWire:
-        """The wire, bound to the model."""
-        wire = self.loaded.wire
-        assert isinstance(wire, TextWire)
-        return wire
 
     def set_cache_hook(self, cache_hook: Any) -> None:
         """Refuse `use_cache`: its key is the request alone, so it would return another model's answers.
@@ -127,15 +133,16 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         groups = [list(group) for _, group in groupby(order, key=lambda n: _document(requests[n]))]
         prompts, continuations = [], []
         for group in groups:
-            context = self._bare(requests[group[0]].args[0])
+            context, question = self._divided(requests[group[0]].args[0])
             choices = tuple(self._answer(requests[n].args[1]) for n in group)
-            example = Example(id=repr(context[-40:]), group="", context=context, question="", choices=choices)
+            name = repr((context + question)[-40:])
+            example = Example(id=name, group="", context=context, question=question, choices=choices)
             prompt, answers = self.reader.format.encode(example, self.reader)
             prompts.append(prompt)
             continuations.append(answers)
         results: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
-            for at, scores in self._scores(self._delivered(prompts), continuations):
+            for at, scores in self._scores(self._delivered(prompts, self.reader), continuations):
                 for n, score in zip(groups[at], scores, strict=True):
                     results[n] = (score.logprob, score.greedy)
                 bar.update(len(scores))
@@ -155,24 +162,28 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
                 max_seq_len=self.loaded.lm.max_positions - int(self.wire.leaks),
                 context_len=1,
             )
-            for context, text in map(utils.make_disjoint_window, windows):
+            for context, token in map(utils.make_disjoint_window, windows):
                 rows.append(context)
-                continuations.append([text])
+                continuations.append([token])
                 owners.append(n)
-        inside = CAUSAL if self.wire.mask == "causal" else 0
-        prefixes = (
-            Prefix.of_tokens(
+        text = self.wire if isinstance(self.wire, TextWire) else PlainText()
+        inside = CAUSAL if text.mask == "causal" else 0
+        delivered = (
+            (
+                Prefix.of_tokens(
+                    [rows[n] for n in part],
+                    [[inside] * len(rows[n]) for n in part],
+                    device=self.reader.device,
+                    layers=text.layers,
+                    leaky=text.leaks,
+                ),
                 part,
-                [[inside] * len(row) for row in part],
-                device=self.reader.device,
-                layers=self.wire.layers,
-                leaky=self.wire.leaks,
             )
-            for part in parts(rows)
+            for part in parts(range(len(rows)))
         )
         totals = [0.0] * len(requests)
         with tqdm(total=len(rows), desc=self.wire.label, disable=disable_tqdm) as bar:
-            for at, (score,) in self._scores(prefixes, continuations):
+            for at, (score,) in self._scores(delivered, continuations):
                 totals[owners[at]] += score.logprob
                 bar.update(1)
         return totals
@@ -183,16 +194,18 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         reader.format = self._words(Verbatim(template="raw", anchor=""))
         asked = []
         for n, request in enumerate(requests):
-            prompt = Prompt(context=self._bare(request.args[0]), question="")
-            length = len(reader.format.tokens(prompt.context, "", reader).ids)
+            context, question = self._divided(request.args[0])
+            length = len(reader.format.tokens(context, question, reader).ids)
+            prompt = Prompt(context=context, question=question, tokens=length)
             asked.append(Asked(n, prompt, length, decoding(request.args[1])))
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
             for batch in alike(asked, self.batch_tokens):
-                prefilled = reader.prefill(self.wire([one.prompt for one in batch], reader))
-                generated = reader.generate(prefilled, batch[0].how, seeds=[one.at for one in batch])
-                for one, continuation in zip(batch, generated, strict=True):
-                    texts[one.at] = continuation.text
+                for prefix, rows in self._delivered([one.prompt for one in batch], reader):
+                    seeds = [batch[row].at for row in rows]
+                    generated = reader.generate(reader.prefill(prefix), batch[0].how, seeds=seeds)
+                    for at, continuation in zip(seeds, generated, strict=True):
+                        texts[at] = continuation.text
                 bar.update(len(batch))
         return texts
 
@@ -204,16 +217,40 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         """A continuation; in a chat it begins the model's turn, where no blank stands before it."""
         return continuation.lstrip(" ") if self.chat else continuation
 
-    def _delivered(self, prompts: Sequence[Prompt]) -> Iterator[Prefix]:
-        for part in parts(prompts):
-            yield self.wire(part, self.reader)
+    def _delivered(self, prompts: Sequence[Prompt], reader: LM) -> Iterator[Delivered]:
+        if not self._latents:
+            for rows in parts(range(len(prompts))):
+                yield self.wire([prompts[row] for row in rows], reader), rows
+            return
+        # Latents are read batch by batch, prompts of like length together.
+        order = sorted(range(len(prompts)), key=lambda row: -prompts[row].tokens)
+        size = max(1, self.batch_tokens // max(1, *(prompt.tokens for prompt in prompts)))
+        for part in parts(order, size):
+            # A prompt that has nothing to send is read as text.
+            sent, empty = ([row for row in part if bool(prompts[row].context) is has] for has in (True, False))
+            for wire, rows in ((self.wire, sent), (PlainText(), empty)):
+                if rows:
+                    yield wire([prompts[row] for row in rows], reader), rows
+
+    def _divided(self, text: str) -> tuple[str, str]:
+        """A prompt in two: what crosses the wire, and what follows it as text. Plain text crosses as a whole."""
+        text = self._bare(text)
+        if not self._latents:
+            return text, ""
+        if self.text_from is not None:
+            at = text.rfind(self.text_from)
+            if at < 0:
+                raise UserError(f"text_from: found no {self.text_from!r} in a prompt that ends in {text[-40:]!r}.")
+        else:
+            stripped = text.rstrip()
+            at = max(stripped.rfind("\n"), 0) or max(stripped.rfind(" "), 0)
+        return text[:at], text[at:]
 
     def _scores(
-        self, prefixes: Iterator[Prefix], continuations: Sequence[Sequence[list[int]]]
+        self, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
     ) -> Iterator[tuple[int, list[Score]]]:
-        return scores(
-            Together(self.reader, self.wire.layers, self.batch_tokens, self.work), prefixes, continuations
-        )
+        layers = self.wire.layers if isinstance(self.wire, TextWire) else None
+        return scores(Together(self.reader, layers, self.batch_tokens, self.work), delivered, continuations)
 
     def _bare(self, text: str) -> str:
         """The text without a leading BOS that the tokenizer would add again."""

@@ -18,6 +18,8 @@ from latentwire.lm.scoring.prefix_tree import Request
 from latentwire.lm.scoring.together import Together
 
 T = TypeVar("T")
+Delivered = tuple[Prefix, Sequence[int]]
+"""What a wire delivers for some prompts, and which prompts those are."""
 PROMPTS = 256
 """How many prompts a wire delivers at once."""
 MAX_NEW_TOKENS = 256  # lm-eval's default
@@ -62,10 +64,10 @@ class Asked:
     how: Decoding
 
 
-def parts(rows: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Rows in order, `PROMPTS` at a time."""
-    for start in range(0, len(rows), PROMPTS):
-        yield rows[start : start + PROMPTS]
+def parts(rows: Sequence[T], size: int = PROMPTS) -> Iterator[Sequence[T]]:
+    """Rows in order, `size` at a time."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
 
 
 def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
@@ -82,23 +84,30 @@ def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
 
 
 def scores(
-    together: Together, prefixes: Iterator[Prefix], continuations: Sequence[Sequence[list[int]]]
+    together: Together, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
 ) -> Iterator[tuple[int, list[Score]]]:
-    """Pairs of a row's index and the scores of its continuations; a row that leaks takes a pass of its own."""
-    requests: list[Request] = []
-    at = 0
-    for prefix in prefixes:
-        rows = len(prefix.columns.valid)
-        own = continuations[at : at + rows]
-        asked = Request.of(prefix, own)
-        if asked is None:
-            for n in range(rows):
-                row = prefix.select(prefix.columns.positions.new_tensor([n]))
-                yield at + n, score_whole(together.lm, row, [own[n]])[0]
+    """Pairs of a prompt's index and the scores of its continuations, in the order in which they are done.
+
+    Plain tokens are scored together and latents batch by batch; a row that leaks takes a pass of its own.
+
+    Args:
+        continuations: of every prompt.
+    """
+    lm, requests, owners = together.lm, list[Request](), list[int]()
+    for prefix, rows in delivered:
+        own = [continuations[row] for row in rows]
+        plain = Request.of(prefix, own)
+        if plain is not None:
+            requests += plain
+            owners += rows
+        elif prefix.leaky:
+            for n, row in enumerate(rows):
+                alone = prefix.select(prefix.columns.positions.new_tensor([n]))
+                yield row, score_whole(lm, alone, [own[n]])[0]
         else:
-            requests += asked
-        at += rows
-    yield from together.score(requests)
+            yield from zip(rows, lm.score(lm.prefill(prefix), own), strict=True)
+    for at, scored in together.score(requests):
+        yield owners[at], scored
 
 
 def decoding(how: dict[str, Any]) -> Decoding:

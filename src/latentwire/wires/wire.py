@@ -54,6 +54,9 @@ class Wire(Kind, ABC):
     leaks: ClassVar[bool] = False
     """Whether a scored token can see its own label. Such a wire is marked in every table and not trained with."""
 
+    trained: ClassVar[bool] = False
+    """Whether it was trained, and so reads contexts in its reader's own prompt format."""
+
     @property
     def question_aware(self) -> bool:
         """Whether contexts are encoded together with their question. Every table says so."""

@@ -134,6 +134,8 @@ class Latent(LatentWireBase):
         path: its folder, the run that trained it, or `embedded:NAME`.
     """
 
+    trained: ClassVar[bool] = True
+
     kind: Literal["latent"] = "latent"
     path: str
     _learned: LM | None = PrivateAttr(None)
