@@ -9,6 +9,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from latentwire.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from latentwire.api.auditing import audit as audit
     from latentwire.api.compressed import Compressed as Compressed
@@ -35,11 +37,10 @@ if TYPE_CHECKING:
     from latentwire.lm.prompt_format import PromptFormat as PromptFormat
     from latentwire.lm.prompts import Example as Example
     from latentwire.tasks.base import Task as Task
+    from latentwire.wires.scored import ScoredWire as ScoredWire
     from latentwire.wires.text_wire import TextWire as TextWire
     from latentwire.wires.wire import Message as Message
     from latentwire.wires.wire import Wire as Wire
-
-__version__ = "0.1.0"
 
 _HOME = {
     "LM": "lm.model",
@@ -54,6 +55,7 @@ _HOME = {
     "Prefix": "lm.prefix",
     "PromptFormat": "lm.prompt_format",
     "Results": "api.results",
+    "ScoredWire": "wires.scored",
     "StudyResults": "api.study_results",
     "Task": "tasks.base",
     "TextWire": "wires.text_wire",

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 from typer.core import TyperCommand
 
-from latentwire import __version__
 from latentwire.errors import UserError
 from latentwire.kinds import importable_here
 from latentwire.studies import templates
+from latentwire.version import __version__
 
 if TYPE_CHECKING:
     from rich.table import Table

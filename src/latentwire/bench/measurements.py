@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from rich.table import Table
 
-from latentwire import __version__
 from latentwire.bench.setup import BenchRow, Setup
+from latentwire.version import __version__
 
 PACKAGES = ("torch", "transformers")
 

@@ -17,7 +17,6 @@ from lm_eval.api.model import LM as HarnessLM
 from lm_eval.api.model import TemplateLM
 from tqdm import tqdm
 
-from latentwire import __version__
 from latentwire.errors import UserError
 from latentwire.harness.arguments import load
 from latentwire.harness.requests import Asked, Delivered, Verbatim, alike, decoding, parts, scores
@@ -28,6 +27,7 @@ from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.lm.prompts import CAUSAL, Example, Prompt
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.together import BATCH_TOKENS, Together, Work
+from latentwire.version import __version__
 from latentwire.wires.latent.latent_wire import LatentWireBase
 from latentwire.wires.text_wire import PlainText, TextWire
 
@@ -250,7 +250,8 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         self, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
     ) -> Iterator[tuple[int, list[Score]]]:
         layers = self.wire.layers if isinstance(self.wire, TextWire) else None
-        return scores(Together(self.reader, layers, self.batch_tokens, self.work), delivered, continuations)
+        together = Together(self.reader, layers, self.batch_tokens, self.work)
+        return scores(self.reader, together, delivered, continuations)
 
     def _bare(self, text: str) -> str:
         """The text without a leading BOS that the tokenizer would add again."""

@@ -10,6 +10,7 @@ from lm_eval.models.utils import normalize_gen_kwargs
 
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Prompt
@@ -84,7 +85,7 @@ def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
 
 
 def scores(
-    together: Together, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
+    lm: LM, together: Together, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
 ) -> Iterator[tuple[int, list[Score]]]:
     """Pairs of a prompt's index and the scores of its continuations, in the order in which they are done.
 
@@ -93,7 +94,7 @@ def scores(
     Args:
         continuations: of every prompt.
     """
-    lm, requests, owners = together.lm, list[Request](), list[int]()
+    requests, owners = list[Request](), list[int]()
     for prefix, rows in delivered:
         own = [continuations[row] for row in rows]
         plain = Request.of(prefix, own)

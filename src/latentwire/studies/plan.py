@@ -8,7 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from latentwire import __version__, kinds
+from latentwire import kinds
 from latentwire.errors import UserError, one_of
 from latentwire.lm.prompts import Example
 from latentwire.runs.identity import identity, model_files, model_folder
@@ -21,6 +21,7 @@ from latentwire.studies.stages.base import StudyContext, naming
 from latentwire.studies.stages.training_stage import hashed_file
 from latentwire.tasks import data_files, read, resolve
 from latentwire.tasks.base import Split, Task, examples_sha256
+from latentwire.version import __version__
 
 _PLACES = ("model", "start_from", "start_wire", "data")
 """Settings that say where files are. Not the place belongs to an identity, but the files' content."""

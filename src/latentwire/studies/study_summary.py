@@ -9,7 +9,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from latentwire import __version__
 from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
@@ -26,6 +25,7 @@ from latentwire.studies.plan import Plan
 from latentwire.studies.shape import Compared, StageSummary, Summary
 from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages.base import TRAINED
+from latentwire.version import __version__
 
 JSON, MARKDOWN = "summary.json", "summary.md"
 _FORM = 10

@@ -17,13 +17,14 @@ from typing import Any
 
 import torch
 
-from latentwire import __version__, wires
+from latentwire import wires
 from latentwire.evaluation.evaluate import BATCH_TOKENS, evaluate
 from latentwire.evaluation.summary import Metrics, summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.tasks import resolve
 from latentwire.training.growing.grow import NO_CONTEXT, WATCHED
+from latentwire.version import __version__
 
 ARMS = ("text", "text,mask=prefix", "none")
 TASKS = ("tiers", "sums", "choices", "shifted")
