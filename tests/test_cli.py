@@ -261,7 +261,7 @@ def test_the_help_of_eval_names_every_wire_and_variant(capsys, monkeypatch):
 
     monkeypatch.setenv("COLUMNS", "100")
     status, out, _ = run(capsys, monkeypatch, "eval", "--help")
-    words = set(out.replace(",", " ").replace("(", " ").replace(")", " ").replace(".", " ").split())
+    words = set(re.split(r"[\s,;().\[\]]+", out))
     assert status == 0
     assert {*wires.KINDS, *arms.VARIANTS, *wires.CONTROLS, "embedded:NAME", "run"} <= words
 

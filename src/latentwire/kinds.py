@@ -107,7 +107,7 @@ def found(path: str, field: str) -> Any:
             f"{field}: found {path!r}, whose module fails on import: {type(error).__name__}: {line}"
         ) from error
     if not hasattr(module, attribute):
-        valid = [key for key, each in vars(module).items() if isinstance(each, type) and each.__module__ == name]
+        valid = [key for key, value in vars(module).items() if getattr(value, "__module__", None) == name]
         raise UserError(f"{field}: found {path!r}, expected {one_of(attribute, valid)} in {name}.")
     return getattr(module, attribute)
 

@@ -94,8 +94,8 @@ def described() -> str:
 def _is_class(text: str) -> bool:
     """Whether a text is the path of a class, and not a kind or a folder with a control after it."""
     module, _, name = text.partition(":")
-    known = module in KINDS or module == "embedded" or name in CONTROLS or Path(module).is_dir()
-    return kinds.is_path(text) and not known
+    known = module in KINDS or module == "embedded" or name in CONTROLS
+    return kinds.is_path(text) and not (known or Path(text).is_dir() or Path(module).is_dir())
 
 
 def _plain(text: str) -> Wire:

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from typing import Literal
 
 import pytest
 import torch
@@ -279,6 +280,8 @@ def test_layouts_that_nobody_could_read_are_refused(lm, changes, told):
 
 def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
     class Wanting(Contrast):
+        kind: Literal["contrast"] = "contrast"
+
         @property
         def layout(self):
             return "only"
