@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TypedDict
 
-from latentwire.evaluation.metrics import normalize
+from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import Estimate, estimate, members
 

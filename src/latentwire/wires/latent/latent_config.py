@@ -111,7 +111,9 @@ class LatentConfig(BaseModel):
 def read_config(folder: Path) -> LatentConfig:
     """The configuration of a saved wire. Raises `UserError` where there is none that can be read."""
     try:
-        return LatentConfig.model_validate_json((folder / CONFIG).read_text())
+        return LatentConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise UserError(f"wire: {folder / CONFIG} is not UTF-8 text, expected a wire's configuration.") from error
     except OSError as error:
         raise UserError(f"wire: {folder} holds no {CONFIG}, expected the folder of a trained wire.") from error
     except ValidationError as error:
