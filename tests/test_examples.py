@@ -27,12 +27,14 @@ def test_a_passage_is_compressed_once_and_asked_twice(capsys):
     assert "bytes" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_wire_is_trained_and_read(tmp_path):
     trained, results = run("train_wire", tmp_path / "wire", steps=2, limit=4)
     assert (trained.folder / "checkpoints" / "best" / "wire.json").is_file()
     assert str(tmp_path / "wire") in results.arms
 
 
+@pytest.mark.slow
 def test_two_models_are_bridged(capsys):
     results = run("bridge_models", limit=16)
     assert results.estimate("embedded:heron-to-wren").value > results.estimate("none").value
