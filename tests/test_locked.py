@@ -55,4 +55,4 @@ def test_every_locked_package_has_a_hash(path):
     entries = re.split(r"\n(?=[\w.-]+==)", text)[1:]
     assert entries
     assert [entry.split("==")[0] for entry in entries if "--hash=sha256:" not in entry] == []
-    assert "http" not in text, "no package index is named"
+    assert "://" not in text, "no package index is named"
