@@ -1,5 +1,7 @@
 """Studies are carried out from Python, and runs are opened again."""
 
+import shutil
+
 import pytest
 
 import latentwire as lw
@@ -65,6 +67,15 @@ def test_a_study_that_is_loaded_already_goes_on_where_it_stopped(carried):
     assert {name: run.folder for name, run in again.runs.items()} == {
         name: run.folder for name, run in carried.runs.items()
     }
+
+
+def test_changed_outcomes_are_not_read(carried, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(carried.runs["baseline"].folder, folder)
+    path = folder / "outcomes.jsonl"
+    path.write_text(path.read_text().replace('"exact_match": 0.0', '"exact_match": 1.0', 1))
+    with pytest.raises(lw.UserError, match="found it changed since the run ended"):
+        _ = lw.open_run(folder).results
 
 
 def test_a_run_that_is_not_there_is_told(tmp_path):

@@ -15,7 +15,7 @@ from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.printing import text_of
 from latentwire.runs import run_tables, store
 from latentwire.runs.log import Log
-from latentwire.runs.store import Record, Run
+from latentwire.runs.store import OUTCOMES, Record, Run
 from latentwire.studies import loading, runner, study_summary, summary_tables
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
@@ -54,8 +54,13 @@ class OpenedRun:
 
     @property
     def results(self) -> Results | None:
-        """Outcomes and statistics of an evaluation; None for a training."""
-        path = self.folder / "outcomes.jsonl"
+        """Outcomes and statistics of an evaluation; None for a training.
+
+        Raises:
+            UserError: the files have changed since the run ended.
+        """
+        self.run.check_results()
+        path = self.folder / OUTCOMES
         if not path.is_file():
             return None
         recorded = self.record.results or {}
