@@ -14,6 +14,7 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.statistics import estimate
 from latentwire.tasks import resolve
 from latentwire.tasks.floors import type_floor
+from latentwire.training.growing import card as cards
 
 SAMPLE = 60
 REMEASURED = ("one_hop", "two_hop", "sums", "choices/person")
@@ -50,6 +51,14 @@ def test_a_card_names_its_recipe_seed_and_tokens(lm):
     }
     for arm in ("text", "text,mask=prefix", "none"):
         assert set(card["metrics"][arm]["macro"]["primary"]) == {"value", "low", "high", "n"}
+
+
+@pytest.mark.parametrize("name", models.NAMES)
+def test_a_card_in_words_is_its_card_in_numbers_and_names_the_licence(name):
+    folder = models.folder(name)
+    written = (folder / "card.md").read_text(encoding="utf-8")
+    assert written == cards._markdown(json.loads((folder / "card.json").read_text()))
+    assert "Licence: Apache-2.0" in written
 
 
 def test_the_weights_are_small(lm):

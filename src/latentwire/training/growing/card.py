@@ -33,6 +33,11 @@ LARGE_BATCH_TOKENS = 65_536
 """On an accelerator; a processor loses more by copying so large a cache than it gains."""
 
 
+LICENCE = (
+    "Licence: Apache-2.0, as this package. It was trained on text that the package generates, and on nothing else."
+)
+
+
 def measure(folder: Path, device: str, examples: int = EXAMPLES) -> dict[str, Any]:
     """Metrics (`{arm: {task: {metric: number}}}`) and floors of a model on the test split, in float32.
 
@@ -121,6 +126,8 @@ def _markdown(card: Mapping[str, Any]) -> str:
         f"{grown['tokens_seen']:,.0f} tokens in {grown['step']:,.0f} steps; LatentWire {card['latentwire']}, "
         f"{card['date']}. The recipe is in `recipe.json`. The seed of the shipped model, 0, was fixed beforehand."
         + ("" if others else " **Other seeds have not been grown yet: single-seed.**"),
+        "",
+        LICENCE,
         "",
         f"Test split, greedy, float32, n = {card['examples']:,} per task, 95 % intervals over passages, "
         f"measured on {card['measured_on']}: "
