@@ -1,29 +1,21 @@
-"""A wire of your own in one file: deliver only the sentences that mention a name from the question.
+"""A wire of your own in one file: keep the half of the keys and values whose keys have the smallest norm.
 
 python examples/own_wire.py
+cd examples && latentwire eval --model embedded:heron --task one_hop --wire own_wire:KeyNorm,ratio=2
 """
-
-from typing import Literal
 
 import latentwire as lw
 
 
-class Mentions(lw.TextWire):
-    """The context's sentences that share a capitalised word with the question."""
+class KeyNorm(lw.ScoredWire):
+    """Keeps the keys of smallest norm (Devoto et al., 2406.11430)."""
 
-    kind: Literal["mentions"] = "mentions"
-
-    @property
-    def question_aware(self):
-        return True
-
-    def word(self, context, question, lm):
-        names = {word.strip("?.,") for word in question.split()[1:] if word[:1].isupper()}
-        return " ".join(line for line in context.split(". ") if names & set(line.replace(".", "").split()))
+    def score(self, lm, prefix):
+        return [-keys.norm(dim=-1) for keys in self.memory(lm, prefix).keys]
 
 
 def main(model="embedded:heron", limit=200):
-    results = lw.evaluate(model, ["one_hop", "two_hop"], ["text", Mentions(), "none"], limit=limit)
+    results = lw.evaluate(model, "one_hop", ["text", KeyNorm(ratio=2), "nth,ratio=2", "none"], limit=limit)
     print(results)
     return results
 
