@@ -272,3 +272,9 @@ def test_every_kind_of_wire_says_what_it_is_and_what_it_takes():
         assert wire.summary() in text
     assert "nth[,ratio=INT][,tokens=INT][,budget=uniform|head]" in text
     assert "source=MODEL" in text
+
+
+def test_the_help_shows_the_kinds_as_they_describe_themselves():
+    """Kept in a file, so that `--help` need not wait for PyTorch; on failure write `wires.described()` there."""
+    kept = Path(wires.__file__).parent / "kinds.txt"
+    assert kept.read_text(encoding="utf-8") == wires.described()

@@ -15,7 +15,7 @@ import typer
 from typer.core import TyperCommand
 
 from latentwire.errors import UserError
-from latentwire.kinds import importable_here
+from latentwire.importing import importable_here
 from latentwire.studies import templates
 from latentwire.version import __version__
 
@@ -72,10 +72,9 @@ class _WithWires(TyperCommand):
     """A command whose help ends with every kind of wire, as the wires describe themselves."""
 
     def format_epilog(self, ctx: Any, formatter: Any) -> None:
-        from latentwire import kinds, wires
-
-        formatter.write("\nWires:\n" + indent(wires.described(), "  ") + "\n")
-        formatter.write(f"  {kinds.OWN}[,OPTION=VALUE]...\n      A wire of your own.\n")
+        # What `wires.described()` returns, kept in a file so that help does not wait for PyTorch.
+        described = (Path(__file__).parent / "wires" / "kinds.txt").read_text(encoding="utf-8")
+        formatter.write("\nWires:\n" + indent(described, "  "))
         super().format_epilog(ctx, formatter)
 
 

@@ -22,6 +22,7 @@ from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, Seriali
 from pydantic_core import CoreSchema, core_schema
 
 from latentwire.errors import UserError, one_of
+from latentwire.importing import importable_here as importable_here
 
 PATH = re.compile(r"[A-Za-z_]\w*(\.[A-Za-z_]\w*)*:[A-Za-z_]\w*")
 OWN = "package.module:Class"
@@ -72,12 +73,6 @@ class Kind(BaseModel):
             name: (each.title or _values(each.annotation)) + "!" * each.is_required()
             for name, each in fields.items()
         }
-
-
-def importable_here() -> None:
-    """Let the current directory be imported from, as `python -m` does: a command's own file may lie there."""
-    if not {"", str(Path.cwd())} & set(sys.path):
-        sys.path.insert(0, str(Path.cwd()))
 
 
 def is_path(text: object) -> bool:

@@ -88,7 +88,7 @@ def described() -> str:
             for option, values in wire.options().items()
         )
         lines += [f"{name}{options}", f"    {wire.summary()}"]
-    return "\n".join(lines)
+    return "\n".join([*lines, f"{kinds.OWN}[,OPTION=VALUE]...", "    A wire of your own.", ""])
 
 
 def _is_class(text: str) -> bool:
