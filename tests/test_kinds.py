@@ -270,7 +270,7 @@ def test_every_kind_of_wire_says_what_it_is_and_what_it_takes():
         assert f"\n{name}" in f"\n{text}"
         assert wire.summary().endswith(".")
         assert wire.summary() in text
-    assert "nth[,ratio=INT][,tokens=INT][,budget=uniform|head]" in text
+    assert "nth[,ratio=INT][,tokens=INT][,gain=FACTOR[xSTEPS+...]][,budget=uniform|head]" in text
     assert "source=MODEL" in text
 
 

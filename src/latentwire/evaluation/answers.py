@@ -23,6 +23,7 @@ from latentwire.lm.scoring.continuations import Score, score_whole
 from latentwire.lm.scoring.prefix_tree import Request
 from latentwire.lm.scoring.together import Together, Work
 from latentwire.tasks.base import Task
+from latentwire.wires.stepwise import Stepwise
 
 T = TypeVar("T")
 
@@ -49,7 +50,9 @@ def answers(
     waiting = _Waiting()
     for batch in batches(items, batch_tokens):
         rows = [row for item in batch for row in item.rows()]
-        prefix = arm.wire([prompt for prompt, _ in rows], reader)
+        prompts = [prompt for prompt, _ in rows]
+        message = arm.wire.send(prompts, reader)
+        prefix = arm.wire.deliver(message, prompts, reader)
         read = prefix.columns.valid.sum(1)
         if prefix.memory is not None:
             read = read + prefix.memory.columns.valid.sum(1)
@@ -59,7 +62,7 @@ def answers(
         if requests is not None:
             waiting.add(batch, columns, requests, prefix.layers)
             continue
-        asked = _by_item(batch, _ask(reader, task, prefix, behind, how))
+        asked = _by_item(batch, _ask(Stepwise(arm.wire, message, prompts, reader), task, prefix, behind, how))
         for item, count, rows_of in zip(batch, columns, asked, strict=True):
             scores = [score for each in rows_of for score in each.scores]
             yield _outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank)
@@ -120,12 +123,13 @@ class _Asked:
 
 @torch.no_grad()
 def _ask(
-    lm: LM, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]], how: Decoding
+    steps: Stepwise, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]], how: Decoding
 ) -> list[_Asked]:
+    lm = steps.lm
     if task.answer == "choice" and prefix.leaky:
         return [_Asked(row) for row in score_whole(lm, prefix, answers)]
     prefilled = lm.prefill(prefix)
-    scores = score_whole(lm, prefix, answers) if prefix.leaky else lm.score(prefilled, answers)
+    scores = score_whole(lm, prefix, answers) if prefix.leaky else steps.score(prefilled, answers)
     if task.answer == "choice":
         return [_Asked(row) for row in scores]
     first = torch.tensor([[row[0][0]] for row in answers], device=lm.device)
@@ -133,7 +137,7 @@ def _ask(
     if how.begin_suppress_tokens:
         logits = without(logits, suppressed(lm, how.begin_suppress_tokens))
     ranks = (logits > logits.gather(1, first)).sum(1).tolist()
-    texts = [found.text.strip() for found in lm.generate(prefilled, how)]
+    texts = [found.text.strip() for found in steps.generate(prefilled, how)]
     return [_Asked(row, text, rank) for row, text, rank in zip(scores, texts, ranks, strict=True)]
 
 

@@ -15,6 +15,7 @@ from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
+from latentwire.wires.stepwise import Stepwise
 
 
 def union(arms: Sequence[Sequence[Outcome]]) -> list[Outcome]:
@@ -70,8 +71,11 @@ def joint(
             if offered:
                 asked.append(item_of(replace(example, choices=offered, answers=(), gold=0), reader, sent))
         for batch in batches(asked, BATCH_TOKENS):
-            prefix = bound.wire([item.prompt for item in batch], reader)
-            scores = reader.score(reader.prefill(prefix), [item.answers for item in batch])
+            prompts = [item.prompt for item in batch]
+            message = bound.wire.send(prompts, reader)
+            prefilled = reader.prefill(bound.wire.deliver(message, prompts, reader))
+            steps = Stepwise(bound.wire, message, prompts, reader)
+            scores = steps.score(prefilled, [item.answers for item in batch])
             for item, row in zip(batch, scores, strict=True):
                 total = zip(sums[item.example.id], row, strict=True)
                 sums[item.example.id] = [so_far + score.logprob for so_far, score in total]

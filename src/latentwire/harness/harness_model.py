@@ -106,6 +106,10 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         self._latents = isinstance(self.wire, LatentWireBase)
         if self._latents and not self.wire.trained:
             self.wire = self.wire.bind(self.reader)  # reads contexts as lm-eval words them
+        if self.wire.delivery_changes:
+            raise UserError(
+                f"wire: found {self.wire.label}, expected a constant gain: lm-eval's loop has no steps."
+            )
         if text_from is not None and not self._latents:
             raise UserError(f"text_from: found it beside {self.wire.label}, expected a wire that sends latents.")
         self.tokenizer = self.loaded.lm.tokenizer

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from latentwire import kinds, models
 from latentwire.errors import UserError, one_of
 from latentwire.wires.controls import Budget, Nothing, Prune
+from latentwire.wires.latent.gain import Gain
 from latentwire.wires.latent.latent_wire import CONTROLS, Latent, LatentWireBase, locate
 from latentwire.wires.relay import Relay
 from latentwire.wires.scored import ScoredWire
@@ -129,6 +130,13 @@ def _plain(text: str) -> Wire:
 
 
 def _trained(text: str) -> Wire:
+    path, comma, option = text.rpartition(",")
+    if comma and option.startswith("gain=") and not Path(text).is_dir():
+        wire = _trained(path)
+        try:
+            return wire.model_copy(update={"gain": Gain.parse(option.removeprefix("gain="))})
+        except ValueError as error:
+            raise UserError(f"wire: {path} gain: found {option.removeprefix('gain=')!r}; {error}.") from error
     if text.startswith("embedded:") or (text and Path(text).is_dir()):
         locate(text)
         return Latent(path=text)

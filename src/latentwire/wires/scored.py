@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from latentwire.lm.model import LM
 
 
-class ScoredWire(Sized, LatentWireBase):
+class ScoredWire(LatentWireBase, Sized):
     """Keeps the columns of the context's own keys and values that score highest.
 
     A method is one subclass that defines `score`. The reader reads the context causally; in every layer each

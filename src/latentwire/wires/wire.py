@@ -118,6 +118,28 @@ class Wire(Kind, ABC):
             UserError: a prompt is empty.
         """
 
+    @property
+    def delivery_changes(self) -> tuple[int, ...]:
+        """Decoding steps at which what the wire delivers changes; see `Stepwise`."""
+        return ()
+
+    def deliver_again(
+        self,
+        message: Message,
+        rows: Sequence[int],
+        prompts: Sequence[Prompt],
+        lm: LM,
+        step: int,
+        written: Sequence[Sequence[int]],
+    ) -> Prefix:
+        """What the wire delivers at a later decoding step, with what has been written after it.
+
+        Args:
+            rows: the rows of the message that the prompts stand for.
+            written: token ids of each prompt's answer so far.
+        """
+        raise NotImplementedError
+
     def __call__(self, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         """Send and deliver: the prefix of each prompt."""
         return self.deliver(self.send(prompts, lm), prompts, lm)

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, ClassVar, Literal, Self, get_args
 from weakref import WeakValueDictionary
 
 import torch
-from pydantic import PrivateAttr
+from pydantic import Field, PrivateAttr
 
 from latentwire import models
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.wires.latent.average import Average
+from latentwire.wires.latent.gain import Gain, GainOption
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents, quantize, zero
 from latentwire.wires.latent.modules import CONFIG, LatentModules, read_config
@@ -45,11 +46,14 @@ class LatentWireBase(Wire):
             nothing but zeros, which an adapter reads like any others (only `fuse` makes of them the text alone).
             `mean` sends the average of the latents of other contexts, place by place (`Average`). `8bit`, `6bit`
             and `4bit` quantize the latents.
+        gain: a factor on what the reader gets of the latents, constant (`0.8`) or by decoding step (`1.5x4+1`: 1.5
+            for the first four tokens of the answer); see `Gain`.
     """
 
     not_options: ClassVar[frozenset[str]] = frozenset({"kind", "control"})
 
     control: Control | None = None
+    gain: GainOption = Field(default=Gain(), title="FACTOR[xSTEPS+...]")
     _modules: LatentModules | None = PrivateAttr(None)
     _reader: str = PrivateAttr("")
     _average: Average | None = PrivateAttr(None)
@@ -88,12 +92,36 @@ class LatentWireBase(Wire):
     @torch.no_grad()
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         assert isinstance(message, Latents)
+        return self._delivered(message, prompts, lm, self.gain.at(0), [()] * len(prompts))
+
+    @property
+    def delivery_changes(self) -> tuple[int, ...]:
+        return self.gain.changes
+
+    @torch.no_grad()
+    def deliver_again(
+        self,
+        message: Message,
+        rows: Sequence[int],
+        prompts: Sequence[Prompt],
+        lm: LM,
+        step: int,
+        written: Sequence[Sequence[int]],
+    ) -> Prefix:
+        assert isinstance(message, Latents)
+        latents = message.select(torch.tensor(rows, device=message.valid.device))
+        return self._delivered(latents, prompts, lm, self.gain.at(step), written)
+
+    def _delivered(
+        self, latents: Latents, prompts: Sequence[Prompt], lm: LM, gain: float, written: Sequence[Sequence[int]]
+    ) -> Prefix:
+        """The prefixes of prompts with what has been written after each."""
         pairs = [(prompt.context, prompt.question) for prompt in prompts]
         texts, questions = asking(self.modules.config, pairs, lm)
         text = OwnText.of(texts, lm) if texts is not None else None
         after_anchor = self.modules.after_anchor(lm)
-        asked = [ids + after_anchor for ids in questions]
-        shared = self.modules.deliver(message, self._reader, text)
+        asked = [[*ids, *after_anchor, *answer] for ids, answer in zip(questions, written, strict=True)]
+        shared = self.modules.deliver(latents, self._reader, text, gain)
         if shared.content is None and not all(asked):
             raise UserError(
                 "wire: found nothing after a context that crosses as keys and values, expected a question (a "
@@ -195,7 +223,7 @@ class Latent(LatentWireBase):
 
     @property
     def plain_label(self) -> str:
-        return self.path
+        return self.path + (f",gain={self.gain}" if self.gain != Gain() else "")
 
 
 def locate(path: str) -> Path:

@@ -96,19 +96,25 @@ class LatentModules(nn.Module):
         """Do for contexts that will be read soon what needs no model; another thread may."""
         self.encoder.ahead(contexts)
 
-    def deliver(self, latents: Latents, reader: str, text: OwnText | None = None) -> Shared:
+    def deliver(self, latents: Latents, reader: str, text: OwnText | None = None, gain: float = 1.0) -> Shared:
         """What stands before any question about the latents' contexts, for one reader.
 
         Args:
             text: what the reader reads besides, under layout `text`; None gives the latents alone.
+            gain: a factor on soft tokens, and on the values of keys and values.
 
         Raises:
-            UserError: no text for an adapter that changes what the reader has of it.
+            UserError: no text, or a gain, for an adapter that changes what the reader has of the text.
         """
         seen, adapter = self._seen(latents, reader).to(self._devices[reader]), self.adapter(reader)
+        if gain != 1.0 and self.config.adapters[reader].changes_text:
+            kind = self.config.adapters[reader].kind
+            raise UserError(f"gain: found {gain:g} with the adapter {kind}, expected 1: it has gates of its own.")
         if text is not None and self.config.adapters[reader].changes_text:
             return fused(adapter, seen, text, self.encoder.counted)
         delivered: Delivered = adapter(seen)
+        if gain != 1.0:
+            delivered = delivered.scaled(gain)
         places, end = self._places(seen)
         memory = Memory(delivered.keys, delivered.values, places, delivered.heads) if delivered.keys else None
         soft = delivered.embeddings

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,11 @@ class Delivered:
     keys: tuple[Tensor, ...] = ()
     values: tuple[Tensor, ...] = ()
     heads: tuple[Tensor, ...] = ()
+
+    def scaled(self, gain: float) -> Delivered:
+        """The same with soft tokens and values times a factor. Keys stay: they say where to look."""
+        soft = None if self.embeddings is None else self.embeddings * gain
+        return replace(self, embeddings=soft, values=tuple(value * gain for value in self.values))
 
 
 class Adapter(nn.Module, ABC):
