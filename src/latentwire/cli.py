@@ -22,6 +22,7 @@ from latentwire.version import __version__
 if TYPE_CHECKING:
     from rich.table import Table
 
+    from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.model import LM
     from latentwire.lm.prompt_settings import PromptSettings
 
@@ -46,6 +47,27 @@ System = Annotated[str | None, typer.Option(help="The text of the chat's system 
 FormatFile = Annotated[
     Path | None,
     typer.Option("--prompt-format", help="A JSON or YAML file of prompt settings; the options above go over it."),
+]
+Dtype = Annotated[
+    str | None,
+    typer.Option(help="float32, bfloat16 or float16. [default: float32 on a CPU, bfloat16 on an accelerator]"),
+]
+DeviceMap = Annotated[
+    str | None,
+    typer.Option(help='Where modules go: auto, or a JSON mapping of module names to devices such as {"": 1}.'),
+]
+Bits = Annotated[
+    int | None, typer.Option(help="Round the weights to 4 or 8 bits while loading; needs bitsandbytes and a GPU.")
+]
+Revision = Annotated[
+    str | None, typer.Option(help="Branch, tag or commit of a model on the hub; MODEL@REVISION says the same.")
+]
+MaxMemory = Annotated[
+    str | None,
+    typer.Option(help="The most memory to use, such as 40GiB for each accelerator, or 0=40GiB+cpu=100GiB."),
+]
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python code that comes with the model.")
 ]
 Runs = Annotated[Path, typer.Option(help="The folder of all runs.")]
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
@@ -122,6 +144,12 @@ def eval_(
     ] = 0,
     limit: Annotated[int | None, typer.Option(help="Use only the first N examples of each task.")] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Also write the numbers here.")] = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    bits: Bits = None,
+    revision: Revision = None,
+    max_memory: MaxMemory = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
     from latentwire.evaluation import arms as parsing
@@ -130,20 +158,32 @@ def eval_(
     from latentwire.evaluation.report import Report
     from latentwire.evaluation.several_readers import evaluate_readers
     from latentwire.files import check_writable, write_atomically
+    from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.runs.log import counted
     from latentwire.tasks import resolve
 
     if limit is not None and limit < 1:
         raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
+    loading = Loading.parse(
+        dtype=dtype,
+        device_map=device_map,
+        bits=bits,
+        revision=revision,
+        max_memory=max_memory,
+        trust_remote_code=trust_remote_code,
+    )
     arms = parsing.parse_all(wire or DEFAULT_WIRES, model, controls=controls)
     tasks = resolve(task, data, include_path)
     if json_file is not None:
         check_writable(json_file, "json")
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
-    lm = _load(model, adapter, prompts)
+    lm = _load(model, adapter, loading, prompts)
     others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
-    readers: dict[str | None, LM] = {name: lm if name == model else _load(name, None, prompts) for name in others}
+    elsewhere = loading.without_revision()
+    readers: dict[str | None, LM] = {
+        name: lm if name == model else _load(name, None, elsewhere, prompts) for name in others
+    }
     readers[None] = lm
     sources = relay_sources(readers, arms, prompts)
     remarks = departures(readers, arms)
@@ -178,17 +218,32 @@ def audit(
     instruction: Instruction = None,
     system: System = None,
     prompt_format: FormatFile = None,
+    dtype: Dtype = None,
+    device_map: DeviceMap = None,
+    bits: Bits = None,
+    revision: Revision = None,
+    max_memory: MaxMemory = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check whether a model, with this attention, leaks labels or sees ahead; status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
     from latentwire.evaluation.report import audited
+    from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.tasks import resolve
 
+    loading = Loading.parse(
+        dtype=dtype,
+        device_map=device_map,
+        bits=bits,
+        revision=revision,
+        max_memory=max_memory,
+        trust_remote_code=trust_remote_code,
+    )
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
-    lm = _load(model, adapter, prompts)
+    lm = _load(model, adapter, loading, prompts)
     examples = [example for task in resolve(["world"], None) for example in task.examples("validation", 4)]
     problems = 0
     for each in chosen:
@@ -340,14 +395,14 @@ def doctor() -> None:
         raise typer.Exit(1)
 
 
-def _load(model: str, adapter: Path | None, prompts: PromptSettings | None) -> LM:
+def _load(model: str, adapter: Path | None, loading: Loading, prompts: PromptSettings | None) -> LM:
     from transformers.utils import logging
 
     from latentwire.lm.model import LM
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    return LM.load(model, adapter=adapter, prompts=prompts)
+    return LM.load(model, loading, adapter=adapter, prompts=prompts)
 
 
 def _print(parts: Iterable[Table | str]) -> None:

@@ -31,7 +31,12 @@ class Finding:
 
 
 def examine() -> Iterator[Finding]:
-    """The findings: packages, the machine, the embedded models."""
+    """Examine packages, machine and embedded models; yields each finding as soon as it is made.
+
+    Example:
+        >>> all(finding.healthy for finding in examine())
+        True
+    """
     yield Finding("python", True, f"{platform.python_version()} on {platform.platform()}")
     for name in REQUIRED:
         try:

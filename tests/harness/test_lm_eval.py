@@ -284,7 +284,7 @@ def _sha(path: Path) -> str:
     [
         ({}, "found neither of model and run"),
         ({"model": "a", "run": "b"}, "found both of model and run"),
-        ({"model": "a", "dtype": "int4"}, "found dtype=int4"),
+        ({"model": "a", "dtype": "int4"}, "dtype: found 'int4', expected one of float32"),
         ({"model": "a", "wires": "text"}, "found 'wires=text'"),
         ({"model": "a", "wire": "txt"}, "nearest: text"),
         ({"run": "nowhere"}, "found no run.json in nowhere"),

@@ -1,4 +1,4 @@
-"""Weights after loading: stock Transformers' bits, aligned, looked at, held once."""
+"""Loaded weights equal those of Transformers to the bit, are aligned, checked, and held once."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ def patterns(dtype: torch.dtype) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_what_is_not_finite_is_found_whatever_its_bits(dtype: torch.dtype) -> None:
+def test_every_bit_pattern_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
     for each, good in zip(patterns(dtype), patterns(dtype).isfinite().tolist(), strict=True):
         assert aligned_memory._finite_bits(aligned_memory._integers(each), dtype) == good
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, -torch.nan])
-def test_wider_numbers_too(dtype: torch.dtype, value: float) -> None:
+def test_infinity_and_nan_are_found_in_wider_dtypes(dtype: torch.dtype, value: float) -> None:
     edges = torch.tensor([torch.finfo(dtype).max, torch.finfo(dtype).min, -0.0, 5e-324], dtype=dtype)
     assert aligned_memory._finite_bits(aligned_memory._integers(edges), dtype)
     edges[2] = value
@@ -36,7 +36,9 @@ def test_wider_numbers_too(dtype: torch.dtype, value: float) -> None:
 
 @pytest.mark.parametrize("family", ["llama", "llama_tied", "gemma3"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-def test_loaded_weights_are_stocks_at_aligned_addresses(family: str, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_loaded_weights_equal_transformers_at_aligned_addresses(
+    family: str, dtype: torch.dtype, tmp_path: Path
+) -> None:
     model = tiny_model(family, seed=2)
     write_plain(model.bfloat16(), tmp_path)
     stock = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=dtype)
@@ -57,7 +59,7 @@ def shifted(model: torch.nn.Module) -> None:
         parameter.data = room[1:].view(parameter.shape)
 
 
-def test_stretches_and_chunks_fit_together(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_pieces_and_chunks_cover_a_tensor_exactly(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(aligned_memory, "PIECE", 4 * 37)
     monkeypatch.setattr(aligned_memory, "CHUNK", 4 * 5)
     model = tiny_model("llama_tied")

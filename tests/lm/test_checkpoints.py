@@ -1,4 +1,4 @@
-"""Checkpoints as people have them: what they mean is read, and what is saved means the same."""
+"""Checkpoints of every published form are read as they are meant, and saved with the same meaning."""
 
 from __future__ import annotations
 
@@ -122,7 +122,7 @@ def test_plain_save_pretrained_still_corrupts_a_dequantized_fp8_model(tmp_path: 
     }
 
 
-def test_the_text_side_of_an_image_text_model_reads_as_the_whole(tmp_path: Path) -> None:
+def test_the_text_side_of_an_image_text_model_gives_the_logits_of_the_whole(tmp_path: Path) -> None:
     whole = image_text_model()
     lm = LM.load(write_plain(whole, tmp_path / "m"), device="cpu")
     assert type(lm.model).__name__ == "Ministral3ForCausalLM"
@@ -210,7 +210,7 @@ def test_a_device_map_says_where_modules_go(tmp_path: Path) -> None:
         LM.load(tmp_path, device="cpu", device_map={"": "cpu"})
 
 
-def test_plain_weights_go_straight_to_a_gpu_and_others_by_way_of_the_host(
+def test_plain_weights_are_read_straight_to_a_gpu_and_others_through_host_memory(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A host copy of a large model takes longer than its files; what is merged or undone first needs one."""
@@ -237,9 +237,7 @@ def test_plain_weights_go_straight_to_a_gpu_and_others_by_way_of_the_host(
     assert asked == [{"": "cuda:3"}, {"": "cuda:1"}, None, None, None]
 
 
-def test_a_save_whose_fresh_model_answers_otherwise_does_not_count(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_save_that_reloads_with_other_logits_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """All tensors come back, but a setting that shapes the computation does not."""
     lm = tiny_lm()
     real = type(lm.model.config).save_pretrained
@@ -255,7 +253,7 @@ def test_a_save_whose_fresh_model_answers_otherwise_does_not_count(
     assert not list(tmp_path.iterdir())
 
 
-def test_a_model_that_broke_in_training_is_not_saved(tmp_path: Path) -> None:
+def test_a_model_with_weights_that_are_not_finite_is_not_saved(tmp_path: Path) -> None:
     lm = tiny_lm()
     lm.model.model.norm.weight.data[3] = torch.nan
     with pytest.raises(RuntimeError, match=r"model.norm.weight holds NaN"):

@@ -1,4 +1,4 @@
-"""Memory that is a file's: what was written over it since is never read from the file again."""
+"""Weights that were changed in memory after they were mapped are never read from the file again."""
 
 from __future__ import annotations
 
@@ -32,7 +32,9 @@ def test_a_files_memory_is_known_until_it_is_written_to(weights: dict[str, torch
     assert not known(torch.zeros(2**16))
 
 
-def test_changed_weights_settle_as_they_are_and_not_as_the_file_is(weights: dict[str, torch.Tensor]) -> None:
+def test_weights_changed_in_memory_are_copied_from_memory_and_not_from_the_file(
+    weights: dict[str, torch.Tensor],
+) -> None:
     model = torch.nn.Module()
     for name, tensor in weights.items():
         model.register_parameter(name, torch.nn.Parameter(tensor[1:]))  # no aligned address: it is moved

@@ -1,4 +1,4 @@
-"""Keys and values in front of the tokens: the same as having read the text they came from."""
+"""Keys and values before the tokens give the same logits as reading the text they came from."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_memory_of_a_causal_prefill_equals_plain_text(lm: LM, mask: str) -> None
 
 
 @torch.no_grad()
-def test_memory_turns_with_its_positions(lm: LM) -> None:
+def test_keys_of_a_memory_are_rotated_by_their_positions(lm: LM) -> None:
     """Keys taken at one place and put at another are the keys of that place: only distances matter."""
     near = behind(lm, "prefix")
     assert near.memory is not None
@@ -107,7 +107,7 @@ def test_padding_in_a_memory_changes_nothing(lm: LM) -> None:
 
 
 @torch.no_grad()
-def test_memory_follows_a_mask_that_says_more_than_causal(lm: LM) -> None:
+def test_blocks_documents_and_layer_ranges_apply_to_memory_columns(lm: LM) -> None:
     """Memory columns have blocks, documents and ranges of their own, as any other column."""
     prefix = behind(lm, "prefix", LayerRange(1, 2))
     assert prefix.memory is not None
@@ -183,7 +183,7 @@ def test_gradients_reach_the_memory_as_in_the_dense_reference(lm: LM, checkpoint
 
 
 @torch.no_grad()
-def test_keys_come_back_from_any_position(lm: LM) -> None:
+def test_unrotating_gives_the_keys_back_from_any_position(lm: LM) -> None:
     keys = torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(0))
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [90, 3, 77, 0, 12, 100]])
     for layer in range(3):
@@ -193,7 +193,7 @@ def test_keys_come_back_from_any_position(lm: LM) -> None:
 
 
 @torch.no_grad()
-def test_all_layers_are_turned_together_as_alone(lm: LM) -> None:
+def test_rotating_all_layers_at_once_equals_rotating_each_alone(lm: LM) -> None:
     keys = [torch.randn(2, 2, 6, 8, generator=torch.Generator().manual_seed(layer)) for layer in range(3)]
     positions = torch.tensor([[0, 1, 2, 3, 4, 5], [90, 3, 77, 0, 12, 100]])
     for back in (False, True):
@@ -203,7 +203,7 @@ def test_all_layers_are_turned_together_as_alone(lm: LM) -> None:
 
 
 @torch.no_grad()
-def test_scaled_rotations_come_back() -> None:
+def test_scaled_rotations_are_undone_exactly() -> None:
     """YaRN scales cosine and sine: un-rotating divides by it."""
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
     lm = tiny_lm("llama", rope_parameters=yarn)
@@ -212,7 +212,7 @@ def test_scaled_rotations_come_back() -> None:
 
 
 @pytest.mark.parametrize("family", ["glm", "smollm3"])
-def test_rotations_that_do_not_come_back_are_refused(family: str) -> None:
+def test_rotations_that_cannot_be_undone_are_refused(family: str) -> None:
     """Interleaved channels, and layers without any rotation between others with one."""
     lm = tiny_lm(family)
     lm.prefill(Prefix.of_tokens(QUESTIONS))  # tokens are no trouble

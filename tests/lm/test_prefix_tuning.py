@@ -1,4 +1,4 @@
-"""Prefix tuning: read as PEFT reads it, under every mask, and trained and saved as the adapter alone."""
+"""Prefix tuning gives the logits of PEFT under every mask, and is trained and saved as the adapter alone."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 
 
 @torch.no_grad()
-def test_every_token_reads_behind_the_prefix_as_in_peft(both: tuple[LM, Any]) -> None:
+def test_every_token_after_the_prefix_is_read_as_in_peft(both: tuple[LM, Any]) -> None:
     lm, theirs = both
     want = theirs(input_ids=torch.tensor([PROMPT + ANSWER])).logits[0]
     bare = lm.model(input_ids=torch.tensor([PROMPT + ANSWER])).logits[0]
@@ -87,7 +87,7 @@ def test_a_bidirectional_prompt_sees_itself_and_the_prefix_and_nothing_leaks(bot
 
 
 @torch.no_grad()
-def test_a_prefix_of_read_tokens_is_those_tokens_before_any_prompt(tmp_path: Path) -> None:
+def test_a_prefix_made_of_tokens_equals_those_tokens_before_the_prompt(tmp_path: Path) -> None:
     """Keys and values of three real tokens as the learned prefix: then prompts are read as behind these tokens."""
     model, real = tiny_model("qwen3"), numbers(TOKENS, 8)
     write_plain(model, tmp_path / "m")
@@ -107,7 +107,7 @@ def test_a_prefix_of_read_tokens_is_those_tokens_before_any_prompt(tmp_path: Pat
 
 
 @torch.no_grad()
-def test_a_wires_memory_stands_behind_the_learned_prefix(tmp_path: Path) -> None:
+def test_the_memory_of_a_wire_comes_after_the_learned_prefix(tmp_path: Path) -> None:
     """Its keys turn with the tokens: a memory of read tokens is those tokens, with a learned prefix too."""
     write_plain(tiny_model(), tmp_path / "m")
     write_prefix(tiny_model(), tmp_path / "prefix", TOKENS)
@@ -160,7 +160,7 @@ def test_load_two_steps_save_reload_gives_the_same_bits_and_peft_reads_it(family
     torch.testing.assert_close(back.prefill(Prefix.of_tokens([PROMPT])).logits, want, atol=1e-4, rtol=0)
 
 
-def test_a_prefix_stands_before_a_model_with_a_device_map(tmp_path: Path) -> None:
+def test_a_prefix_works_with_a_device_map(tmp_path: Path) -> None:
     write_plain(tiny_model(), tmp_path / "m")
     write_prefix(tiny_model(), tmp_path / "prefix", TOKENS)
     prefix = Prefix.of_tokens([PROMPT])
@@ -169,7 +169,7 @@ def test_a_prefix_stands_before_a_model_with_a_device_map(tmp_path: Path) -> Non
     torch.testing.assert_close(mapped.prefill(prefix).logits, want, atol=1e-5, rtol=0)
 
 
-def test_a_projected_prefix_is_the_prefix_it_was_projected_to(tmp_path: Path) -> None:
+def test_a_projected_prefix_equals_the_prefix_it_projects_to(tmp_path: Path) -> None:
     """PEFT stores what its projection made."""
     write_plain(tiny_model(), tmp_path / "m")
     write_prefix(tiny_model(), tmp_path / "prefix", TOKENS, prefix_projection=True)

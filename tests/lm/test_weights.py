@@ -1,8 +1,11 @@
-"""Save and load: the same bits back, or one sentence that says why not."""
+"""A saved model reloads with the same bits, or one sentence says why it does not."""
 
 from __future__ import annotations
 
 import json
+import os
+import socket
+import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -87,7 +90,7 @@ def test_a_failed_save_leaves_the_old_one_and_nothing_else(
     assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
 
 
-def test_the_old_weights_exist_until_the_new_ones_stand_beside_them(
+def test_the_old_weights_exist_until_the_new_ones_are_complete(
     saved: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A kill at any instant loses nothing: the old folder is moved away, never deleted first."""
@@ -107,7 +110,7 @@ def test_the_old_weights_exist_until_the_new_ones_stand_beside_them(
     assert [path.name for path in saved.parent.iterdir()] == ["model"]
 
 
-def test_what_would_not_reload_is_not_put_in_place(saved: Path) -> None:
+def test_a_model_that_would_not_reload_is_not_put_in_place(saved: Path) -> None:
     """An adapter inside the model has names that a plain model has no place for."""
     import peft
 
@@ -183,6 +186,25 @@ def float8(folder: Path) -> None:
     save_file({**state, name: state[name].to(torch.float8_e4m3fn)}, file, {"format": "pt"})
 
 
+def integers(folder: Path) -> None:
+    file, state = tensors(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**state, name: state[name].to(torch.int64)}, file, {"format": "pt"})
+
+
+def booleans(folder: Path) -> None:
+    file, state = tensors(folder)
+    name = "model.layers.1.mlp.up_proj.weight"
+    save_file({**state, name: state[name] > 0}, file, {"format": "pt"})
+
+
+def shard_outside(folder: Path) -> None:
+    file, state = tensors(folder)
+    file.rename(folder.parent / "elsewhere.safetensors")
+    index = {"weight_map": dict.fromkeys(state, "../elsewhere.safetensors")}
+    (folder / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
 def broken_index(folder: Path) -> None:
     tensors(folder)[0].unlink()
     (folder / "model.safetensors.index.json").write_text('{"weight_map": []}')
@@ -248,6 +270,12 @@ def unknown_format(folder: Path) -> None:
         (no_header, "header is not that of safetensors"),
         (swapped, r"model.layers.1.mlp.(down|up)_proj.weight of .* has shape"),
         (float8, "model.layers.1.mlp.up_proj.weight in .* is float8 but"),
+        (integers, "model.layers.1.mlp.up_proj.weight in .* holds I64 values, expected floating-point numbers"),
+        (booleans, "model.layers.1.mlp.up_proj.weight in .* holds BOOL values, expected floating-point numbers"),
+        (
+            shard_outside,
+            r"index.json names '../elsewhere.safetensors', expected the name of a file",
+        ),
         (broken_index, "no index of safetensors"),
         (pickled, "safetensors"),
         (no_weights, "cannot be loaded"),
@@ -277,7 +305,7 @@ def one_sentence(spec: str, said: str) -> None:
     assert not text.rstrip().endswith(":"), f"half a sentence: {text}"
 
 
-def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
+def test_a_path_without_a_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("not a folder")
     (tmp_path / "empty").mkdir()
     one_sentence(str(tmp_path / "file"), "found a file at")
@@ -289,3 +317,103 @@ def test_what_is_no_model_is_refused_in_one_sentence(tmp_path: Path) -> None:
     one_sentence("embedded:herring", "found 'herring', expected one of .*heron")
     one_sentence("nobody/never-uploaded-this", "nobody/never-uploaded-this cannot be loaded")
     one_sentence("never-uploaded-this", "never-uploaded-this cannot be loaded")
+
+
+# What is saved although a library would not write it, and what is left by processes that were killed.
+
+
+def test_sampling_values_of_a_greedy_model_are_kept(tmp_path: Path) -> None:
+    """Many published models carry them; Transformers refuses to write such a generation configuration."""
+    lm = tiny_lm()
+    lm.model.generation_config.temperature, lm.model.generation_config.top_p = 0.9, 0.6
+    lm.model.generation_config.do_sample = False
+    lm.save(tmp_path / "saved")
+    written = json.loads((tmp_path / "saved" / "generation_config.json").read_text())
+    assert (written["temperature"], written["top_p"]) == (0.9, 0.6)
+    assert not LM.load(tmp_path / "saved", device="cpu").model.generation_config.do_sample
+
+
+def test_two_tensors_under_a_tied_flag_are_saved_as_two(tmp_path: Path) -> None:
+    tiny_lm("llama_tied").save(tmp_path / "model")
+    file, state = tensors(tmp_path / "model")
+    head = "lm_head.weight"
+    save_file({**state, head: state["model.embed_tokens.weight"] * 1.3}, file, {"format": "pt"})
+    lm = LM.load(tmp_path / "model", device="cpu")
+    prefix = Prefix.of_tokens([numbers(9, 1)])
+    logits = lm.prefill(prefix).logits
+    lm.save(tmp_path / "saved")
+    assert not json.loads((tmp_path / "saved" / "config.json").read_text())["tie_word_embeddings"]
+    back = LM.load(tmp_path / "saved", device="cpu")
+    assert torch.equal(back.prefill(prefix).logits, logits)
+    assert not torch.equal(back.model.lm_head.weight, back.model.get_input_embeddings().weight)
+
+
+def test_a_tokenizer_that_does_not_come_back_is_not_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    lm = tiny_lm()
+    other = tiny_tokenizer(merge_blanks=True)
+    monkeypatch.setattr(lm.tokenizer, "save_pretrained", other.save_pretrained)
+    with pytest.raises(RuntimeError, match="the tokenizer read back from disk has"):
+        lm.save(tmp_path / "saved")
+    assert not list(tmp_path.iterdir())
+    with pytest.raises(UserError, match=r"LlamaForCausalLM that cannot be saved .the tokenizer read back"):
+        saving.check_saveable(lm.model, lm.tokenizer, lm.format)
+
+
+def test_what_cannot_be_saved_is_found_out_before_a_training(tmp_path: Path) -> None:
+    import peft
+
+    lm = tiny_lm()
+    saving.check_saveable(lm.model, lm.tokenizer, lm.format)
+    peft.inject_adapter_in_model(peft.LoraConfig(target_modules=["q_proj"], r=2), lm.model)
+    with pytest.raises(UserError, match=r"cannot be saved .*q_proj.* has no place in a plain LlamaForCausalLM"):
+        saving.check_saveable(lm.model, lm.tokenizer, lm.format)
+
+
+def test_saved_files_have_the_mode_of_other_new_files(tmp_path: Path) -> None:
+    before = os.umask(0o027)
+    try:
+        tiny_lm().save(tmp_path / "model")
+    finally:
+        os.umask(before)
+    assert {oct(path.stat().st_mode & 0o777) for path in (tmp_path / "model").iterdir()} == {"0o640"}
+
+
+def test_what_killed_processes_left_is_removed_by_the_next_save(saved: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    left = [f".model.partial-{dead.pid}@{socket.gethostname()}", f".model.partial-{dead.pid}"]
+    kept = [f".model.partial-{os.getppid()}@{socket.gethostname()}", f".model.partial-{dead.pid}@elsewhere"]
+    for name in (*left, *kept, ".models.partial-1"):
+        (saved.parent / name).mkdir()
+        (saved.parent / name / "model.safetensors").write_bytes(b"half")
+    tiny_lm(seed=9).save(saved)
+    assert {path.name for path in saved.parent.iterdir()} == {"model", *kept, ".models.partial-1"}
+
+
+def test_a_kill_between_the_two_renames_costs_nothing_but_the_new_weights(saved: Path) -> None:
+    dead = subprocess.Popen(["true"])
+    dead.wait()
+    before = {path.name: path.read_bytes() for path in saved.iterdir()}
+    saved.rename(saved.parent / f".model.old-{dead.pid}@{socket.gethostname()}")
+    with pytest.raises(ZeroDivisionError), saving.appearing(saved):
+        _ = 1 / 0
+    assert {path.name: path.read_bytes() for path in saved.iterdir()} == before
+    assert [path.name for path in saved.parent.iterdir()] == ["model"]
+
+
+# A tokenizer with more tokens than the model has embeddings.
+
+
+def test_a_token_without_an_embedding_is_named_when_it_is_read() -> None:
+    tokenizer = tiny_tokenizer()
+    rows = tiny_model().get_input_embeddings().weight.shape[0]
+    tokenizer.add_tokens([f"<new{at}>" for at in range(rows - len(tokenizer) + 1)])
+    token, number = f"<new{rows - len(tiny_tokenizer())}>", rows
+    assert tokenizer.convert_tokens_to_ids(token) == number
+    lm = LM(tiny_model(), tokenizer, name="it")
+    lm.prefill(Prefix.of_tokens([numbers(9, 1)]))
+    said = rf"tokenizer: found the token '{token}' with the id {number}, and it has {rows} embeddings"
+    with pytest.raises(UserError, match=said):
+        lm.prefill(Prefix.of_tokens([[5, number, 7]]))
+    with pytest.raises(UserError, match=said):
+        lm.embed(torch.tensor([[5, number]]))

@@ -25,7 +25,9 @@ def test_how_models_are_loaded_is_told_by_study(tmp_path: Path) -> None:
     model = raw["model"]
     for loading_of, expected in (
         ({"embedded:wren": {"bits": 4}}, "expected a model of this study"),
-        ({model: {"bits": 8}}, "expected 4"),
+        ({model: {"bits": 3}}, "expected 4 or 8"),
+        ({model: {"max_memory": "forty"}}, "expected a size such as 40GiB"),
+        ({model: {"dtype": "half"}}, "expected 'float32', 'bfloat16' or 'float16'"),
     ):
         with pytest.raises(UserError, match=expected):
             loading.load(str(written(tmp_path, raw | {"loading": loading_of})))
@@ -52,7 +54,7 @@ def test_sources_of_arms_are_loaded_as_the_study_says_and_once(
 
     def counted(spec: Any, **how: Any) -> LM:
         if str(spec) == str(source):
-            loads.append(how["device_map"])
+            loads.append(how["loading"].device_map)
         return load(spec, **how)
 
     monkeypatch.setattr(LM, "load", counted)
@@ -80,7 +82,7 @@ def test_a_wire_that_is_imitated_has_the_source_that_the_study_has_loaded(
     loads, load = list[tuple[str, Any]](), LM.load
 
     def counted(spec: Any, **how: Any) -> LM:
-        loads.append((str(spec), how.get("device_map")))
+        loads.append((str(spec), getattr(how.get("loading"), "device_map", None)))
         return load(spec, **how)
 
     monkeypatch.setattr(LM, "load", counted)

@@ -77,12 +77,39 @@ def dequantized(written: dict[str, Tensor]) -> dict[str, Tensor]:
     return found
 
 
-def write_gguf(file: Path) -> PreTrainedModel:
-    """A tiny Llama as llama.cpp converts it, unquantized; returns the model that the file means."""
+SENTENCEPIECES = ["<pad>", "<s>", "</s>", "<unk>", "\n\n", "  "]
+"""The first tokens of `write_gguf`'s SentencePiece vocabulary: four special ones and two of the user's."""
+
+
+def sentencepieces() -> tuple[list[str], list[float], list[int]]:
+    """Tokens, scores and types of a small SentencePiece vocabulary; longer pieces are not always better."""
+    words = ["▁the", "▁heron", "▁he", "ron", "her", "he", "▁h", "on", "▁t", "th", "er", "ro", "in", "▁in", "▁12"]
+    pieces = [*SENTENCEPIECES, *(f"<0x{byte:02X}>" for byte in range(256))]
+    types = [3, 3, 3, 2, 4, 4] + [6] * 256
+    scores = [0.0] * len(pieces)
+    for rank, word in enumerate(words):
+        pieces.append(word)
+        scores.append(-float((7 * rank) % len(words)))
+        types.append(1)
+    for rank, letter in enumerate("▁abcdefghijklmnoprstuvwxyz.,12"):
+        pieces.append(letter)
+        scores.append(-100.0 - rank)
+        types.append(1)
+    return pieces, scores, types
+
+
+def write_gguf(file: Path, *, tokenizer: str = "gpt2", **keys: Any) -> PreTrainedModel:
+    """A tiny Llama as llama.cpp converts it, unquantized; returns the model that the file means.
+
+    Args:
+        tokenizer: `gpt2` or `llama`, the kind of the vocabulary, or another name.
+        keys: further values of `tokenizer.ggml.*`.
+    """
     import gguf
 
-    model, tokenizer = tiny_model("llama", tie_word_embeddings=True), tiny_tokenizer()
-    core = json.loads(tokenizer.backend_tokenizer.to_str())["model"]
+    pieces, scores, types = sentencepieces()
+    sized = {"vocab_size": len(pieces)} if tokenizer == "llama" else {}
+    model = tiny_model("llama", tie_word_embeddings=True, **sized)
     config: Any = model.config
     writer = gguf.GGUFWriter(file, "llama")
     writer.add_context_length(config.max_position_embeddings)
@@ -95,11 +122,21 @@ def write_gguf(file: Path) -> PreTrainedModel:
     writer.add_rope_freq_base(config.rope_parameters["rope_theta"])
     writer.add_rope_dimension_count(config.head_dim)
     writer.add_vocab_size(config.vocab_size)
-    writer.add_tokenizer_model("gpt2")
-    vocabulary = sorted(core["vocab"], key=core["vocab"].__getitem__)
-    writer.add_token_list(vocabulary + [f"<unused{at}>" for at in range(len(vocabulary), config.vocab_size)])
-    writer.add_token_types([3 if at < 3 else 1 for at in range(config.vocab_size)])
-    writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in core["merges"]])
+    writer.add_tokenizer_model(tokenizer)
+    if tokenizer == "llama":
+        writer.add_token_list(pieces)
+        writer.add_token_scores(scores)
+        writer.add_token_types(types)
+        writer.add_unk_token_id(3)
+    else:
+        core = json.loads(tiny_tokenizer().backend_tokenizer.to_str())["model"]
+        vocabulary = sorted(core["vocab"], key=core["vocab"].__getitem__)
+        writer.add_token_list(vocabulary + [f"<unused{at}>" for at in range(len(vocabulary), config.vocab_size)])
+        writer.add_token_types([3 if at < 3 else 1 for at in range(config.vocab_size)])
+        writer.add_token_merges([" ".join(pair) if isinstance(pair, list) else pair for pair in core["merges"]])
+    for key, value in keys.items():
+        write = writer.add_bool if isinstance(value, bool) else writer.add_string
+        write(f"tokenizer.ggml.{key}", value)
     writer.add_bos_token_id(1)
     writer.add_eos_token_id(2)
     writer.add_pad_token_id(0)

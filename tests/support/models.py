@@ -47,6 +47,7 @@ _OF_FAMILY: dict[str, tuple[str, dict[str, Any]]] = {
     "gpt_oss": ("gpt_oss", {"num_local_experts": 2, "num_experts_per_tok": 1, **_MIXED}),
     "smollm3": ("smollm3", {"no_rope_layers": [1, 0, 1], "use_sliding_window": False}),
     "cohere": ("cohere", {}),
+    "granite": ("granite", {}),
     "glm": ("glm", {}),
 }
 FAMILIES = ("llama", "qwen3", "mistral", "ministral3", "gemma3", "gpt_neox")

@@ -11,13 +11,13 @@ import torch
 
 from latentwire import kinds, wires
 from latentwire.errors import UserError
+from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.runs.store import Run
 from latentwire.wires import Wire
 
 Checkpoint = Literal["best", "final"]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def load(
     checkpoint: str,
     *,
     adapter: str | None,
-    dtype: str | None,
+    loading: Loading,
     device: str | None,
     prompts: PromptSettings | None,
     options: dict[str, Any],
@@ -53,6 +53,7 @@ def load(
 
     Args:
         model: what `LM.load` takes, or a loaded model.
+        loading: how a model that is not loaded yet is loaded.
         prompts: how a model that is not loaded yet is asked, where lm-eval's own words are put into a chat.
         wire: KIND or KIND,OPTION=VALUE; None is the wire that the run was trained with, or `text` without a run.
         options: the wire's options as arguments of their own, because lm-eval splits at every comma.
@@ -64,8 +65,6 @@ def load(
     if (model is None) == (run is None):
         found = "neither" if model is None else "both"
         raise UserError(f"model_args: found {found} of model and run, expected one of them.")
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"model_args: found dtype={dtype}, expected one of {', '.join(DTYPES)}.")
     source = str(model)
     if run is not None:
         folder, trained = _checkpoint(Path(run), checkpoint)
@@ -79,7 +78,9 @@ def load(
         return BoundReader(model, parsed.bind(model), model.name, None)
     if device is not None and device.startswith("cuda") and not torch.cuda.is_available():
         device = None  # lm-eval asks for cuda:0 by default; its own model falls back too
-    lm = LM.load(source, dtype=DTYPES.get(dtype or ""), device=device, adapter=adapter, prompts=prompts)
+    if loading.device_map is not None or loading.max_memory is not None:
+        device = None
+    lm = LM.load(source, loading, device=device, adapter=adapter, prompts=prompts)
     return BoundReader(lm, parsed.bind(lm), source, run)
 
 

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from latentwire.errors import UserError
 from latentwire.harness.arguments import load
 from latentwire.harness.requests import Asked, Delivered, Verbatim, alike, decoding, parts, scores
+from latentwire.lm.loading.load_settings import DeviceMap, Loading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
@@ -44,6 +45,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         chat, instruction, system, prompt_format: as the options of `latentwire eval`: lm-eval's prompts word for
             word in a user turn of the model's chat template, after the instruction. They replace lm-eval's own
             `--apply_chat_template`.
+        dtype, device_map, bits, revision, max_memory, trust_remote_code: as `Loading.parse` takes them.
         wire: KIND or KIND,OPTION=VALUE, or a trained wire. Options may also be arguments of their own
             (`wire=text,mask=prefix`).
         text_from: with a wire that sends latents, the prompt from the last occurrence of this string on stays text
@@ -69,6 +71,11 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         adapter: str | None = None,
         dtype: str | None = None,
         device: str | None = None,
+        device_map: str | DeviceMap | None = None,
+        bits: int | None = None,
+        revision: str | None = None,
+        max_memory: str | dict[int | str, int | str] | None = None,
+        trust_remote_code: bool = False,
         chat: bool = False,
         instruction: str | None = None,
         system: str | None = None,
@@ -80,6 +87,14 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         **options: Any,
     ) -> None:
         super().__init__()
+        loading = Loading.parse(
+            dtype=dtype,
+            device_map=device_map,
+            bits=bits,
+            revision=revision,
+            max_memory=max_memory,
+            trust_remote_code=trust_remote_code,
+        )
         asked = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
         self.loaded = load(
             model,
@@ -87,7 +102,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
             run,
             checkpoint,
             adapter=adapter,
-            dtype=dtype,
+            loading=loading,
             device=device,
             prompts=asked,
             options=options,

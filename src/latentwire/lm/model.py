@@ -21,6 +21,7 @@ from latentwire.lm.decoding.engine import Engine
 from latentwire.lm.decoding.step import Step
 from latentwire.lm.loading import adapter_files, prefix_adapters, reading_probe, weights
 from latentwire.lm.loading.eval_mode import evaluating
+from latentwire.lm.loading.load_settings import DeviceMap, Loading
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
@@ -34,22 +35,32 @@ from latentwire.lm.scoring.continuations import Continuations, Score
 if TYPE_CHECKING:
     from os import PathLike
 
-    from latentwire.lm.loading.weights import DeviceMap
-
 
 class LM:
-    """A decoder model that reads any `Prefix`.
+    """A decoder model with its tokenizer, which reads any `Prefix`.
 
-    Construction installs our attention functions and checks, on a few tokens, that the model
-    reads under a mask as the mask says and that its head gives its own logits.
+    Construction installs our attention functions and checks, on a few tokens, that the model attends as its mask
+    says and that `head` gives the model's own logits.
+
+    Args:
+        model: a causal language model of Transformers.
+        tokenizer: the model's tokenizer.
+        name: how the model is called in tables and error messages.
+        prompt_format: how examples become prompts; the default format unless given.
+        attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
 
     Attributes:
-        format: how its prompts are worded. saved_format: the format saved beside weights or adapter, with which
-            they were trained; None where there is none.
-        prefix_tuning: stands before everything that is read; None unless an adapter brings one.
+        format: the prompt format.
+        saved_format: the format saved beside weights or adapter, with which they were trained; None without one.
+        prefix_tuning: a learned prefix that comes before everything the model reads, None without one.
 
     Raises:
-        UserError: the model cannot be read right; one sentence says why.
+        UserError: the model would not read right; one sentence says why.
+
+    Example:
+        >>> lm = LM.load("embedded:heron")
+        >>> prompt = lm.tokenizer("Ada lives in Delft. Where does Ada live?")["input_ids"]
+        >>> lm.generate(lm.prefill(Prefix.of_tokens([prompt], device=lm.device)))[0].text
     """
 
     def __init__(
@@ -68,7 +79,9 @@ class LM:
         self.saved_format: PromptFormat | None = None
         self.prefix_tuning: PrefixTuning | None = None
         attention.install(model, attention_kernel)
-        # No implementation of ours reads it; one that ignores `reading=` turns it into NaN, not into a leak.
+        rows = int(self.embeddings().shape[0])
+        self._rows = rows if len(tokenizer) > rows else None
+        # Our attention functions do not read it; one that ignores `reading=` gives NaN and not a leak.
         self._no_mask = torch.full((1, 1, 1, 1), torch.nan, device=model.device)
         with evaluating(model):
             reading_probe.check(self)
@@ -77,37 +90,47 @@ class LM:
     def load(
         cls,
         spec: str | PathLike[str],
+        loading: Loading | None = None,
         *,
-        dtype: torch.dtype | None = None,
         device: str | None = None,
-        device_map: DeviceMap | None = None,
         adapter: str | PathLike[str] | None = None,
         attention_kernel: str | None = None,
-        bits: Literal[4] | None = None,
+        dtype: torch.dtype | None = None,
+        device_map: DeviceMap | None = None,
+        bits: Literal[4, 8] | None = None,
         prompts: PromptSettings | None = None,
     ) -> LM:
-        """Load `embedded:NAME`, a local folder, a `.gguf` file or a hub id.
+        """Load a model and check that it reads right.
 
-        FP8 and GGUF weights are dequantized to `dtype`. Of an image-text checkpoint the text side is loaded, as a
-        causal language model of its own, and saved as such.
+        FP8 and GGUF weights are dequantized. Of an image-text checkpoint the text side is loaded, as a causal
+        language model of its own, and saved as such.
 
         Args:
-            dtype: float32 on a CPU and bfloat16 on an accelerator unless given.
-            device: the accelerator where there is one unless given.
-            device_map: where each module goes, as Transformers takes it, instead of `device`.
-            adapter: folder of a PEFT adapter: LoRA, merged into the weights, or prefix tuning, which stands before
-                them while they are frozen.
+            spec: `embedded:NAME`, a local folder, a `.gguf` file, a hub id or `ID@REVISION`.
+            loading: precision, devices, bits, revision, memory, whether code of the model may run.
+            device: where the model goes without a device map; the accelerator where there is one unless given.
+            adapter: folder of a PEFT adapter. LoRA is merged into the weights; prefix tuning comes before them
+                and freezes them.
             attention_kernel: `sdpa`, `eager`, `flex` or `split`; None takes what the model supports.
-            bits: round the weights to 4 bits (NF4, by bitsandbytes, on a GPU); such a model only reads.
+            dtype: short for `Loading(dtype=...)`, used where `loading` names none.
+            device_map: short for `Loading(device_map=...)`, instead of `loading`.
+            bits: short for `Loading(bits=...)`, instead of `loading`.
             prompts: changes to the prompt format that is saved beside the model.
 
         Raises:
-            UserError: not found, no tokenizer, an adapter that is not the model's, a package that a quantization
-                needs is not installed, weights missing, extra, cut off, without scale, not finite or pickled.
+            UserError: the model is not found, has no tokenizer, needs a package that is not installed or code that
+                is not trusted; the adapter belongs to another model; weights are missing, extra, cut off, without
+                a scale, not finite or pickled.
+
+        Example:
+            >>> lm = LM.load("Qwen/Qwen2.5-7B-Instruct", Loading(dtype="bfloat16", device_map="auto"))
+            >>> lm = LM.load("embedded:heron", device="cpu")
         """
-        loaded = weights.load(
-            str(spec), dtype=dtype, device=device, device_map=device_map, adapter=adapter, bits=bits
-        )
+        if loading is None:
+            loading = Loading(device_map=device_map, bits=bits)
+        elif device_map is not None or bits is not None:
+            raise ValueError("device_map and bits are fields of `loading`; give one of the two")
+        loaded = weights.load(str(spec), loading.with_dtype(dtype), device=device, adapter=adapter)
         lm = cls(
             loaded.model,
             loaded.tokenizer,
@@ -125,8 +148,17 @@ class LM:
     def save(self, folder: Path) -> None:
         """Write weights, tokenizer and prompt format; the folder appears only once it reloads equal.
 
-        A model behind a learned prefix is frozen: then the folder is a PEFT adapter and a prompt format, to be
+        A model with a learned prefix is frozen: then the folder holds a PEFT adapter and the prompt format, to be
         loaded as `adapter` of the same model.
+
+        Args:
+            folder: the folder to create or to replace.
+
+        Raises:
+            RuntimeError: what was written does not reload as the same model; what was in `folder` is still there.
+
+        Example:
+            >>> lm.save(Path("my-model"))
         """
         if "engine" in vars(self):
             self.engine.release()  # safetensors refuses weights that are views of a merged one
@@ -145,10 +177,10 @@ class LM:
 
     @property
     def max_positions(self) -> int:
-        """How many positions the model was built for, all rotated alike; a learned prefix takes its own of them.
+        """How many positions a prompt with its answer may have; a learned prefix takes some of them.
 
         LongRoPE rotates in another way once a pass is longer than the original length, so that keys read before
-        would not fit those read after: there the original length counts.
+        that would not fit those read after it: there the original length counts.
         """
         limit = int(getattr(self.config, "max_position_embeddings", 0) or 2**31)
         rope = getattr(self.config, "rope_parameters", None) or {}
@@ -158,7 +190,7 @@ class LM:
 
     @property
     def _shift(self) -> int:
-        """By how much the model rotates further than positions say: virtual tokens stand before the first."""
+        """How many virtual tokens come before position 0, by which every rotation is shifted."""
         return 0 if self.prefix_tuning is None else self.prefix_tuning.tokens
 
     @property
@@ -182,14 +214,16 @@ class LM:
 
     @cached_property
     def engine(self) -> Engine:
-        """What runs the steps of `generate`; its `mode` says how."""
+        """The engine that runs the steps of `generate`; its `mode` says how."""
         return Engine(self)
 
     def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, without special tokens."""
         return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
 
     def embed(self, ids: Tensor) -> Tensor:
-        """Input embeddings `(..., D)` of token ids."""
+        """Input embeddings `(..., D)` of token ids `(...)`."""
+        self._check_ids(ids)
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
@@ -199,23 +233,41 @@ class LM:
         assert isinstance(table, Tensor)
         return table
 
+    @cached_property
+    def logit_scale(self) -> float:
+        """What the model multiplies its logits by: 1 but for Cohere's, Granite's and Falcon-H1's families."""
+        factor = getattr(self.config, "logit_scale", None) or getattr(self.config, "lm_head_multiplier", None)
+        return float(factor or 1) / float(getattr(self.config, "logits_scaling", None) or 1)
+
     def head(self, hidden: Tensor) -> Tensor:
-        """Logits `(..., V)` of final hidden states `(..., D)`."""
+        """Logits `(..., V)` of final hidden states `(..., D)`, scaled and soft-capped as the model does it."""
         logits: Tensor = self.model.get_output_embeddings()(hidden).to(hidden.device)
+        if self.logit_scale != 1:
+            logits = logits * self.logit_scale
         cap = getattr(self.config, "final_logit_softcapping", None)
         return torch.tanh(logits / cap) * cap if cap else logits
 
     def run(
         self, content: Tensor, columns: Columns, reading: Reading, cache: DynamicCache | None = None
     ) -> Tensor:
-        """Final hidden states `(B, Q, D)` of token ids `(B, Q)` or embeddings `(B, Q, D)`.
+        """One forward pass of the decoder.
 
         Args:
-            columns: of the queries; the last of `reading.columns`.
-            cache: grows by the queries, in evaluation mode whatever the model's own; None reads without one,
-                which is the way to train.
+            content: token ids `(B, Q)` or embeddings `(B, Q, D)`.
+            columns: of the queries, `(B, Q)`; the last Q of `reading.columns`.
+            reading: which columns may attend to which.
+            cache: keys and values to read, to which those of the queries are added; the model then runs in
+                evaluation mode. None reads without a cache, which is how models are trained.
+
+        Returns:
+            Final hidden states `(B, Q, D)`.
+
+        Raises:
+            UserError: a token has no embedding.
         """
         embeddings = content.is_floating_point()
+        if not embeddings:
+            self._check_ids(content)
         if self.prefix_tuning is not None:
             reading = self.prefix_tuning.before(reading)
         decoder: nn.Module = self.model.get_decoder()
@@ -232,14 +284,16 @@ class LM:
         return hidden.to(content.device)
 
     def memorize(self, prefix: Prefix, dtype: torch.dtype | None = None) -> tuple[Tensor, Memory]:
-        """Read a prefix for what it leaves behind; gradients flow.
+        """Read a prefix and keep its keys and values; gradients flow.
 
         Args:
-            dtype: of the keys; None is the model's own. Keys of 16 bits that are kept in float32 are again what
-                they were once they are rotated.
+            prefix: P columns.
+            dtype: of the keys; None is the model's own. 16-bit keys that are kept in float32 come out of another
+                rotation as they were.
 
         Returns:
-            Final hidden states `(B, P, D)`, and every layer's keys (not rotated) and values of the P columns.
+            Final hidden states `(B, P, D)`, and for every layer the keys (not rotated) and values of the P
+            columns.
 
         Raises:
             UserError: longer than the model's positions, or the model rotates keys in a way not known here.
@@ -256,9 +310,12 @@ class LM:
         return hidden, Memory(keys, tuple(tap.values[layer] for layer in layers), prefix.columns)
 
     def twin(self) -> LM:
-        """A second module that shares every weight of this one, for adapters of its own to be put into.
+        """A second model that shares every weight of this one and can have adapters of its own.
 
         Toggling adapters between two passes of one module gives wrong gradients under activation checkpointing.
+
+        Example:
+            >>> adapters = inject(twin := lm.twin(), Lora(rank=8))
         """
         shared = {id(each): each for each in (*self.model.parameters(), *self.model.buffers())}
         model: PreTrainedModel = copy.deepcopy(self.model, dict(shared))
@@ -269,7 +326,7 @@ class LM:
         return LM(copy.deepcopy(self.model), self.tokenizer, name=self.name, prompt_format=self.format)
 
     def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor:
-        """Final hidden states `(B, 1, D)` of one token a row, `(B, 1)`, read in a decoding step."""
+        """Final hidden states `(B, 1, D)` of one token per row, `(B, 1)`, in a step of decoding."""
         decoder: nn.Module = self.model.get_decoder()
         hidden: Tensor = decoder(
             input_ids=tokens,
@@ -299,14 +356,27 @@ class LM:
                 f"which is what {self.name} was built for."
             )
 
+    def _check_ids(self, ids: Tensor) -> None:
+        # Looked at only where it can go wrong: asking for the greatest id waits for an accelerator.
+        if self._rows is None or not ids.numel() or (greatest := int(ids.max())) < self._rows:
+            return
+        token = self.tokenizer.convert_ids_to_tokens(greatest)
+        raise UserError(
+            f"tokenizer: found the token {token!r} with the id {greatest}, and {self.name} has {self._rows} "
+            "embeddings; expected a model whose embedding was resized with its tokenizer."
+        )
+
     @torch.no_grad()
     def prefill(self, prefix: Prefix) -> Prefilled:
         """Read a prefix once, for any number of continuations.
 
         Raises:
-            UserError: it is longer than the model's positions.
+            UserError: the prefix is longer than the model's positions, or a token has no embedding.
+
+        Example:
+            >>> prefilled = lm.prefill(Prefix.of_tokens([prompt], device=lm.device))
         """
-        # Here alone: states of padding, which the kernel's own causal mask gives other numbers, are never read.
+        # `plain` here only: it changes the states of padding, which nothing reads after a prefill.
         reading, cache = replace(self._reading(prefix), plain=prefix.plain), DynamicCache()
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
@@ -315,13 +385,13 @@ class LM:
         return Prefilled(cache=cache, logits=logits, reading=reading, next_position=prefix.next_position)
 
     def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor:
-        """Hidden states `(B, Q, D)` of tokens read behind a prefill, which stays as it was."""
+        """Hidden states `(B, Q, D)` of tokens `(B, Q)` read after a prefill, which stays as it was."""
         self._check_length(int(columns.end.max()))
         return self.run(ids, columns, prefilled.reading.extend(columns), prefilled.fork())
 
     @torch.no_grad()
     def read_on(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Prefilled:
-        """A new prefill with tokens `(B, Q)` behind the old one, which stays as it was.
+        """A new prefill that has read tokens `(B, Q)` after the old one, which stays as it was.
 
         A row whose columns are all padding keeps its logits and its next position.
         """
@@ -337,30 +407,40 @@ class LM:
         )
 
     def append(self, prefilled: Prefilled, ids: Tensor, live: Tensor | None = None) -> Prefilled:
-        """A new prefill with one token a row, `(B, 1)`, behind the old one, which stays as it was.
+        """A new prefill that has read one token per row after the old one, which stays as it was.
 
         Args:
-            live: `(B, 1)`, the rows that read their token; the others stay where they are. None for all.
+            prefilled: B rows.
+            ids: `(B, 1)`.
+            live: `(B, 1)` bool, the rows that read their token; None for all.
         """
         valid = torch.ones_like(ids).bool() if live is None else live
         positions = torch.where(valid, prefilled.next_position[:, None], 0)
         return self.read_on(prefilled, ids, Columns.of(valid, positions))
 
     def forced(self, prefix: Prefix, answer_ids: Tensor) -> Forced:
-        """Read prefix and answer in one pass without a cache; gradients flow to whatever wants them.
+        """Read prefix and answer in one pass without a cache (teacher forcing); gradients flow.
 
         Args:
-            answer_ids: `(B, A)`, -100 behind an answer's end.
+            prefix: B rows.
+            answer_ids: `(B, A)`, -100 after the end of an answer.
 
         Returns:
-            The hidden states that predict the answer tokens. Full logits are never made.
+            The hidden states that predict the answer tokens; logits of all positions are never computed.
+
+        Raises:
+            UserError: prefix and answer are longer than the model's positions.
+
+        Example:
+            >>> forced = lm.forced(prefix, torch.tensor([answer]))
+            >>> nats = torch.nn.functional.cross_entropy(lm.head(forced.hidden)[0], forced.labels[0])
         """
         # The last answer token predicts nothing, unless it may be seen by those before it.
         read = answer_ids if prefix.leaky else answer_ids[:, :-1]
         valid = (answer_ids if prefix.leaky else answer_ids[:, 1:]) != -100
         steps = torch.arange(read.shape[1], device=read.device)
         positions = torch.where(valid, prefix.next_position[:, None] + steps, 0)
-        # Whoever leaks joins the block of the first column; the others read causally.
+        # A leaky answer joins the block of the first column; other answers are read causally.
         block = prefix.columns.blocks[:, :1].expand_as(positions) if prefix.leaky else None
         columns = prefix.columns.append(Columns.of(valid, positions, block))
         self._check_length(int(columns.end.max()))
@@ -374,18 +454,39 @@ class LM:
             content = torch.cat([prefix.embeddings, self.embed(ids).to(prefix.embeddings.dtype)], 1)
         hidden = self.run(content, columns, reading)
         width = prefix.columns.width
-        behind = width + torch.arange(answer_ids.shape[1] - 1, device=read.device).expand(len(read), -1)
-        at = torch.cat([prefix.columns.last[:, None], behind], 1)
+        after = width + torch.arange(answer_ids.shape[1] - 1, device=read.device).expand(len(read), -1)
+        at = torch.cat([prefix.columns.last[:, None], after], 1)
         return Forced(hidden.gather(1, at[..., None].expand(-1, -1, hidden.shape[-1])), answer_ids)
 
     def score(self, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
-        """Log-probabilities of token continuations behind a prefill, each independent of the others."""
+        """Log-probabilities of token continuations after a prefill, each independent of the others.
+
+        Args:
+            prefilled: B rows, which stay as they were.
+            continuations: for each row its continuations, as token ids.
+
+        Returns:
+            For each row a score per continuation.
+
+        Example:
+            >>> yes, no = (lm.tokenizer(word, add_special_tokens=False)["input_ids"] for word in (" yes", " no"))
+            >>> lm.score(lm.prefill(prefix), [[yes, no]])[0][0].logprob
+        """
         return scoring.score(self, prefilled, continuations)
 
     def generate(
         self, prefilled: Prefilled, how: Decoding | None = None, seeds: Sequence[int] | None = None
     ) -> list[Generated]:
-        """Continue every row; greedy unless `how` says otherwise."""
+        """Continue every row; greedily unless `how` says otherwise.
+
+        Args:
+            prefilled: B rows, which stay as they were.
+            how: how tokens are chosen and when a text ends.
+            seeds: one per row, for sampling; 0, 1, 2, ... unless given.
+
+        Example:
+            >>> lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=8))[0].text
+        """
         return decoding.generate(self, prefilled, how or Decoding(), seeds)
 
     def generate_all(
@@ -395,18 +496,20 @@ class LM:
         seeds: Iterable[int] | None = None,
         rows: int = 32,
     ) -> list[Generated]:
-        """Continue every row of any number of prefixes, `rows` at a time: where one ends, the next begins.
+        """Continue every row of any number of prefixes, `rows` at a time: when one text ends, the next begins.
 
         Args:
             prefixes: of any kinds and lengths, taken one by one as rows become free.
-            seeds: one a row of them all; 0, 1, 2, ... without.
+            how: how tokens are chosen and when a text ends.
+            seeds: one per row of all prefixes, for sampling; 0, 1, 2, ... unless given.
+            rows: how many texts are continued at once.
 
         Returns:
-            In the order of the prefixes, each what `generate` gives for it alone.
+            A text per row, in the order of the prefixes; each is what `generate` gives for it alone.
         """
         return decoding.generate_all(self, prefixes, how or Decoding(), seeds, rows)
 
 
 def _at(hidden: Tensor, columns: Tensor) -> Tensor:
-    """`(B, D)`: of states `(B, Q, D)`, each row's at its own column."""
+    """`(B, D)`: the state of each row of `(B, Q, D)` at the column of that row, `(B,)`."""
     return hidden[torch.arange(len(hidden), device=hidden.device), columns]

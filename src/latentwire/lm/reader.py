@@ -1,4 +1,7 @@
-"""What scoring, decoding, prompts and checks need of a model; `LM` is it."""
+"""The parts of `LM` that the modules below it use.
+
+`LM` imports scoring, prompts and the loading probe, so these cannot import `LM`: they name what they need here.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +18,7 @@ from latentwire.lm.prefix import Forced, Prefilled, Prefix
 
 
 class Tokenizes(Protocol):
-    """What turning words into tokens needs of a model: everything but its weights."""
+    """What turning text into a model's tokens needs: `LM`, or `Tokenizing`, which has no weights."""
 
     @property
     def tokenizer(self) -> PreTrainedTokenizerBase: ...

@@ -12,7 +12,7 @@ from typing import Any
 from latentwire.errors import UserError
 
 # The files that loading a model reads; Mistral's repositories also hold the weights in another layout.
-_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "tokenizer*")
+_MODEL_FILES = ("*.safetensors", "*.json", "*.jinja", "*.model", "*.py", "tokenizer*")
 _NOT_READ = ("consolidated*", "recipe.json", "card.json", "card.md", "README*")
 
 
@@ -30,7 +30,7 @@ def file_sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def model_folder(spec: str) -> Path:
+def model_folder(spec: str, revision: str | None = None) -> Path:
     """Where a model is: of `embedded:NAME`, of a folder or `.gguf` file, or of a hub id after its download.
 
     Raises:
@@ -39,13 +39,21 @@ def model_folder(spec: str) -> Path:
     # Imported here because reading a run's record needs neither.
     from huggingface_hub import snapshot_download
 
-    from latentwire.lm.loading.weights import locate
+    from latentwire.lm.loading.model_sources import locate, split_revision
 
-    folder = Path(locate(spec))
+    name, at = split_revision(spec)
+    folder = Path(locate(name))
     if folder.exists():
         return folder
     try:
-        return Path(snapshot_download(spec, allow_patterns=list(_MODEL_FILES), ignore_patterns=list(_NOT_READ)))
+        return Path(
+            snapshot_download(
+                name,
+                revision=at or revision,
+                allow_patterns=list(_MODEL_FILES),
+                ignore_patterns=list(_NOT_READ),
+            )
+        )
     except (OSError, ValueError) as error:
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         raise UserError(f"model: {spec} is neither a folder nor available from the hub: {reason}") from error

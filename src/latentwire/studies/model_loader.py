@@ -11,11 +11,11 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.evaluation.arms import Arm
+from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.runs.identity import model_folder
 from latentwire.runs.store import Run
-from latentwire.training.settings import Settings
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate, share
 from latentwire.wires.relay import source_name
@@ -23,18 +23,6 @@ from latentwire.wires.relay import source_name
 Checkpoint = Literal["best", "final"]
 Source = tuple[str, str | None, Checkpoint]
 """A model, the stage that finetuned it (None for the model as it is), and which of that stage's checkpoints."""
-
-
-class Loading(Settings):
-    """How a model is loaded that is not finetuned.
-
-    Attributes:
-        device_map: Where each module goes, as Transformers takes it (`auto`, or a device by module).
-        bits: Round the weights to 4 bits (NF4, by bitsandbytes, on a GPU); everything else stays bfloat16.
-    """
-
-    device_map: str | dict[str, int | str] | None = None
-    bits: Literal[4] | None = None
 
 
 class ModelLoader:
@@ -153,17 +141,17 @@ class ModelLoader:
         if name not in self._loading and name not in self._prompts:
             return
         if name not in self._sources:
-            folder = self._folders.get(name) or model_folder(name)
+            revision = self._loading.get(name, Loading()).revision
+            folder = self._folders.get(name) or model_folder(name, revision)
             self._sources[name] = LM.load(folder, **self._options(name, lm.model.dtype))
             self._sources[name].name = name
         share(self._sources[name], lm)
 
     def _options(self, model: str, dtype: torch.dtype | None) -> dict[str, Any]:
-        loading, prompts = self._loading.get(model), self._prompts.get(model)
-        if loading is None:
-            return {"dtype": dtype, "prompts": prompts}
-        rounded = torch.bfloat16 if loading.bits else dtype
-        return {"dtype": rounded, "device_map": loading.device_map, "bits": loading.bits, "prompts": prompts}
+        # What is loaded is a folder, which `model_folder` chose by the revision.
+        loading = self._loading.get(model, Loading()).without_revision()
+        loading = loading.with_dtype(torch.bfloat16 if loading.bits else dtype)
+        return {"loading": loading, "prompts": self._prompts.get(model)}
 
     def _folder(self, model: str, stage: str | None, checkpoint: Checkpoint) -> Path:
         return self._folders[model] if stage is None else self._checkpoint(stage, checkpoint)

@@ -10,6 +10,7 @@ from typing import Any
 
 from latentwire import kinds
 from latentwire.errors import UserError, one_of
+from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.prompts import Example
 from latentwire.runs.identity import identity, model_files, model_folder
 from latentwire.runs.store import Input, Run
@@ -98,7 +99,7 @@ def make(study: Study) -> Plan:
     tasks = [_remembered(task, study.split, study.limit) for task in _tasks(study)]
     references.check_tasks(study, tasks)
     _check_split(study, tasks)
-    folders = {name: model_folder(name) for name in study.models()}
+    folders = {name: model_folder(name, study.loading.get(name, Loading()).revision) for name in study.models()}
     context = StudyContext(
         model=study.model,
         tasks=tasks,
@@ -127,8 +128,10 @@ def _planned(name: str, study: Study, context: StudyContext, earlier: dict[str, 
     configuration = {"model": stage.model_of(study.model), **stage.model_dump(mode="json", exclude={"model"})}
     # Where a model is placed changes no number beyond rounding; how many bits it has does.
     loading = {model: study.loading[model] for model in described.computed_by if model in study.loading}
-    if bits := {model: 4 for model, how in loading.items() if how.bits}:
+    if bits := {model: how.bits for model, how in loading.items() if how.bits}:
         configuration |= {"bits": bits}
+    if dtypes := {model: how.dtype for model, how in loading.items() if how.dtype}:
+        configuration |= {"dtypes": dtypes}
     if prompts := {model: study.prompts[model] for model in described.computed_by if model in study.prompts}:
         asked = {model: settings.model_dump(exclude_none=True) for model, settings in prompts.items()}
         configuration |= {"prompts": asked}

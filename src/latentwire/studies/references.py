@@ -11,6 +11,9 @@ from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages.base import known
 from latentwire.tasks.base import Task
 
+_FROZEN_ONLY = ("dtype", "device_map", "bits", "max_memory")
+"""Fields of `loading` that a model which is finetuned does not take."""
+
 
 def check(study: Study) -> None:
     """Check stages, arms and names.
@@ -18,12 +21,16 @@ def check(study: Study) -> None:
     Raises:
         UserError: One is missing or appears twice, or stages start from each other in a circle.
     """
-    for model in study.loading:
+    for model, loading in study.loading.items():
         if model not in study.models():
             names = dict.fromkeys([*study.models(), *study.sources()])
             known(f"loading.{model}", model, names, "a model of this study")
-        if model == study.model and any(stage.changes_model for stage in study.stages.values()):
-            raise UserError(f"loading.{model}: found a model that is finetuned, expected one that only reads.")
+        finetuned = model == study.model and any(stage.changes_model for stage in study.stages.values())
+        if finetuned and (keys := [key for key in _FROZEN_ONLY if getattr(loading, key) is not None]):
+            raise UserError(
+                f"loading.{model}.{keys[0]}: found a model that is finetuned, expected one that only reads; "
+                "a model that is finetuned takes revision and trust_remote_code."
+            )
     for model in study.prompts:
         if model not in study.models():
             names = dict.fromkeys([*study.models(), *study.sources()])

@@ -9,9 +9,9 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from latentwire.errors import one_of
+from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.studies.claims import Comparison, Condition, Effects
-from latentwire.studies.model_loader import Loading
 from latentwire.studies.stages import AnyStage
 from latentwire.studies.stages.base import Name
 from latentwire.tasks import DATA_KINDS
@@ -55,7 +55,8 @@ class Study(Settings):
         limit: Use the first `limit` examples of each task.
         dtype: What evaluations read in (if not given, float32 on a CPU and bfloat16 on an accelerator); finetuning
             keeps float32 weights in any case.
-        loading: How each model is loaded, by its name.
+        loading: How each model is loaded, by its name. Its dtype wins over the study's, and a training holds that
+            model in it while it is frozen.
         prompts: How each model is asked, in training and in evaluation; others are asked as their own files say.
         oracles: By name, readings (STAGE/ARM) of which the best counts, example by example: an upper bound for
             anyone who would choose between them.

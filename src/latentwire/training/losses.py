@@ -39,10 +39,17 @@ gradient."""
 
 @dataclass(frozen=True)
 class Head:
-    """What turns hidden states into logits: a weight `(V, D)` and a cap of the logits, as Gemma has it."""
+    """What turns hidden states into logits.
+
+    Attributes:
+        weight: `(V, D)`.
+        cap: of the logits, as Gemma has it.
+        scale: what the logits are multiplied by before the cap, as Cohere and Granite have it.
+    """
 
     weight: Tensor
     cap: float | None = None
+    scale: float = 1.0
 
     @classmethod
     def of(cls, lm: LM) -> Head | None:
@@ -52,11 +59,15 @@ class Head:
             return None
         if module._forward_hooks or module._forward_pre_hooks or "forward" in vars(module):
             return None
-        return cls(module.weight, getattr(lm.config, "final_logit_softcapping", None))
+        return cls(module.weight, getattr(lm.config, "final_logit_softcapping", None), lm.logit_scale)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        logits = hidden @ self.weight.to(hidden.dtype).T
+        logits = self.scaled(hidden) @ self.weight.to(hidden.dtype).T
         return logits if self.cap is None else torch.tanh(logits / self.cap) * self.cap
+
+    def scaled(self, hidden: Tensor) -> Tensor:
+        """Hidden states whose plain logits are the model's scaled ones."""
+        return hidden if self.scale == 1 else hidden * self.scale
 
 
 def cross_entropy(hidden: Tensor, head: Head, labels: Tensor) -> Tensor:
@@ -173,7 +184,7 @@ def _parts(logits: Tensor) -> Iterator[slice]:
 
 
 def _chunked(hidden: Tensor, head: Head, divergence: Divergence) -> Tensor:
-    learns = torch.is_grad_enabled()
+    learns, hidden = torch.is_grad_enabled(), head.scaled(hidden)
     wanted = (learns and hidden.requires_grad, learns and head.weight.requires_grad)
     loss: Tensor = _Chunked.apply(hidden, head.weight, head.cap, divergence, wanted)
     return loss

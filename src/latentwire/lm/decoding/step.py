@@ -38,6 +38,10 @@ class Step:
         values[rows, :, at] = value[:, :, 0]
         return keys[:, :, : self.span], values[:, :, : self.span]
 
+    def get_seq_length(self, layer: int = 0) -> int:
+        """How many keys come before the new token, for models that ask; what they see is the mask's to say."""
+        return self.span - 1
+
     def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         """A memory's keys stand in the slots already."""
         return key, value

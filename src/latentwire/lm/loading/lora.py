@@ -1,4 +1,4 @@
-"""Low-rank adapters: how they are configured, and put into a model's own layers."""
+"""Low-rank adapters: their settings, and how they are put into a model's own layers."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from latentwire.lm.model import LM
 class Lora(BaseModel):
     """Low-rank adapters on every linear layer but the head (Hu et al., 2106.09685).
 
-    layers: the first so many layers only; None takes all.
+    Attributes:
+        rank: of each update.
+        alpha: the update is multiplied by `alpha / rank`.
+        dropout: share of the inputs that is dropped in training.
+        layers: adapt only the first N layers; None adapts all.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -26,7 +30,7 @@ class Lora(BaseModel):
     layers: int | None = Field(default=None, ge=1)
 
     def for_peft(self, lm: LM) -> Any:
-        """PEFT's configuration of these adapters. Raises `UserError` as `check_layers` does."""
+        """The `peft.LoraConfig` of these settings for a model. Raises `UserError` as `check_layers` does."""
         from peft import LoraConfig
 
         check_layers(lm, self)
@@ -47,18 +51,24 @@ def check_layers(lm: LM, lora: Lora) -> None:
 
 
 def inject(lm: LM, lora: Lora) -> nn.ModuleDict:
-    """Put new adapters, in float32, into a model's own layers; returns them, by where they are, as one module.
+    """Put new float32 adapters into a model's own layers.
 
-    The model then reads with them: give it a twin to leave it as it is (`LM.twin`).
+    From then on the model computes with them: pass a twin (`LM.twin`) to leave the model as it is.
+
+    Returns:
+        All adapters as one module; the keys are the names of their modules with `/` for `.`.
+
+    Example:
+        >>> adapters = inject(lm.twin(), Lora(rank=8))
     """
     from peft import inject_adapter_in_model
 
     inject_adapter_in_model(lora.for_peft(lm), lm.model)
     ends = ("lora_A.default", "lora_B.default", "lora_dropout.default")
-    found = {name.replace(".", "/"): module for name, module in lm.model.named_modules() if name.endswith(ends)}
-    for module in found.values():
+    adapters = {name.replace(".", "/"): module for name, module in lm.model.named_modules() if name.endswith(ends)}
+    for module in adapters.values():
         module.requires_grad_(True).float()
-    return nn.ModuleDict(found)
+    return nn.ModuleDict(adapters)
 
 
 def _linears(model: nn.Module, layers: int) -> list[str]:

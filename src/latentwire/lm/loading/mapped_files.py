@@ -1,4 +1,4 @@
-"""Memory that is a file's: which part of which file stands at an address."""
+"""Which part of which file is mapped at an address in memory."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAPS = Path("/proc/self/smaps")
-"""Linux alone tells; elsewhere no memory is known to be a file's."""
+"""Linux lists the mappings of a process here. Elsewhere no memory is known to be a file's."""
 _WRITTEN = ("Anonymous:", "Swap:")
-"""What it calls pages of a mapping that this process has written to: no longer the file's."""
+"""Lines of a mapping that count pages this process has written to, which no longer hold what the file holds."""
 
 
 @dataclass(frozen=True)
-class _Stretch:
-    """Addresses `start` to `stop`, where `file` stands from `offset` on. inode: of the file when it was mapped."""
+class _Mapping:
+    """Addresses `start` to `stop` hold `file` from `offset` on; `inode` is the file's when it was mapped."""
 
     start: int
     stop: int
@@ -27,39 +27,41 @@ class _Stretch:
 
 
 class Files:
-    """The files that this process has mapped, to be read anew where copying from their pages would be slower.
+    """The files that this process has mapped.
 
-    A page that is not in memory is waited for alone when it is touched; a read asks for all that it wants.
+    Reading a file anew is faster than copying from its mapping: the first touch of a page that is not in memory
+    waits for that page alone, while one read asks for everything at once.
     """
 
-    def __init__(self, stretches: list[_Stretch]) -> None:
-        self._stretches = sorted(stretches, key=lambda each: each.start)
-        self._starts = [each.start for each in self._stretches]
+    def __init__(self, mappings: list[_Mapping]) -> None:
+        self._mappings = sorted(mappings, key=lambda mapping: mapping.start)
+        self._starts = [mapping.start for mapping in self._mappings]
         self._open: dict[str, int | None] = {}
 
     def at(self, address: int, size: int) -> tuple[int, int] | None:
-        """Descriptor and offset of the file whose bytes stand there; None where it is not one file's."""
-        found = bisect_right(self._starts, address) - 1
-        if found < 0:
+        """Descriptor and offset of the file whose bytes are at an address, None where they are not one file's."""
+        index = bisect_right(self._starts, address) - 1
+        if index < 0:
             return None
-        stretch = self._stretches[found]
-        if address + size > stretch.stop or (descriptor := self._descriptor(stretch)) is None:
+        mapping = self._mappings[index]
+        if address + size > mapping.stop or (descriptor := self._descriptor(mapping)) is None:
             return None
-        return descriptor, stretch.offset + address - stretch.start
+        return descriptor, mapping.offset + address - mapping.start
 
-    def _descriptor(self, stretch: _Stretch) -> int | None:
-        if stretch.file not in self._open:
+    def _descriptor(self, mapping: _Mapping) -> int | None:
+        if mapping.file not in self._open:
             try:
-                opened = os.open(stretch.file, os.O_RDONLY)
-            except OSError:  # it has been removed meanwhile; its pages are still there
-                return self._open.setdefault(stretch.file, None)
-            if os.fstat(opened).st_ino != stretch.inode:  # another file has its name now
-                os.close(opened)
-                return self._open.setdefault(stretch.file, None)
-            self._open[stretch.file] = opened
-        return self._open[stretch.file]
+                descriptor = os.open(mapping.file, os.O_RDONLY)
+            except OSError:  # the file was removed after it was mapped; its pages are still there
+                return self._open.setdefault(mapping.file, None)
+            if os.fstat(descriptor).st_ino != mapping.inode:  # another file has this name now
+                os.close(descriptor)
+                return self._open.setdefault(mapping.file, None)
+            self._open[mapping.file] = descriptor
+        return self._open[mapping.file]
 
     def close(self) -> None:
+        """Close every file that `at` has opened."""
         for descriptor in self._open.values():
             if descriptor is not None:
                 os.close(descriptor)
@@ -67,34 +69,34 @@ class Files:
 
 @contextmanager
 def files() -> Iterator[Files]:
-    """The files that are mapped now."""
-    found = Files(list(_mapped()))
+    """The files that are mapped now, open while the block lasts."""
+    mapped = Files(list(_mapped()))
     try:
-        yield found
+        yield mapped
     finally:
-        found.close()
+        mapped.close()
 
 
-def _mapped() -> Iterator[_Stretch]:
-    """Stretches of files, in none of which anything was written to memory since they were mapped."""
-    found: _Stretch | None = None
+def _mapped() -> Iterator[_Mapping]:
+    """Mappings of files to which this process has written nothing since."""
+    mapping: _Mapping | None = None
     clean: set[str] = set()
     for line in MAPS.read_text().splitlines() if MAPS.exists() else []:
         first, *rest = line.split(maxsplit=5)
         if first.endswith(":"):
             if first in _WRITTEN and rest[0] == "0":
                 clean.add(first)
-            if found is not None and clean.issuperset(_WRITTEN):
-                yield found
-                found = None
+            if mapping is not None and clean.issuperset(_WRITTEN):
+                yield mapping
+                mapping = None
         else:
             clean.clear()
-            found = _stretch(first, rest)
+            mapping = _mapping(first, rest)
 
 
-def _stretch(span: str, rest: list[str]) -> _Stretch | None:
+def _mapping(span: str, rest: list[str]) -> _Mapping | None:
     _, offset, _, inode, *path = rest
     if not int(inode) or not path:
         return None
-    start, stop = (int(each, 16) for each in span.split("-"))
-    return _Stretch(start, stop, int(offset, 16), int(inode), path[0])
+    start, stop = (int(address, 16) for address in span.split("-"))
+    return _Mapping(start, stop, int(offset, 16), int(inode), path[0])

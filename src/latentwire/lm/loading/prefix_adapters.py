@@ -1,4 +1,4 @@
-"""PEFT's prefix-tuning adapters from disk and to disk: what is read, and what is written, answers as PEFT does."""
+"""PEFT's prefix-tuning adapters, read and written so that a model gives the same logits as with PEFT."""
 
 from __future__ import annotations
 
@@ -26,11 +26,15 @@ _TENSOR = "prompt_embeddings"
 
 
 def load(lm: Reader, adapter: str | PathLike[str]) -> PrefixTuning:
-    """The learned prefix of a folder, for `lm`, whose own weights are frozen from here on.
+    """Read the learned prefix of a folder for `lm`, and freeze the weights of `lm`.
+
+    Args:
+        lm: the model that the adapter was trained for.
+        adapter: the adapter's folder.
 
     Raises:
-        UserError: its tensor is missing, strange, of another shape or not finite, or PEFT reads a few tokens
-            behind it otherwise than `lm` does.
+        UserError: its tensor is missing, unknown, of another shape or not finite, or PEFT gives other logits for a
+            few tokens after it than `lm` does.
     """
     import peft
 
@@ -48,7 +52,7 @@ def load(lm: Reader, adapter: str | PathLike[str]) -> PrefixTuning:
     found = PrefixTuning(stored[_TENSOR].to(lm.device), layers=config.num_layers, heads=config.num_attention_heads)
     if not reading_probe.close(_logits(lm, found), want):
         raise UserError(
-            f"adapter: behind the prefix of {folder} {kind} gives other logits than with PEFT, "
+            f"adapter: after the prefix of {folder} {kind} gives other logits than with PEFT, "
             "expected a model that puts the same number of keys and values before every layer."
         )
     return found
@@ -57,10 +61,16 @@ def load(lm: Reader, adapter: str | PathLike[str]) -> PrefixTuning:
 def save(lm: Reader, learned: PrefixTuning, prompt_format: PromptFormat, folder: Path) -> None:
     """Write the adapter, and nothing of the model, as PEFT does; the folder appears only once it reloads equal.
 
+    Args:
+        lm: the model that the prefix belongs to; its own weights must be frozen.
+        learned: the prefix.
+        prompt_format: the format that it was trained with.
+        folder: the folder to create or to replace.
+
     Raises:
-        RuntimeError: weights of the model itself can train, so that an adapter may not be all that has changed,
-            PEFT does not read what was written, or the model behind what was read back does not give the
-            same logits, bit for bit; nothing is left behind then.
+        RuntimeError: weights of the model itself can train, so that more than the adapter may have changed; or
+            PEFT does not read what was written, or reading it back changes a logit. Nothing is left of the
+            folder then.
     """
     import peft
 

@@ -1,4 +1,4 @@
-"""A learned prefix: keys and values before every token, as PEFT's prefix tuning has them."""
+"""A learned prefix: keys and values that every token attends to, as PEFT's prefix tuning has them."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from latentwire.lm.masks.reading import Columns, Memory, Reading
 
 
 class PrefixTuning(nn.Module):
-    """Keys and values of a few virtual tokens in every layer, all that is trained (Li and Liang, 2101.00190).
+    """Keys and values of N virtual tokens in every layer; they alone are trained (Li and Liang, 2101.00190).
 
-    Their keys are used as they were learned: nothing rotates them. The tokens come behind them, so the model
-    rotates a token at position p by p + `tokens`, as PEFT does. Everywhere else positions go on counting
-    from the first real token; there the virtual tokens stand at -`tokens` to -1, seen by all and part of no block.
+    Their keys are used as they were learned, without rotation. The real tokens come after them, so the model
+    rotates a token at position p by p + N, as PEFT does. Everywhere else positions count from the first real
+    token; there the virtual tokens have positions -N to -1, are visible to every token and belong to no block.
 
     Args:
-        weight: `(N, 2 * layers * heads * D)` as PEFT stores it: per virtual token, layer by layer, the key and the
-            value of every head.
-        layers: of the model. heads: its key/value heads.
+        weight: `(N, 2 * layers * heads * D)` as PEFT stores it: for each virtual token, layer by layer, the keys
+            and then the values of all heads.
+        layers: how many layers the model has.
+        heads: how many key/value heads a layer has.
     """
 
     def __init__(self, weight: Tensor, *, layers: int, heads: int) -> None:
@@ -32,7 +33,7 @@ class PrefixTuning(nn.Module):
         return self.weight.shape[0]
 
     def before(self, reading: Reading) -> Reading:
-        """`reading` with the virtual tokens before whatever it remembers."""
+        """`reading` with the virtual tokens before its other memory."""
         shown = reading.columns.positions
         positions = torch.arange(-self.tokens, 0, device=shown.device).expand(shown.shape[0], -1)
         pairs = self.weight.view(self.tokens, 2 * self.layers, self.heads, -1).permute(1, 2, 0, 3)

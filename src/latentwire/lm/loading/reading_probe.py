@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from latentwire.errors import UserError
-from latentwire.lm.masks.reading import Reading
+from latentwire.lm.masks.reading import Reading, Tap
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.reader import Reader
@@ -25,9 +25,25 @@ def check(lm: Reader) -> None:
         lm: a model in evaluation mode, with our attention functions installed.
 
     Raises:
-        UserError: the model attends to what the mask hides, does not attend to what it shows, or computes its
-            logits from the hidden states in a way that `LM.head` does not know.
+        UserError: the model attends to what the mask hides, does not attend to what it shows, computes its logits
+            from the hidden states in a way that `LM.head` does not know, or does not run at all.
     """
+    try:
+        problem = _problem(lm)
+    except (UserError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # every family has modeling code of its own, and some cannot be called like this
+        told = (str(error).strip().splitlines() or [""])[0][:160].rstrip(".")
+        problem = (
+            f"does not run as a decoder here ({type(error).__name__}: {told}), "
+            "expected a decoder-only language model of Transformers"
+        )
+    if problem:
+        raise UserError(f"model: {type(lm.model).__name__} {problem}.")
+
+
+def _problem(lm: Reader) -> str:
+    """What is wrong with a model, as the end of a sentence; empty where nothing is."""
     vocabulary: int = lm.model.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
     tokens = [(7 * index + 3) % vocabulary for index in range(WIDTH)]
     other_prompt, other_answer = list(tokens), list(tokens)
@@ -35,37 +51,47 @@ def check(lm: Reader) -> None:
     other_answer[-1] = (tokens[-1] + 1) % vocabulary
     rows = [tokens, other_prompt, other_answer]
     # One pass for all rows: on a CPU a pass takes the time of reading every weight, however few rows it has.
-    causal, prefix = _hidden(lm, rows, [[CAUSAL] * WIDTH, [0] * PROMPT + [CAUSAL] * (WIDTH - PROMPT)]).chunk(2)
-    kind = type(lm.model).__name__
+    masks = [[CAUSAL] * WIDTH, [0] * PROMPT + [CAUSAL] * (WIDTH - PROMPT)]
+    states, attending = _hidden(lm, rows, masks)
+    causal, prefix = states.chunk(2)
     if not bool(torch.isfinite(causal).all() and torch.isfinite(prefix).all()):
-        raise UserError(f"model: {kind} gives NaN or infinity for a plain prompt, expected finite numbers.")
+        return "gives NaN or infinity for a plain prompt, expected finite numbers"
     # Equal to rounding, not to the bit: experts work in groups whose sizes depend on every token of the batch.
     sees_ahead = [not close(causal[0, : PROMPT - 1], causal[1, : PROMPT - 1])]
-    sees_ahead += [not close(states[0, :-1], states[2, :-1]) for states in (causal, prefix)]
+    sees_ahead += [not close(hidden[0, :-1], hidden[2, :-1]) for hidden in (causal, prefix)]
     if any(sees_ahead):
-        raise UserError(
-            f"model: {kind} attends to later tokens that its mask hides, so its scores would be wrong; "
-            "expected a model that attends to what its mask shows."
+        return (
+            "attends to later tokens that its mask hides, so its scores would be wrong; "
+            "expected a model that attends to what its mask shows"
         )
     if close(prefix[0, : PROMPT - 1], prefix[1, : PROMPT - 1]):
-        raise UserError(
-            f"model: {kind} stays causal where its mask shows the whole prompt, "
-            "expected a model that attends to what its mask shows."
+        return (
+            "stays causal where its mask shows the whole prompt, "
+            "expected a model that attends to what its mask shows"
+        )
+    layers = lm.model.config.get_text_config().num_hidden_layers
+    if attending != layers:
+        return (
+            f"attends in {attending} layers and keeps keys of {layers}, "
+            "expected a model in which every layer attends once in a pass"
         )
     ids = torch.tensor([tokens], device=lm.device)
     if not close(lm.head(causal[:1]), lm.model(input_ids=ids, use_cache=False).logits):
-        raise UserError(
-            f"model: {kind} computes its logits from the hidden states in a way that is not known here, "
-            "expected a linear head, scaled or soft-capped as its configuration says."
+        return (
+            "computes its logits from the hidden states in a way that is not known here, "
+            "expected a linear head, scaled or soft-capped as its configuration says"
         )
+    return ""
 
 
-def _hidden(lm: Reader, rows: list[list[int]], masks: list[list[int]]) -> Tensor:
-    """Final hidden states `(masks * rows, WIDTH, D)`: all rows under the first mask, then under the next."""
+def _hidden(lm: Reader, rows: list[list[int]], masks: list[list[int]]) -> tuple[Tensor, int]:
+    """Final hidden states `(masks * rows, WIDTH, D)`, mask after mask, and how many layers have attended."""
     blocks = [mask for mask in masks for _ in rows]
     prefix = Prefix.of_tokens(rows * len(masks), blocks, device=lm.device)
     ids = pad_rows(rows * len(masks), 0).to(lm.device)
-    return lm.run(ids, prefix.columns, Reading(prefix.columns))
+    tap = Tap()
+    states = lm.run(ids, prefix.columns, Reading(prefix.columns, tap=tap))
+    return states, len(tap.keys)
 
 
 def close(ours: Tensor, theirs: Tensor) -> bool:

@@ -1,4 +1,4 @@
-"""The text side of an image-text checkpoint as a causal language model of its own."""
+"""The text decoder of an image-text checkpoint, as a causal language model of its own."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from latentwire.lm.loading import reading_probe
 
 
 def auto_class(config: PreTrainedConfig) -> Any:
-    """The automatic class that loads a checkpoint of this configuration.
+    """The class of Transformers that loads a checkpoint of this configuration.
 
-    `AutoModelForCausalLM`, except where only `AutoModelForImageTextToText` knows the model (Mistral 3, LLaVA)
-    and its `text_config` is that of a causal language model.
+    It is `AutoModelForCausalLM`, or `AutoModelForImageTextToText` where only that one knows the model (Mistral 3,
+    LLaVA) and its `text_config` is that of a causal language model.
     """
     text = getattr(config, "text_config", None)
     if (
@@ -36,13 +36,16 @@ def auto_class(config: PreTrainedConfig) -> Any:
 
 @torch.no_grad()
 def take(whole: PreTrainedModel) -> PreTrainedModel:
-    """The causal language model inside an image-text model; the tensors are shared, none is copied.
+    """The causal language model inside an image-text model, sharing its tensors.
 
     Nothing that runs, trains or saves the result knows of images: what is saved is the text model alone, under its
     own model type and without the vision tower.
 
+    Args:
+        whole: the image-text model, in evaluation mode.
+
     Raises:
-        UserError: the text side is not such a model, or alone it gives other logits than as a part of the whole.
+        UserError: the text side is not such a model, or gives other logits alone than as part of the whole.
     """
     kind = type(whole).__name__
     decoder, head = whole.get_decoder(), whole.get_output_embeddings()
@@ -63,8 +66,13 @@ def take(whole: PreTrainedModel) -> PreTrainedModel:
     text.all_tied_weights_keys = text.get_expanded_tied_weights_keys(all_submodels=False)
     text.generation_config = whole.generation_config
     if left := [name for name, tensor in text.named_parameters() if tensor.is_meta]:
-        raise UserError(f"model: found no {left[0]} on the text side of {kind}, so it cannot be read alone.")
+        raise UserError(
+            f"model: found no {left[0]} on the text side of {kind}, expected all weights of a language model."
+        )
     ids = torch.arange(3, 10, device=whole.device)[None]
     if not reading_probe.close(text(input_ids=ids).logits, whole(input_ids=ids).logits):
-        raise UserError(f"model: the text side of {kind} answers otherwise alone than as a part of the whole.")
+        raise UserError(
+            f"model: the text side of {kind} gives other logits alone than as part of the whole, "
+            "expected a decoder that does not depend on the rest."
+        )
     return text

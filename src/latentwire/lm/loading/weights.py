@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import textwrap
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from pydantic import ValidationError
@@ -15,28 +15,36 @@ from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
     AutoTokenizer,
-    BitsAndBytesConfig,
-    PreTrainedConfig,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
 from transformers.utils.hub import cached_file
 
-from latentwire import models
 from latentwire.errors import UserError
-from latentwire.lm.loading import adapter_files, aligned_memory, checkpoint_headers, merging, text_side
+from latentwire.lm.loading import (
+    adapter_files,
+    aligned_memory,
+    checkpoint_headers,
+    gguf_files,
+    gguf_tokenizer,
+    merging,
+    quantization,
+    text_side,
+)
+from latentwire.lm.loading.load_settings import DeviceMap, Loading
+from latentwire.lm.loading.model_sources import adapter_beside, locate, split_revision
 from latentwire.lm.loading.saving import FORMAT_FILE, restore, save
 from latentwire.lm.prompt_format import PromptFormat
 
-__all__ = ["FORMAT_FILE", "Loaded", "load", "locate", "restore", "save"]
+__all__ = ["FORMAT_FILE", "LoadedModel", "load", "locate", "restore", "save"]
 
-DeviceMap = str | dict[str, int | str]
-_DEQUANTIZED = ("fp8", "gguf")
-"""Quantizations that are undone on loading, so that afterwards the model is a plain one."""
+_STOCK_ATTENTION = (None, "sdpa", "eager", "flex_attention")
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedModel:
+    """A verified model in evaluation mode, with its tokenizer and its prompt format."""
+
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     saved_format: PromptFormat | None
@@ -47,33 +55,16 @@ class Loaded:
         return self.saved_format or PromptFormat()
 
 
-def locate(spec: str) -> str:
-    """The local folder, `.gguf` file or hub id that `spec` names.
-
-    Raises:
-        UserError: an embedded model that does not exist, or a path without a model in it.
-    """
-    if spec.startswith("embedded:"):
-        return str(models.folder(spec.removeprefix("embedded:")))
-    path = Path(spec)
-    looks_local = path.exists() or spec.startswith((".", "/", "~")) or spec.count("/") > 1
-    if not looks_local:
-        return spec
-    if path.is_file() and path.suffix == ".gguf":
-        return spec
-    if not path.is_dir():
-        found = "a file" if path.exists() else "nothing"
-        raise UserError(
-            f"model: found {found} at {path}, expected a folder with a Hugging Face model or a .gguf file."
-        )
-    if not (path / "config.json").exists():
-        raise UserError(f"model: found no config.json in {path}, expected a folder with a Hugging Face model.")
-    return spec
-
-
 @dataclass(frozen=True)
 class Described:
-    """A model before its weights are read. options: what else Transformers needs to read from `source`."""
+    """A model before its weights are read.
+
+    Attributes:
+        source: the folder or hub id to read from.
+        options: further arguments that Transformers needs to read from `source`.
+        config: the model's configuration.
+        tokenizer: the model's tokenizer.
+    """
 
     source: str
     options: dict[str, Any]
@@ -81,9 +72,14 @@ class Described:
     tokenizer: PreTrainedTokenizerBase
 
     @property
+    def is_gguf(self) -> bool:
+        """Whether configuration, tokenizer and weights come from one `.gguf` file."""
+        return "gguf_file" in self.options
+
+    @property
     def saved_format(self) -> PromptFormat | None:
         """The prompt format saved beside the model, None where there is none."""
-        return None if self.options else _stored_format(self.source)
+        return None if self.is_gguf else _stored_format(self.source, self.options.get("revision"))
 
     @property
     def format(self) -> PromptFormat:
@@ -91,21 +87,33 @@ class Described:
         return self.saved_format or PromptFormat()
 
 
-def described(spec: str) -> Described:
-    """Configuration and tokenizer of a model.
+def described(spec: str, loading: Loading | None = None) -> Described:
+    """Read the configuration and the tokenizer of a model, but not its weights.
+
+    Args:
+        spec: `embedded:NAME`, a local folder, a `.gguf` file, a hub id or `ID@REVISION`.
+        loading: its `revision` and `trust_remote_code` count.
 
     Raises:
-        UserError: there is no such model, or its tokenizer is of no use.
+        UserError: there is no such model, its code is not trusted, or its tokenizer is unusable.
     """
-    source = locate(spec)
-    options: dict[str, Any] = {}
-    if source.endswith(".gguf") and Path(source).is_file():
-        options["gguf_file"], source = Path(source).name, str(Path(source).parent)
+    loading = loading or Loading()
+    source, options = _source(spec, loading)
     try:
-        config = AutoConfig.from_pretrained(source, **options)
-        tokenizer = AutoTokenizer.from_pretrained(source, **options)
-    except Exception as error:  # many libraries' code, many classes, one meaning: these files are no model
-        raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
+        with _gguf(source, options) as gguf_reader:
+            config = AutoConfig.from_pretrained(source, **options)
+            tokenizer: PreTrainedTokenizerBase
+            if gguf_reader is None:
+                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+            else:
+                tokenizer = gguf_tokenizer.read(gguf_reader, spec, Path(source))
+    except UserError:
+        raise
+    except Exception as error:  # many libraries, many classes of errors, one meaning: these files are no model
+        raise _not_loaded(spec, error) from error
+    if getattr(config, "_attn_implementation", None) not in _STOCK_ATTENTION:
+        # Our attention functions replace it, and loading a kernel that a configuration names would run its code.
+        config._attn_implementation = None
     if len(tokenizer) < 2 or not tokenizer("a b", add_special_tokens=False)["input_ids"]:
         raise UserError(f"model: found no usable tokenizer in {spec}, expected tokenizer.json beside the weights.")
     return Described(source, options, config, tokenizer)
@@ -113,51 +121,123 @@ def described(spec: str) -> Described:
 
 def load(
     spec: str,
+    loading: Loading | None = None,
     *,
-    dtype: torch.dtype | None = None,
     device: str | None = None,
-    device_map: DeviceMap | None = None,
     adapter: str | PathLike[str] | None = None,
-    bits: Literal[4] | None = None,
-) -> Loaded:
-    """Load and verify a model; see `LM.load`. An adapter that is no LoRA is left to the caller."""
-    if device is not None and device_map is not None:
+) -> LoadedModel:
+    """Load and verify a model; see `LM.load`. A prefix-tuning adapter is left to the caller.
+
+    Args:
+        spec: `embedded:NAME`, a local folder, a `.gguf` file, a hub id or `ID@REVISION`.
+        loading: precision, devices, bits, revision.
+        device: where the model goes without a device map.
+        adapter: the folder of a PEFT adapter; LoRA is merged.
+
+    Raises:
+        UserError: the model cannot be loaded as asked; one sentence says why.
+    """
+    loading = loading or Loading()
+    source, options = _source(spec, loading)
+    with _gguf(source, options):
+        return _load(spec, loading, device, adapter)
+
+
+def _load(spec: str, loading: Loading, device: str | None, adapter: str | PathLike[str] | None) -> LoadedModel:
+    placed = loading.device_map is not None or loading.max_memory is not None
+    if device is not None and placed:
         raise UserError("device_map: found a device beside it, expected one of the two.")
     merged = adapter is not None and adapter_files.kind(adapter) == adapter_files.LORA
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-    dtype = dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
-    found = described(spec)
-    source, options, config, tokenizer = found.source, dict(found.options), found.config, found.tokenizer
-    quantization, auto = "gguf" if options else _quantization(config, spec), text_side.auto_class(config)
-    if quantization == "fp8":
+    dtype = loading.torch_dtype or (torch.float32 if device == "cpu" else torch.bfloat16)
+    files = described(spec, loading)
+    options, config = {**files.options, "config": files.config}, files.config
+    quantized = "gguf" if files.is_gguf else quantization.method(config, spec)
+    auto, device_map = text_side.auto_class(config), loading.device_map or ("auto" if placed else None)
+    if quantized == "fp8":
         config.quantization_config["dequantize"] = True
-        options["config"] = config
-    elif quantization not in (None, "gguf") and device_map is None:
+    elif quantized not in (None, "gguf") and device_map is None:
         device_map = {"": device}  # packed weights cannot be moved once they are loaded
-    elif quantization is None and device_map is None and adapter is None and auto is AutoModelForCausalLM:
-        device_map = _straight(torch.device(device))
-    if bits is not None:
-        _refuse_rounding(spec, quantization, device, adapter)
-        options["quantization_config"] = BitsAndBytesConfig(
-            load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=dtype
-        )
+    elif quantized is None and device_map is None and adapter is None and auto is AutoModelForCausalLM:
+        device_map = _straight_to(torch.device(device))
+    if loading.bits is not None:
+        quantization.refuse_rounding(loading.bits, spec, quantized, device, adapter)
+        options["quantization_config"] = quantization.rounding(loading.bits, dtype)
         device_map = device_map or {"": device}
     if device_map is not None:
         options["device_map"] = device_map
-    model = _read(auto, source, spec, dtype, options, quantization)
+    if loading.max_memory is not None:
+        options["max_memory"] = loading.memory_by_device()
+    _refuse_other_kinds(config, spec)
+    model = _read(auto, files.source, spec, dtype, options, quantized)
     if adapter is not None and merged:
         model = merging.merge(model, adapter)
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     aligned_memory.align(model, spec)
-    saved_format = found.saved_format
+    tokenizer, saved_format = files.tokenizer, files.saved_format
+    if adapter is not None:
+        rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index,arg-type]
+        trusted = loading.trust_remote_code
+        tokenizer = adapter_files.tokenizer(adapter, tokenizer, rows, trust_remote_code=trusted)
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
-        saved_format = _stored_format(str(adapter))  # how it was trained
-    return Loaded(model.eval(), tokenizer, saved_format)
+        saved_format = _stored_format(str(adapter), None)  # the format that the adapter was trained with
+    return LoadedModel(model.eval(), tokenizer, saved_format)
 
 
-def _straight(device: torch.device) -> DeviceMap | None:
-    """Weights from their files to an accelerator, without a copy on the host between; None for a CPU."""
+def _refuse_other_kinds(config: Any, spec: str) -> None:
+    """Raise a `UserError` for a model that is known to be no decoder before its weights are read."""
+    kind = config.model_type
+    if getattr(config, "is_encoder_decoder", False):
+        raise UserError(
+            f"model: found an encoder-decoder ({kind}) in {spec}, expected a decoder-only language model."
+        )
+    names = getattr(config, "architectures", None) or []
+    if any(str(name).endswith(("ForMaskedLM", "ForPreTraining")) for name in names):
+        raise UserError(
+            f"model: found an encoder ({names[0]}) in {spec}, expected a decoder-only language model; "
+            "an encoder sees the tokens that it would have to predict."
+        )
+
+
+def _source(spec: str, loading: Loading) -> tuple[str, dict[str, Any]]:
+    """Where Transformers reads a model from, and with which arguments."""
+    spec, revision = split_revision(spec)
+    source = locate(spec)
+    if revision and loading.revision not in (None, revision):
+        raise UserError(f"revision: found {loading.revision} beside {spec}@{revision}, expected one of the two.")
+    revision = revision or loading.revision
+    if revision and Path(source).exists():
+        raise UserError(f"revision: found {revision} for {spec}, which is a local model; expected a hub id.")
+    options: dict[str, Any] = {"trust_remote_code": loading.trust_remote_code}
+    if revision:
+        options["revision"] = revision
+    if source.endswith(".gguf") and Path(source).is_file():
+        options["gguf_file"], source = Path(source).name, str(Path(source).parent)
+    return source, options
+
+
+def _gguf(source: str, options: dict[str, Any]) -> AbstractContextManager[Any]:
+    """A block in which a `.gguf` file is parsed once; it gives the file's reader, None for another model."""
+    if "gguf_file" not in options:
+        return nullcontext()
+    gguf_files.require()
+    return gguf_files.parsed_once(Path(source) / options["gguf_file"])
+
+
+def _not_loaded(spec: str, error: Exception) -> UserError:
+    """The sentence for a model whose configuration or tokenizer cannot be read."""
+    told = _told(error)
+    if "trust_remote_code" in str(error) or "custom code" in str(error):
+        return UserError(
+            f"model: {spec} comes with Python code of its own, which is not run unless you ask for it; "
+            "read that code, then add --trust-remote-code, or take a model that Transformers knows."
+        )
+    return UserError(f"model: {spec} cannot be loaded: {told}")
+
+
+def _straight_to(device: torch.device) -> DeviceMap | None:
+    """A device map that reads weights from their files to an accelerator, with no host copy; None for a CPU."""
     if device.type == "cpu":
         return None
     if device.type == "cuda" and device.index is None:
@@ -165,50 +245,15 @@ def _straight(device: torch.device) -> DeviceMap | None:
     return {"": str(device)}
 
 
-def _quantization(config: PreTrainedConfig, spec: str) -> str | None:
-    """The `quant_method` of a checkpoint, None for a plain one.
-
-    Raises:
-        UserError: it needs a package that is not installed.
-    """
-    found = getattr(config, "quantization_config", None)
-    if found is None:
-        return None
-    if not isinstance(found, dict):
-        found = found.to_dict()
-    method = str(getattr(found.get("quant_method"), "value", found.get("quant_method")))
-    if method == "None" and (found.get("load_in_4bit") or found.get("load_in_8bit")):
-        method = "bitsandbytes"
-    if method.startswith("bitsandbytes") and importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"model: {spec} is quantized with bitsandbytes, which is not installed; "
-            "expected it (pip install bitsandbytes) or a checkpoint that is not quantized."
-        )
-    return method
-
-
-def _refuse_rounding(spec: str, quantization: str | None, device: str, adapter: object) -> None:
-    """Raise a UserError where a model's weights cannot be rounded to 4 bits as they are loaded."""
-    if quantization is not None or adapter is not None:
-        found = f"{quantization} weights" if quantization else "an adapter"
-        raise UserError(f"bits: found 4 for {spec} with {found}, expected a plain checkpoint.")
-    if importlib.util.find_spec("bitsandbytes") is None:
-        raise UserError(
-            f"bits: found 4 for {spec}, and bitsandbytes is not installed; expected it (pip install bitsandbytes)."
-        )
-    if not torch.cuda.is_available() or device == "cpu":
-        raise UserError(f"bits: found 4 for {spec} on a CPU, expected a GPU.")
-
-
 def _read(
-    auto: Any, source: str, spec: str, dtype: torch.dtype, options: dict[str, Any], quantization: str | None
+    auto: Any, source: str, spec: str, dtype: torch.dtype, options: dict[str, Any], quantized: str | None
 ) -> PreTrainedModel:
-    """The causal language model of a checkpoint, every tensor of it in its place and none left over."""
+    """The causal language model of a checkpoint, with every tensor in its place and none left over."""
     local = Path(source).is_dir()
-    if local and quantization != "gguf":
-        checkpoint_headers.check(Path(source), quantization)
+    if local and quantized != "gguf":
+        checkpoint_headers.check(Path(source), quantized)
     try:
-        found: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
+        result: tuple[PreTrainedModel, dict[str, Any]] = auto.from_pretrained(
             source,
             dtype=dtype,
             use_safetensors=True,
@@ -218,42 +263,30 @@ def _read(
         )
     except Exception as error:
         raise UserError(f"model: {spec} cannot be loaded: {_told(error)}") from error
-    model, info = found
-    if not local and (config := cached_file(source, "config.json")):
-        checkpoint_headers.check(Path(config).parent, quantization)
+    model, info = result
+    if getattr(model, "_hf_peft_config_loaded", False):
+        raise adapter_beside(spec)
+    if not local and (config := cached_file(source, "config.json", revision=options.get("revision"))):
+        checkpoint_headers.check(Path(config).parent, quantized)
     for what, names in (("lacks", info["missing_keys"]), ("has no place for", info["unexpected_keys"])):
         if names:
             raise UserError(f"weights: {spec} {what} {len(names)} tensor(s) such as {sorted(names)[0]}.")
     for name, found_shape, shape in info["mismatched_keys"]:
         raise UserError(f"weights: {name} of {spec} has shape {list(found_shape)}, expected {list(shape)}.")
-    if quantization in _DEQUANTIZED:
-        _forget_quantization(model, dtype)
+    if quantized in quantization.DEQUANTIZED:
+        quantization.forget(model, dtype)
     if any(tensor.is_meta for tensor in model.parameters()):
         raise UserError(f"device_map: {spec} does not fit into memory with it, expected room for every tensor.")
     return model if auto is AutoModelForCausalLM else text_side.take(model.eval())
 
 
-def _forget_quantization(model: Any, dtype: torch.dtype) -> None:
-    """Make a dequantized model a plain one for all who ask: its configuration, PEFT, `save_pretrained`."""
-    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
-    for name, parameter in model.named_parameters():
-        # The converter of FP8 weights leaves those that have no scale in the dtype of the file.
-        if parameter.dtype != dtype and not any(part in name for part in kept):
-            parameter.data = parameter.data.to(dtype)
-    vars(model.config).pop("quantization_config", None)
-    vars(model).pop("hf_quantizer", None)
-    vars(model).pop("quantization_method", None)
-    model.is_quantized = False
-    # Undoing the conversions on saving would quantize what is no longer quantized; see `saving.save`.
-    model._weight_conversions = None
-
-
-def _stored_format(source: str) -> PromptFormat | None:
+def _stored_format(source: str, revision: str | None) -> PromptFormat | None:
+    """The prompt format that a folder or a hub id holds, None where it holds none."""
     if Path(source).is_dir():
-        found = Path(source) / FORMAT_FILE
-        path = str(found) if found.exists() else None
+        file = Path(source) / FORMAT_FILE
+        path = str(file) if file.exists() else None
     else:
-        path = cached_file(source, FORMAT_FILE, _raise_exceptions_for_missing_entries=False)
+        path = cached_file(source, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if path is None:
         return None
     try:

@@ -39,6 +39,7 @@ Fast = Callable[[Reading, States, int, int | None, dict[str, Any]], Tensor | Non
 PREFIX = "latentwire_"
 STOCK = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention"}
 """Names on our side, and what Transformers calls the same mathematics."""
+_SOFT_CAP = "attn_logit_softcapping"
 KERNELS = (*STOCK, "split")
 """`sdpa` and `eager` take dense masks; `flex` and `split` take intervals, for training."""
 
@@ -187,7 +188,8 @@ def install(model: PreTrainedModel, attention: str | None = None) -> str:
     """Let `model` obey `reading=`; returns the implementation it had, for `uninstall`.
 
     Args:
-        attention: one of `KERNELS`; None keeps the kernel the model already uses.
+        attention: one of `KERNELS`; None keeps the kernel the model already uses, or takes `eager` if the model
+            soft-caps its attention scores.
 
     Raises:
         UserError: the model or the kernel cannot carry our masks and stay right.
@@ -195,6 +197,8 @@ def install(model: PreTrainedModel, attention: str | None = None) -> str:
     before: str = model.config._attn_implementation
     ours = {theirs: name for name, theirs in STOCK.items()}
     name = attention or ours.get(before, before.removeprefix(PREFIX))
+    if attention is None and name == "sdpa" and getattr(model.config.get_text_config(), _SOFT_CAP, None):
+        name = "eager"  # sdpa leaves the soft cap of the scores out
     refuse(model, name)
     try:
         model.set_attn_implementation(PREFIX + name)

@@ -6,6 +6,7 @@ import torch
 
 from latentwire import wires
 from latentwire.lm.loading.lora import check_layers
+from latentwire.lm.loading.saving import check_saveable
 from latentwire.lm.masks.kernel_choice import Choice, choose
 from latentwire.lm.model import LM
 from latentwire.lm.tapping import depth
@@ -14,7 +15,7 @@ from latentwire.training.finetuning.finetuning_config import Finetuning
 
 def check(settings: Finetuning, lm: LM) -> None:
     """Refuse what must fail later: a leaking wire, data that cannot be read, adapters on layers not there, an
-    attention kernel that cannot train the model here.
+    attention kernel that cannot train the model here, a model that cannot be saved.
 
     A study calls this for all of its finetunings before its first stage, so that hours of work are not
     lost to a file that was missing from the start. A hub dataset is fetched here, and found in the cache
@@ -30,6 +31,7 @@ def check(settings: Finetuning, lm: LM) -> None:
     for objective in settings.objectives:
         objective.taps(depth(lm))
     kernel(settings, lm)
+    check_saveable(lm.model, lm.tokenizer, lm.format)
 
 
 def kernel(settings: Finetuning, lm: LM) -> Choice:

@@ -31,9 +31,9 @@ class FrozenText:
         where = str(models.folder(name.removeprefix("embedded:"))) if name.startswith("embedded:") else name
         dtype = torch.float32 if device.type == "cpu" else torch.bfloat16
         try:
-            self._tokenizer = AutoTokenizer.from_pretrained(where)
+            self._tokenizer = AutoTokenizer.from_pretrained(where, trust_remote_code=False)
             model, info = AutoModel.from_pretrained(
-                where, dtype=dtype, use_safetensors=True, output_loading_info=True
+                where, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False
             )
         except (OSError, ValueError) as error:
             line = str(error).splitlines()[0] if str(error) else type(error).__name__
