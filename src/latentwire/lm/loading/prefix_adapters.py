@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from latentwire.errors import UserError
+from latentwire.lm.decoder import Decoder
 from latentwire.lm.loading import adapter_files, reading_probe
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
@@ -20,12 +21,11 @@ from latentwire.lm.loading.saving import FORMAT_FILE, appearing
 from latentwire.lm.masks.reading import Reading
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.lm.reader import Reader
 
 _TENSOR = "prompt_embeddings"
 
 
-def load(lm: Reader, adapter: str | PathLike[str]) -> PrefixTuning:
+def load(lm: Decoder, adapter: str | PathLike[str]) -> PrefixTuning:
     """Read the learned prefix of a folder for `lm`, and freeze the weights of `lm`.
 
     Args:
@@ -58,7 +58,7 @@ def load(lm: Reader, adapter: str | PathLike[str]) -> PrefixTuning:
     return found
 
 
-def save(lm: Reader, learned: PrefixTuning, prompt_format: PromptFormat, folder: Path) -> None:
+def save(lm: Decoder, learned: PrefixTuning, prompt_format: PromptFormat, folder: Path) -> None:
     """Write the adapter, and nothing of the model, as PEFT does; the folder appears only once it reloads equal.
 
     Args:
@@ -102,12 +102,12 @@ def save(lm: Reader, learned: PrefixTuning, prompt_format: PromptFormat, folder:
             raise RuntimeError("the adapter read back from disk gives other logits on a probe batch")
 
 
-def _probe(lm: Reader) -> Tensor:
+def _probe(lm: Decoder) -> Tensor:
     return torch.arange(3, 10, device=lm.device)[None]
 
 
 @torch.no_grad()
-def _logits(lm: Reader, learned: PrefixTuning) -> Tensor:
+def _logits(lm: Decoder, learned: PrefixTuning) -> Tensor:
     ids = _probe(lm)
     reader = copy.copy(lm)
     reader.prefix_tuning = learned

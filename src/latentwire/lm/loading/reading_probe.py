@@ -6,17 +6,17 @@ import torch
 from torch import Tensor
 
 from latentwire.errors import UserError
+from latentwire.lm.decoder import Decoder
 from latentwire.lm.masks.reading import Reading, Tap
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.reader import Reader
 
 PROMPT, WIDTH = 4, 6
 """The probe has `WIDTH` tokens; the first `PROMPT` of them form the bidirectional block."""
 
 
 @torch.no_grad()
-def check(lm: Reader) -> None:
+def check(lm: Decoder) -> None:
     """Compare hidden states of six tokens under a causal and a prefix mask, with single tokens replaced.
 
     Replacing a token must change the states that may attend to it and no others.
@@ -42,7 +42,7 @@ def check(lm: Reader) -> None:
         raise UserError(f"model: {type(lm.model).__name__} {problem}.")
 
 
-def _problem(lm: Reader) -> str:
+def _problem(lm: Decoder) -> str:
     """What is wrong with a model, as the end of a sentence; empty where nothing is."""
     vocabulary: int = lm.model.get_input_embeddings().weight.shape[0]  # type: ignore[index,assignment]
     tokens = [(7 * index + 3) % vocabulary for index in range(WIDTH)]
@@ -84,7 +84,7 @@ def _problem(lm: Reader) -> str:
     return ""
 
 
-def _hidden(lm: Reader, rows: list[list[int]], masks: list[list[int]]) -> tuple[Tensor, int]:
+def _hidden(lm: Decoder, rows: list[list[int]], masks: list[list[int]]) -> tuple[Tensor, int]:
     """Final hidden states `(masks * rows, WIDTH, D)`, mask after mask, and how many layers have attended."""
     blocks = [mask for mask in masks for _ in rows]
     prefix = Prefix.of_tokens(rows * len(masks), blocks, device=lm.device)

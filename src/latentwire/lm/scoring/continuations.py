@@ -14,9 +14,9 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
+from latentwire.lm.decoder import Decoder
 from latentwire.lm.masks.reading import Columns
 from latentwire.lm.prefix import Prefilled, Prefix, pad_rows
-from latentwire.lm.reader import Reader
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ Continuations = Sequence[Sequence[Sequence[int]]]
 
 
 @torch.no_grad()
-def score(lm: Reader, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
+def score(lm: Decoder, prefilled: Prefilled, continuations: Continuations) -> list[list[Score]]:
     """Score every continuation of every row.
 
     Args:
@@ -64,7 +64,7 @@ def score(lm: Reader, prefilled: Prefilled, continuations: Continuations) -> lis
 
 
 @torch.no_grad()
-def score_whole(lm: Reader, prefix: Prefix, continuations: Continuations) -> list[list[Score]]:
+def score_whole(lm: Decoder, prefix: Prefix, continuations: Continuations) -> list[list[Score]]:
     """Score by one whole pass a continuation, for prefixes that read their answer (`leaky`)."""
     owner = [n for n, row in enumerate(continuations) for _ in row]
     flat = [answer for row in continuations for answer in row]

@@ -15,8 +15,8 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from latentwire.errors import UserError
+from latentwire.lm.decoder import Decoder
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
-from latentwire.lm.reader import Reader
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.forest import Trunk, plan
 from latentwire.lm.scoring.prefix_tree import Request, tree
@@ -55,7 +55,7 @@ class Together:
     layers: where blocks count. batch_tokens: columns of a pass. work: the cost so far.
     """
 
-    lm: Reader
+    lm: Decoder
     layers: LayerRange | None = None
     batch_tokens: int = BATCH_TOKENS
     work: Work = field(default_factory=Work)
