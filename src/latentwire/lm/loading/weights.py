@@ -110,7 +110,7 @@ def described(spec: str, loading: Loading | None = None) -> Described:
     except UserError:
         raise
     except Exception as error:  # many libraries, many classes of errors, one meaning: these files are no model
-        raise _not_loaded(spec, error) from error
+        raise _not_loaded(spec, source, error) from error
     if getattr(config, "_attn_implementation", None) not in _STOCK_ATTENTION:
         # Our attention functions replace it, and loading a kernel that a configuration names would run its code.
         config._attn_implementation = None
@@ -225,15 +225,29 @@ def _gguf(source: str, options: dict[str, Any]) -> AbstractContextManager[Any]:
     return gguf_files.parsed_once(Path(source) / options["gguf_file"])
 
 
-def _not_loaded(spec: str, error: Exception) -> UserError:
+def _not_loaded(spec: str, source: str, error: Exception) -> UserError:
     """The sentence for a model whose configuration or tokenizer cannot be read."""
-    told = _told(error)
     if "trust_remote_code" in str(error) or "custom code" in str(error):
         return UserError(
             f"model: {spec} comes with Python code of its own, which is not run unless you ask for it; "
             "read that code, then add --trust-remote-code, or take a model that Transformers knows."
         )
-    return UserError(f"model: {spec} cannot be loaded: {told}")
+    if not Path(source).exists() and (file := _cached(source, adapter_files.CONFIG)) is not None:
+        base = adapter_files.base_model(file.parent) or "MODEL"
+        return UserError(
+            f"model: found only an adapter in {spec}, expected a whole model; "
+            f"download the adapter and write --model {base} --adapter FOLDER."
+        )
+    return UserError(f"model: {spec} cannot be loaded: {_told(error)}")
+
+
+def _cached(source: str, name: str) -> Path | None:
+    """A file of a hub model, None where it has none or nothing can be asked."""
+    try:
+        found = cached_file(source, name, _raise_exceptions_for_missing_entries=False)
+    except (OSError, ValueError):
+        return None
+    return None if found is None else Path(found)
 
 
 def _straight_to(device: torch.device) -> DeviceMap | None:
