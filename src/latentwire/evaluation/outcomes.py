@@ -19,6 +19,12 @@ class Outcome:
     `latentwire.evaluation.metrics.METRICS`: the first is the primary one, and the file keeps the
     order. `error` is the class of a wrong answer, None where it is right or has no class. `tokens`
     is the number of columns that the reader read before its answer, in tokens.
+
+    Example:
+        >>> import latentwire as lw
+        >>> results = lw.evaluate("embedded:heron", "one_hop", "text", limit=4)
+        >>> results.outcomes[0].arm
+        'text'
     """
 
     task: str

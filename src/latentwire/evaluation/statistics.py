@@ -34,6 +34,12 @@ class Estimate:
     """A metric, its 95 % interval, and the numbers of examples and of groups behind them.
 
     The interval of a metric without bounds that was seen in one group only is infinite.
+
+    Example:
+        >>> import latentwire as lw
+        >>> results = lw.evaluate("embedded:heron", "one_hop", "text", limit=8)
+        >>> results.estimate("text").n
+        8
     """
 
     value: float
@@ -52,6 +58,12 @@ class Comparison:
 
     `resolvable` is the smallest true difference that a sample of this size and spread resolves with
     80 % probability.
+
+    Example:
+        >>> import latentwire as lw
+        >>> results = lw.evaluate("embedded:heron", "one_hop", ["text", "none"], limit=40)
+        >>> results.compare("text", "none").difference > 0.5
+        True
     """
 
     difference: float

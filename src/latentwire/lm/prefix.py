@@ -27,6 +27,11 @@ class Prefix:
     plain: every row is causal and of one document, its positions count from 0 and padding is on its right alone;
         then a kernel's own causal mask is right at every real column. Whoever makes the columns says so: to ask
         them would wait for the device.
+
+    Example:
+        >>> import latentwire as lw
+        >>> lw.Prefix.of_tokens([[5, 6, 7], [8, 9]]).columns.valid.sum(1).tolist()
+        [3, 2]
     """
 
     ids: Tensor | None = None

@@ -34,7 +34,8 @@ class PromptFormat(BaseModel):
 
     Example:
         >>> form = PromptFormat(template="chat", instruction="Answer with a few words copied from the passage.")
-        >>> prompt, (answer,) = form.encode(example, lm)
+        >>> form.template
+        'chat'
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

@@ -21,6 +21,12 @@ class Example:
 
     With both, the choices stand in the prompt: each in turn ends the context, and what is scored is
     the first answer behind it (Winogrande).
+
+    Example:
+        >>> import latentwire as lw
+        >>> fact = lw.Example(id="1", group="1", context="Ada is in Rome.", question="Where?", answers=("Rome",))
+        >>> fact.answers
+        ('Rome',)
     """
 
     id: str

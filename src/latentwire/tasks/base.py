@@ -31,6 +31,12 @@ class Task:
     `judge(text, example)` gives a generated answer's metrics where the benchmark scores in its own way.
     `remark` is one sentence on how the task departs from its definition, printed with every evaluation.
     `apart` says that no example is in two splits; a file's are in all of them.
+
+    Example:
+        >>> import latentwire as lw
+        >>> fact = lw.Example(id="1", group="1", context="Ada is in Rome.", question="Where?", answers=("Rome",))
+        >>> lw.task([fact], "towns").answer
+        'span'
     """
 
     name: str

@@ -33,6 +33,17 @@ class TextWire(Wire):
         mask: `causal`; `prefix`, the whole prompt is one bidirectional block; `segments`, context and question
             are a block each, and the question still sees the context (Katz et al., 2412.18487).
         layers: the layers in which blocks count, `FIRST-LAST` with both included; elsewhere reading is causal.
+
+    Example:
+        >>> from typing import Literal
+        >>> import latentwire as lw
+        >>> class Shout(lw.TextWire):
+        ...     kind: Literal["shout"] = "shout"
+        ...
+        ...     def word(self, context, question, lm):
+        ...         return context.upper()
+        >>> lw.compress("embedded:heron", "Ada lives in Rome.", Shout()).nbytes
+        18
     """
 
     mask: Literal["causal", "prefix", "segments"] = "causal"

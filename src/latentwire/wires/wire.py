@@ -18,7 +18,13 @@ if TYPE_CHECKING:
 
 
 class Message(ABC):
-    """What crosses a wire for B contexts. It depends on no question and on no reader's template."""
+    """What crosses a wire for B contexts. It depends on no question and on no reader's template.
+
+    Example:
+        >>> import latentwire as lw
+        >>> lw.compress("embedded:heron", "Ada lives in Rome.", "text").message.nbytes()
+        [18]
+    """
 
     @abstractmethod
     def nbytes(self) -> list[int]:
@@ -45,10 +51,13 @@ class Wire(Kind, ABC):
     padding, batch size and order change nothing.
 
     Example:
-        >>> wire = wires.parse("nth,ratio=4").bind(lm)
+        >>> import latentwire as lw
+        >>> heron = lw.load("embedded:heron")
+        >>> wire = lw.wire("nth,ratio=4").bind(heron)
         >>> message = wire.encode(["Ada lives in the old town."])
-        >>> prefix = wire.deliver(message, [Prompt(context="", question="Where does Ada live?")], lm)
-        >>> lm.generate(lm.prefill(prefix))[0].text
+        >>> prefix = wire.deliver(message, [Prompt(context="", question="Where does Ada live?")], heron)
+        >>> len(heron.generate(heron.prefill(prefix), lw.Decoding(max_new_tokens=2)))
+        1
     """
 
     leaks: ClassVar[bool] = False

@@ -22,6 +22,11 @@ class Decoding:
     min_new_tokens: no end-of-sequence token before so many tokens.
     stop: strings at which a text ends; they are cut off.
     begin_suppress_tokens: tokens, as text, that may not come first.
+
+    Example:
+        >>> import latentwire as lw
+        >>> lw.Decoding(max_new_tokens=64, temperature=0.7, top_p=0.9).max_new_tokens
+        64
     """
 
     max_new_tokens: int = 32

@@ -44,6 +44,12 @@ def blocks(
     Raises:
         UserError: the model cannot carry the mask or ignores it, rows do not match, or the prompt comes in
             chunks (`prefill_chunk_size`), whose first part could not see the later ones.
+
+    Example:
+        ```python
+        with latentwire.blocks(model, prompt_lengths):
+            loss = model(input_ids, labels=labels).loss
+        ```
     """
     inner = next((m for m in model.modules() if isinstance(m, PreTrainedModel)), None)
     if inner is None:

@@ -26,6 +26,8 @@ class BothConfig(AdapterConfig):
 
 
 class BothAdapter(Adapter):
+    """Soft tokens and keys and values together."""
+
     def __init__(self, settings: BothConfig, source: int, lm: LM) -> None:
         super().__init__()
         self.embeddings, self.prefix = settings.embeddings.build(source, lm), settings.prefix.build(source, lm)

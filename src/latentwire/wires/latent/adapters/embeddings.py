@@ -33,6 +33,8 @@ class EmbeddingsConfig(AdapterConfig):
 
 
 class EmbeddingsAdapter(Adapter):
+    """Maps latents to soft tokens of the reader's input."""
+
     rms: Tensor
 
     def __init__(self, settings: EmbeddingsConfig, source: int, lm: LM) -> None:

@@ -20,6 +20,8 @@ class NativeConfig(AdapterConfig):
 
 
 class NativeAdapter(Adapter):
+    """Hands over keys and values that fit the reader as they are."""
+
     def __init__(self, lm: LM) -> None:
         super().__init__()
         self._layers, self._heads, self._width = kv_shape(lm)

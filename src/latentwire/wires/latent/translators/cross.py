@@ -37,6 +37,8 @@ class CrossConfig(TranslatorConfig):
 
 
 class CrossTranslator(Translator):
+    """The module of `CrossConfig`."""
+
     def __init__(self, settings: CrossConfig, source: int, width: int, slots: int) -> None:
         super().__init__()
         self.inward = nn.Linear(source, width)
