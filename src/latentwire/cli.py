@@ -313,8 +313,14 @@ def run(
         raise typer.Exit(status)
 
 
-runs_app = typer.Typer(help="List and show the runs of studies.", no_args_is_help=True, rich_markup_mode=None)
+runs_app = typer.Typer(help="List and show the runs of studies.", rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
+
+
+@runs_app.callback(invoke_without_command=True)
+def _runs(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help())
 
 
 @runs_app.command("list")

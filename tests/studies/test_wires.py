@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import shutil
 from pathlib import Path
@@ -13,9 +14,11 @@ from latentwire import models
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
-from latentwire.studies import loading, plan, runner
+from latentwire.runs.store import runs
+from latentwire.studies import loading, plan, runner, summary_tables
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import Evaluate
+from latentwire.training.wire import fit as fitting
 from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
 from tests.support.wire_studies import FIT, STUDY
@@ -98,6 +101,30 @@ def test_a_stage_that_fits_no_other_is_told_in_one_sentence(
     file.write_text(json.dumps({**STUDY, "stages": {**STUDY["stages"], "odd": stage}}))
     with pytest.raises(UserError, match=expected.replace("(", r"\(").replace(")", r"\)")):
         loading.load(str(file))
+
+
+def test_an_arm_over_a_wire_that_training_never_improved_is_marked(done: tuple[Path, runner.Carried]) -> None:
+    carried = done[1]
+    summary = copy.deepcopy(carried.summary)
+    told = "WARNING: fit was best at step 0"
+    summary["derived"]["finetunings"]["fit"]["best_step"] = 1
+    assert told not in summary_tables.markdown(carried.plan.study, carried.runs, summary)
+    summary["derived"]["finetunings"]["fit"]["best_step"] = 0
+    assert told in summary_tables.markdown(carried.plan.study, carried.runs, summary)
+
+
+def test_no_arm_reads_over_a_wire_whose_training_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverge(*_: Any, **__: Any) -> None:
+        raise RuntimeError("step 3: the loss is not a finite number")
+
+    monkeypatch.setattr(fitting, "fit", diverge)
+    for _ in range(2):  # a second call goes on with the failed stage, and does not start the next
+        with pytest.raises(runner.StageFailed, match="fit failed with RuntimeError: step 3"):
+            runner.run(made(), tmp_path, Log(), stages=["latent"])
+        assert {run.record.stage: run.status for run in runs(tmp_path)} == {"fit": "failed"}
+    summary = json.loads((tmp_path / "wired" / "summary.json").read_text())
+    assert summary["stages"]["fit"]["status"] == "failed"
+    assert summary["stages"]["latent"] == {"run": None, "status": "not run", "metrics": {}}
 
 
 def test_the_template_is_a_study() -> None:

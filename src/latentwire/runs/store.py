@@ -271,7 +271,12 @@ def find(root: Path, name: str) -> Run:
         UserError: There is no such run, or it cannot be read.
     """
     for folder in (Path(name), root / name):
-        if (folder / RECORD).is_file():
+        try:
+            there = (folder / RECORD).is_file()
+        except (OSError, ValueError) as error:  # a name longer than a file system takes
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"run: {name[:60]!r} cannot be a folder ({reason}), expected a run's.") from error
+        if there:
             return Run.read(folder)
     problem = ""
     for stage in (root / name, Path(name)):
@@ -283,8 +288,8 @@ def find(root: Path, name: str) -> Run:
     if problem:
         raise UserError(problem)
     stages = sorted({"/".join(folder.relative_to(root).parts[:2]) for folder in _folders(root, "*/*/*")})
-    there = f"; there are {', '.join(stages)}" if stages else ""
-    raise UserError(f"run: found no run {name!r} in {root}, expected a run's folder or STUDY/STAGE{there}.")
+    known = f"; there are {', '.join(stages)}" if stages else ""
+    raise UserError(f"run: found no run {name!r} in {root}, expected a run's folder or STUDY/STAGE{known}.")
 
 
 def _folders(place: Path, pattern: str) -> list[Path]:
