@@ -1,4 +1,4 @@
-"""What a study derives from its readings and holds them to: effects, paired comparisons, gates."""
+"""What a study derives from its readings: effects, paired comparisons, and conditions on effects (gates)."""
 
 from __future__ import annotations
 
@@ -13,18 +13,22 @@ Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain",
 
 
 class After(Settings):
-    """The two readings after a finetuning: with the mask, and plain."""
+    """The two readings after a finetuning: with the mask, and without it."""
 
     ablated: str
     plain: str
 
 
 class Effects(Settings):
-    """What to derive: damage, retention, gain, recovery, side effect, interaction (see `studies.derived`).
+    """Which effects to derive (see `studies.derived`). Readings are written STAGE/ARM.
 
-    Readings are written STAGE/ARM. after: by the finetuning's stage. none: the arm that reads no context,
-    a floor, where a stage has it. retained: readings whose retention is wanted; above the floor it is the gap
-    closed between reading nothing and reading the text.
+    Attributes:
+        baseline: The reading that everything is measured against.
+        ablated: The same weights with another mask.
+        none: The arm without context, whose score is a floor in the stages that have it.
+        after: The readings after each finetuning, by its stage.
+        retained: Readings whose retention to derive. Above the floor, retention is the share of the gap closed
+            between reading nothing and reading the text.
     """
 
     baseline: str
@@ -40,7 +44,7 @@ class Effects(Settings):
         return self
 
     def readings(self) -> Iterator[tuple[str, str]]:
-        """Key and STAGE/ARM of every reading."""
+        """The key and STAGE/ARM of every reading."""
         yield "baseline", self.baseline
         if self.ablated is not None:
             yield "ablated", self.ablated
@@ -51,7 +55,7 @@ class Effects(Settings):
             yield f"retained.{at}", reading
 
     def derived(self) -> Iterator[tuple[Effect, str]]:
-        """Every effect with the reading that it is of."""
+        """Every effect with its reading."""
         if self.ablated is not None:
             yield "damage", self.ablated
             yield "retention", self.ablated
@@ -67,8 +71,14 @@ class Effects(Settings):
 
 
 class Comparison(Settings):
-    """A paired difference a − b, each STAGE/ARM or oracles/NAME. primary: planned, and Holm-corrected together
-    with the other primary ones; all others are exploratory. metric: the task's primary one if not named."""
+    """A paired difference a − b.
+
+    Attributes:
+        a: A reading, STAGE/ARM or oracles/NAME.
+        b: The reading it is compared with.
+        metric: A metric of the task; its primary one if not given.
+        primary: Planned, and Holm-corrected together with the other primary comparisons; others are exploratory.
+    """
 
     name: Annotated[str, StringConstraints(min_length=1)]
     task: str = "macro"
@@ -79,7 +89,7 @@ class Comparison(Settings):
 
 
 class Condition(Settings):
-    """A condition on a derived number, without which the study fails (exit status 1)."""
+    """A gate: a bound on an effect. If it does not hold, the study ends with exit status 1."""
 
     name: Annotated[str, StringConstraints(min_length=1)]
     effect: Effect

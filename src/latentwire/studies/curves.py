@@ -1,4 +1,4 @@
-"""What is read over latents against how many bytes they are, and how many facts each of them has to hold."""
+"""Curves: the score over latents against their size in bytes, and against the facts that each latent must hold."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from latentwire.studies import drawing
 from latentwire.studies.shape import Summary
 
 Axis = Literal["bytes", "facts"]
-AXES: dict[Axis, str] = {"bytes": "bytes that cross a context", "facts": "facts of a context for each latent"}
+AXES: dict[Axis, str] = {"bytes": "bytes sent for a context", "facts": "facts of a context for each latent"}
 LINES = {"text": ("black", "-"), "none": ("0.5", "-"), "type_floor": ("0.5", ":")}
-"""What everything stands between: the arms whose wires are called so, and a floor."""
+"""Horizontal lines for comparison: the arms over these wires, and a floor."""
 
 
 @dataclass(frozen=True)
 class Point:
-    """One arm on one task: its primary metric with its 95 % interval (an end is None where there is no bound)."""
+    """One arm on one task: its primary metric with its 95 % interval (None for an end without bound)."""
 
     arm: str
     task: str
@@ -37,12 +37,12 @@ class Point:
         return self.facts / self.latents if self.facts and self.latents else None
 
     def at(self, axis: Axis) -> float | None:
-        """Where it stands on an axis; None where it does not."""
+        """Its place on an axis; None if it has none."""
         return (self.bytes or None) if axis == "bytes" else self.facts_per_latent
 
 
 def points(found: Summary) -> list[Point]:
-    """Every arm of a study whose size is known, stage by stage."""
+    """Every arm of a study with a known size, stage by stage."""
     made = []
     for stage, told in found["derived"].get("evaluations", {}).items():
         for arm, of_arm in told.get("sizes", {}).items():
@@ -56,7 +56,7 @@ def points(found: Summary) -> list[Point]:
 
 
 def floors(found: Summary) -> dict[str, dict[str, float]]:
-    """By task the floors that are numbers; the examples are the same in every stage."""
+    """By task, the floors that are numbers; the examples are the same in every stage."""
     made: dict[str, dict[str, float]] = {}
     for told in found["derived"].get("evaluations", {}).values():
         made |= told["floors"]
@@ -64,13 +64,14 @@ def floors(found: Summary) -> dict[str, dict[str, float]]:
 
 
 def draw(found: Summary, out: Path) -> list[Path]:
-    """Draw the curves of a study, a file an axis.
+    """Draw the curves of a study, one file for each axis.
 
     Args:
-        out: where to, such as `curves.svg` or `curves.png`; `-bytes` and `-facts` are put before the ending.
+        found: The study's summary.
+        out: Where to draw, such as `curves.svg` or `curves.png`; `-bytes` and `-facts` are put before the ending.
 
     Returns:
-        What was written: without facts known, the axis of bytes alone; without an arm over latents, nothing.
+        The files written: only that of bytes if facts are unknown, and none without an arm over latents.
 
     Raises:
         UserError: matplotlib is not installed, or nothing can be written.
@@ -92,7 +93,7 @@ def draw(found: Summary, out: Path) -> list[Path]:
 
 
 def _lines(every: Sequence[Point], of: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
-    """By task the heights of `LINES`."""
+    """By task, the heights of `LINES`."""
     made: dict[str, dict[str, float]] = defaultdict(dict)
     for each in every:
         if each.series in LINES:
@@ -113,7 +114,7 @@ def _figure(
     wide = min(len(tasks), 4)
     high = -(-len(tasks) // wide)
     figure = drawing.figure(3 * wide + 0.6, 2.8 * high + 0.9)
-    from matplotlib.ticker import LogLocator, NullLocator  # behind the sentence that it is missing
+    from matplotlib.ticker import LogLocator, NullLocator  # after the check that it is installed
 
     panels = figure.subplots(high, wide, sharey=True, squeeze=False).flatten()
     for panel in panels[len(tasks) :]:
@@ -139,7 +140,7 @@ def _figure(
 
 
 def _curve(panel: Any, axis: Axis, some: Sequence[Point], colour: str, name: str) -> None:
-    """Every arm with its interval, and a line through the means of those of one size (the seeds)."""
+    """Every arm with its interval, and a line through the mean of each size (over seeds)."""
     where = [(each, x) for each in some if (x := each.at(axis)) is not None]
     if not where:
         return

@@ -1,13 +1,12 @@
-"""What a mask costs a reader and what a finetuning gives back: numbers derived from several readings.
+"""What a mask costs a reader and what a finetuning recovers: effects derived from several readings.
 
-b is the baseline, a the ablated reading (same weights, another mask); x is the ablated reading and p the
-plain one after a finetuning; f is the floor, and s, where recovery starts, the higher of a and f. Damage and
-retention are also derived for a, with a as x.
+In the formulas, b is the baseline and a the ablated reading (same weights, another mask). After a finetuning, x is
+the ablated reading and p the plain one. f is the floor, and s, where recovery starts, the higher of a and f.
+Damage and retention are also derived for a, with a as x.
 
-The floor of a task is the highest of chance, `type_floor`, and what the baseline and the reading concerned
-earn without the context (the `none` arms of their stages); that of a family or of `macro` is the mean of its
-tasks' floors. A reading is *at its floor* where reading − floor is not resolved above 0: a retention of 0.5 can
-be nothing but that.
+The floor of a task is the highest of chance, `type_floor`, and the scores of the baseline and of the reading
+without context (the `none` arms of their stages). The floor of a family or of `macro` is the mean of its tasks'
+floors. A reading is *at its floor* if reading − floor is not resolved above 0: even a retention of 0.5 may be.
 """
 
 from __future__ import annotations
@@ -24,12 +23,12 @@ from latentwire.studies.claims import Effect, Effects
 Readings = Mapping[str, Sequence[Outcome]]
 """Outcomes by STAGE/ARM."""
 Floors = Mapping[str, Mapping[str, float]]
-"""By task the floors that are numbers: `chance`, `type_floor`."""
+"""By task, the floors that are numbers: `chance`, `type_floor`."""
 
 
 @dataclass(frozen=True)
 class Formula:
-    """An effect of one reading, raw and above its floor: sums of readings, over another one or alone."""
+    """An effect of one reading, raw and above its floor: a sum of readings, or a ratio of two sums."""
 
     of: str
     raw: str
@@ -53,8 +52,16 @@ FORMULAS: dict[Effect, Formula] = {
 class Derived:
     """One effect of one reading on one task.
 
-    floor_is: what the floor is made of. at_floor: whether the reading is not resolved above its floor.
-    n: examples behind it.
+    Attributes:
+        effect: Which effect.
+        of: The reading, STAGE/ARM.
+        task: A task, a family or `macro`.
+        raw: Its value and interval.
+        above_floor: The same above the floor.
+        floor: The floor's value.
+        floor_is: What the floor is made of.
+        at_floor: Whether the reading is not resolved above its floor.
+        n: How many examples it rests on.
     """
 
     effect: Effect
@@ -69,10 +76,10 @@ class Derived:
 
 
 def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: Floors) -> list[Derived]:
-    """Every effect whose readings are there, on every task.
+    """Every effect that has all its readings, on every task.
 
     Raises:
-        ValueError: readings differ in their examples.
+        ValueError: Readings differ in their examples.
     """
     letters = [(effect, named) for effect, named in _letters(effects) if set(named.values()) <= readings.keys()]
     found = []
@@ -91,7 +98,7 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
 
 
 def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
-    """Every effect with the readings that its formula's letters stand for."""
+    """Every effect with the readings that the letters of its formula stand for."""
     for reading in effects.retained:
         yield "retention", {"b": effects.baseline, "x": reading}
     if effects.ablated is None:
@@ -141,7 +148,7 @@ def _weights(formula: str, named: Mapping[str, str]) -> dict[str, float]:
 def _floor(
     arms: Arms, outcomes: Sequence[Outcome], blind: Sequence[str], floors: Floors
 ) -> tuple[list[str | float], str]:
-    """Task by task the highest floor, an arm or a number, and what they are called."""
+    """By task, the highest floor (an arm or a number), and the names of these floors."""
     picks: list[str | float] = []
     called = []
     means = {name: arms.means(name) for name in blind}

@@ -1,4 +1,4 @@
-"""What a study found: `summary.json`, computed from the outcomes of its runs."""
+"""A study's results, `summary.json`, computed from the outcomes of its runs."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _FORM = 10
 
 
 def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
-    """The summary of the runs that there are."""
+    """The summary of all runs so far."""
     stages = {name: _stage(runs.get(name)) for name in plan.study.stages}
     readings = {
         f"{name}/{arm}": outcomes
@@ -76,7 +76,7 @@ def _sections(study: Study, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]
 
 
 def _repeats(plan: Plan) -> list[list[str]]:
-    """Stages that resolve to the same configuration, inputs and starts, whatever they are called."""
+    """Groups of stages with the same configuration, inputs and starts under different names."""
     alike: dict[str, list[str]] = {}
     for name in plan.study.stages:
         alike.setdefault(plan.stages[name].identity, []).append(name)
@@ -84,7 +84,7 @@ def _repeats(plan: Plan) -> list[list[str]]:
 
 
 def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:
-    """Write `summary.json` and `summary.md`, unless they are there and made of the same runs and questions."""
+    """Write `summary.json` and `summary.md`, unless they exist and are made of the same runs and study."""
     made_of = _basis(plan, runs)
     there = _read(folder / JSON)
     if there is not None and there["derived"].get("made_of") == made_of and (folder / MARKDOWN).exists():
@@ -96,18 +96,18 @@ def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:
     return made
 
 
-def failed_gates(found: Summary) -> list[str]:
-    """Names of the gates that could be judged and did not hold."""
-    return [gate["name"] for gate in found["derived"]["gates"] if gate["held"] is False]
+def failed_gates(summary: Summary) -> list[str]:
+    """Names of the gates that were judged and did not hold."""
+    return [gate["name"] for gate in summary["derived"]["gates"] if gate["held"] is False]
 
 
-def rejected(found: Summary) -> list[str]:
-    """Names of the stages whose wire was not accepted."""
-    return [name for name, stage in found["stages"].items() if stage["status"] == "rejected"]
+def rejected(summary: Summary) -> list[str]:
+    """Names of the stages whose wire did not hold a gate of its `accept`."""
+    return [name for name, stage in summary["stages"].items() if stage["status"] == "rejected"]
 
 
 def _basis(plan: Plan, runs: Mapping[str, Run]) -> str:
-    """Hash of all that a summary is computed from: resampling thousands of groups takes seconds."""
+    """Hash of everything that a summary is computed from: resampling is repeated only if it changes."""
     there = {name: [run.record.run, run.status, run.record.error] for name, run in runs.items()}
     asked = plan.study.model_dump(mode="json")
     return identity({"study": asked, "runs": there, "version": __version__, "form": _FORM})
@@ -115,10 +115,10 @@ def _basis(plan: Plan, runs: Mapping[str, Run]) -> str:
 
 def _read(path: Path) -> Summary | None:
     try:
-        found: Summary = json.loads(path.read_text(encoding="utf-8"))
+        summary: Summary = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-    return found if isinstance(found, dict) and isinstance(found.get("derived"), dict) else None
+    return summary if isinstance(summary, dict) and isinstance(summary.get("derived"), dict) else None
 
 
 def _stage(run: Run | None) -> StageSummary:
@@ -130,7 +130,7 @@ def _stage(run: Run | None) -> StageSummary:
 
 @cache
 def _outcomes(folder: Path) -> list[Outcome]:
-    """Of a run that is done, whose outcomes change no more."""
+    """The outcomes of a finished run, which no longer change."""
     return read_outcomes(folder / OUTCOMES)
 
 
@@ -145,7 +145,7 @@ def _compare(
             metric = asked.metric or (names.pop() if len(names) == 1 else "primary")
             found[asked.name] = asked, compare(a, b, asked.metric), metric
     primary = [each.name for each in study.comparisons if each.primary]
-    # A planned comparison that cannot be made yet still counts: it must not make the others look better.
+    # A planned comparison that cannot be made yet still counts: leaving it out would make the others look better.
     corrected = dict(zip(primary, holm([found[n][1].p if n in found else 1.0 for n in primary]), strict=True))
     compared: list[Compared] = []
     further = {}
@@ -177,7 +177,7 @@ def _compare(
 
 
 def _invalid(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
-    """By reading and task, of those answered in words, the share of answers that could not be read."""
+    """By reading and task answered in words, the share of answers that could not be read."""
     found: dict[str, dict[str, Number]] = {}
     for reading, outcomes in readings.items():
         for task in plan.tasks:
@@ -201,7 +201,7 @@ def _agreements(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, 
 
 
 def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, list[Outcome]]:
-    """The oracles whose readings are all there, as readings of their own."""
+    """The oracles that have all their readings, as readings of their own."""
     there = {name: of for name, of in study.oracles.items() if set(of) <= readings.keys()}
     return {
         f"{ORACLES}/{name}": [replace(best, arm=name) for best in union(shared([readings[each] for each in of]))]
@@ -210,7 +210,7 @@ def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, l
 
 
 def _trained(study: Study, reading: str) -> bool:
-    """Whether a reading depends on a training, of which a study has one seed."""
+    """Whether a reading depends on a training; a study trains each stage with one seed."""
     for part in study.parts(reading):
         stage, arm = part.split("/")
         evaluation = study.stages[stage]
@@ -231,8 +231,11 @@ def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Ou
 
 
 def _judge(gate: Condition, effects: list[Derived]) -> dict[str, Any]:
-    """held: whether the whole interval is inside; None where the number is not there yet. resolved: whether it is
-    all on one side."""
+    """A gate with its number, and the verdict.
+
+    `held`: whether the whole interval is inside the bound; None if there is no number yet. `resolved`: whether the
+    whole interval is on one side of it.
+    """
     judged: dict[str, Any] = {**gate.model_dump(), **asdict(UNDEFINED), "held": None, "resolved": None}
     wanted = (gate.effect, gate.of, gate.task)
     for found in effects:

@@ -1,4 +1,4 @@
-"""A study's summary as tables: for the screen in brief, for `summary.md` in full."""
+"""A study's summary as tables: short ones for the screen, all of it for `summary.md`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from latentwire.studies.stages.training_stage import left_out
 
 @dataclass(frozen=True)
 class Section:
-    """A table with its title, and notes below it."""
+    """A table with a title, and notes below it."""
 
     title: str
     header: list[str]
@@ -28,20 +28,20 @@ class Section:
     notes: Sequence[str] = ()
 
 
-def markdown(study: Study, runs: Mapping[str, Run], found: Summary) -> str:
-    """The whole of `summary.md`."""
+def markdown(study: Study, runs: Mapping[str, Run], summary: Summary) -> str:
+    """The text of `summary.md`."""
     lines = [f"# {study.name}", "", f"Model `{study.model}`, split `{study.split}`. {_seeds(study)}", ""]
-    for section in [_stages(study, runs, found), *_sections(study, found, brief=False)]:
+    for section in [_stages(study, runs, summary), *_sections(study, summary, brief=False)]:
         lines += [f"## {section.title}", ""]
         lines += [_row(section.header), _row(["---"] * len(section.header)), *map(_row, section.rows), ""]
         lines += [line for note in section.notes for line in (note, "")]
     return "\n".join(lines)
 
 
-def screen(study: Study, found: Summary) -> RenderableType:
-    """What a person sees at the end: scores of top-level tasks, comparisons, effects on `macro`, gates."""
+def screen(study: Study, summary: Summary) -> RenderableType:
+    """What the command `run` prints: scores of top-level tasks, comparisons, effects on `macro`, gates."""
     shown: list[RenderableType] = []
-    for section in _sections(study, found, brief=True):
+    for section in _sections(study, summary, brief=True):
         table = plain_table(*section.header, title=section.title, overflow="fold")
         for row in section.rows:
             table.add_row(*map(Text, row))
@@ -49,80 +49,82 @@ def screen(study: Study, found: Summary) -> RenderableType:
     return Group(*shown)
 
 
-def _sections(study: Study, found: Summary, *, brief: bool) -> Iterator[Section]:
-    yield _scores(study, found, brief)
-    shares = [number["value"] for of in found["derived"]["invalid"].values() for number in of.values()]
+def _sections(study: Study, summary: Summary, *, brief: bool) -> Iterator[Section]:
+    yield _scores(study, summary, brief)
+    shares = [number["value"] for of in summary["derived"]["invalid"].values() for number in of.values()]
     if any(shares) or (shares and not brief):
-        yield _invalid(found, brief)
-    if found["derived"]["oracles"]:
-        yield _oracles(found, brief)
-    if found["derived"]["agreement"]:
-        yield _agreement(found)
-    if found["comparisons"]:
-        yield _comparisons(found)
-    if found["derived"]["effects"]:
-        yield _effects(found, brief)
-    if accepted := list(_acceptance(found)):
+        yield _invalid(summary, brief)
+    if summary["derived"]["oracles"]:
+        yield _oracles(summary, brief)
+    if summary["derived"]["agreement"]:
+        yield _agreement(summary)
+    if summary["comparisons"]:
+        yield _comparisons(summary)
+    if summary["derived"]["effects"]:
+        yield _effects(summary, brief)
+    if accepted := list(_acceptance(summary)):
         yield Section("Acceptance", ["stage", "reader", "gate", "value on validation", "n", ""], accepted)
-    if found["derived"]["gates"]:
-        yield _gates(found)
-    if not brief and any(each.latents is not None for each in points(found)):
-        yield _sizes(found)
+    if summary["derived"]["gates"]:
+        yield _gates(summary)
+    if not brief and any(each.latents is not None for each in points(summary)):
+        yield _sizes(summary)
 
 
-def _stages(study: Study, runs: Mapping[str, Run], found: Summary) -> Section:
+def _stages(study: Study, runs: Mapping[str, Run], summary: Summary) -> Section:
     rows = []
-    for name, stage in found["stages"].items():
+    for name, stage in summary["stages"].items():
         record = runs[name].record if name in runs else None
         results = (record.results if record else None) or {}
-        told = (record.error if record else None) or results.get("stopped", "")
+        ending = (record.error if record else None) or results.get("stopped", "")
         if "steps" in results:
             best = f"{results['best_loss']:.4f} at step {results['best_step']}"
-            told = f"{results['steps']} steps, ended by: {told}; best evaluation loss {best}{_peak(results)}"
-        rows.append([name, study.stages[name].kind, stage["status"], stage["run"] or "", told])
-    notes = [*_repeats(found), *_same_rows(study, found), *_untrained(study, found), *_without(found)]
+            ending = f"{results['steps']} steps, ended by: {ending}; best evaluation loss {best}{_peak(results)}"
+        rows.append([name, study.stages[name].kind, stage["status"], stage["run"] or "", ending])
+    notes = [*_repeats(summary), *_same_rows(study, summary), *_untrained(study, summary), *_without(summary)]
     return Section("Stages", ["stage", "kind", "status", "run", ""], rows, notes)
 
 
 def _peak(results: Mapping[str, Any]) -> str:
-    """How well first tokens were told at best and in the end; nothing of a run from before that was kept."""
+    """The peak and the last share of right first tokens; empty for a run of a version that did not record them."""
     if results.get("peak_step", -1) < 0:
         return ""
     peak, final = results["peak_accuracy"], results["final_accuracy"]
-    told = f"; first tokens right {peak:.3f} at their peak, step {results['peak_step']}, {final:.3f} at the end"
-    return f"{told}, {peak - final:.3f} less" if final < peak else told
+    sentence = (
+        f"; first tokens right {peak:.3f} at their peak, step {results['peak_step']}, {final:.3f} at the end"
+    )
+    return f"{sentence}, {peak - final:.3f} less" if final < peak else sentence
 
 
-def _repeats(found: Summary) -> Iterator[str]:
-    """Stages that were asked to differ and do not: what tells them apart is the noise of a run."""
-    for names in found["derived"]["repeats"]:
-        yield f"{', '.join(names)} resolve to the same configuration: repeats of one stage, and no ablation."
+def _repeats(summary: Summary) -> Iterator[str]:
+    """Stages meant to differ that do not: any difference between them is the noise of a run."""
+    for names in summary["derived"]["repeats"]:
+        yield f"{', '.join(names)} resolve to the same configuration: repeats of one stage, not an ablation."
 
 
-def _untrained(study: Study, found: Summary) -> Iterator[str]:
-    """Finetunings that made nothing better, and whose best weights, which are those before, are read."""
+def _untrained(study: Study, summary: Summary) -> Iterator[str]:
+    """Trainings without any improvement whose best weights, the untrained ones, are read by a later stage."""
     read = {
         need
         for stage in study.stages.values()
         for need in stage.needs()
         if need != stage.start_from or stage.checkpoint == "best"
     }
-    for name, results in found["derived"]["finetunings"].items():
+    for name, results in summary["derived"]["finetunings"].items():
         if results["best_step"] == 0 and name in read:
             yield f"WARNING: {name} was best at step 0: the checkpoint read after it is untrained."
 
 
-def _without(found: Summary) -> Iterator[str]:
-    for name, results in found["derived"]["finetunings"].items():
+def _without(summary: Summary) -> Iterator[str]:
+    for name, results in summary["derived"]["finetunings"].items():
         if lost := left_out(results.get("skipped", {})):
             yield f"{name}: {lost}."
 
 
-def _same_rows(study: Study, found: Summary) -> Iterator[str]:
-    """Which of the finetunings that are compared saw the same data."""
+def _same_rows(study: Study, summary: Summary) -> Iterator[str]:
+    """Which of the compared finetunings saw the same data."""
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in study.effects.after if study.effects else ():
-        results = found["derived"]["finetunings"].get(name)
+        results = summary["derived"]["finetunings"].get(name)
         seen = study.stages[name].data_seen(results) if results is not None else None
         if seen is not None:
             alike.setdefault(seen, []).append(name)
@@ -131,9 +133,9 @@ def _same_rows(study: Study, found: Summary) -> Iterator[str]:
         yield f"{'Other rows, steps or seed: ' if at else ''}{', '.join(names)}{same}."
 
 
-def _scores(study: Study, found: Summary, brief: bool) -> Section:
+def _scores(study: Study, summary: Summary, brief: bool) -> Section:
     evaluations = {name: wires for name, each in study.stages.items() if (wires := each.evaluated_arms())}
-    scored = {name: found["stages"][name]["metrics"] for name in evaluations}
+    scored = {name: summary["stages"][name]["metrics"] for name in evaluations}
     tasks = list(dict.fromkeys(task for arms in scored.values() for metrics in arms.values() for task in metrics))
     if brief:
         tasks = [task for task in tasks if "/" not in task]
@@ -142,21 +144,23 @@ def _scores(study: Study, found: Summary, brief: bool) -> Section:
         for arm, metrics in arms.items():
             numbers = [next(iter(metrics[task].values())) for task in tasks]
             counts |= {number["n"] for task, number in zip(tasks, numbers, strict=True) if task != "macro"}
-            shown = _marked(found, f"{name}/{arm}").partition("/")[2]
+            shown = _marked(summary, f"{name}/{arm}").partition("/")[2]
             rows.append([name, shown, evaluations[name][arm], *(_number({**number}) for number in numbers)])
-    rows += _floors(found, tasks)
+    rows += _floors(summary, tasks)
     n = f"{min(counts):,}" + (f" to {max(counts):,}" if len(counts) > 1 else "") if counts else "no"
     notes = [f"Primary metric with its 95 % interval; {n} examples a task, the same ones in every stage."]
     return Section(
-        "Scores", ["stage", "arm", "wire", *tasks], rows, [*notes, *_sticking(found, tasks), *_cautions(found)]
+        "Scores", ["stage", "arm", "wire", *tasks], rows, [*notes, *_sticking(summary, tasks), *_cautions(summary)]
     )
 
 
-def _floors(found: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
-    """A row for each floor: what a reader earns by guessing. That of a family is the mean of its tasks, that of
-    `macro` the mean of tasks and families, as their scores are."""
+def _floors(summary: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
+    """A row for each floor, the score of a reader that guesses.
+
+    The floor of a family is the mean of its tasks, that of `macro` the mean of tasks and families, like scores.
+    """
     floors: dict[str, dict[str, float]] = {}
-    for each in found["derived"]["evaluations"].values():
+    for each in summary["derived"]["evaluations"].values():
         floors |= each["floors"]  # of the examples, which are the same in every stage
     families: dict[str, list[str]] = {}
     for task in floors:
@@ -171,37 +175,36 @@ def _floors(found: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _mean(values: Sequence[float | None]) -> float | None:
-    """None where one of them is not known."""
+    """The mean; None if one of the values is unknown."""
     known = [value for value in values if value is not None]
     return sum(known) / len(known) if known and len(known) == len(values) else None
 
 
-def _cautions(found: Summary) -> Iterator[str]:
-    """What a reader of the scores must know: arms that leak, what messages know of the question, prompts whose
-    end the answer would change, examples that an arm was not asked."""
-    yield from _repeats(found)
-    told = found["derived"]["evaluations"]
-    if leaking := [f"{name}/{arm}" for name, each in told.items() for arm in each["leaks"]]:
+def _cautions(summary: Summary) -> Iterator[str]:
+    """Warnings about the scores: leaking arms, question-aware messages, unstable prompts, examples left out."""
+    yield from _repeats(summary)
+    evaluations = summary["derived"]["evaluations"]
+    if leaking := [f"{name}/{arm}" for name, each in evaluations.items() for arm in each["leaks"]]:
         yield (
             f"LEAKS: in {', '.join(leaking)} scored tokens see themselves; "
-            "these numbers measure no reading and are to be compared with nothing."
+            "these numbers measure no reading and must not be compared with others."
         )
-    aware = [f"{name}/{arm}" for name, each in told.items() for arm in each["question_aware"]]
-    if aware or any(each.latents is not None for each in points(found)):
+    aware = [f"{name}/{arm}" for name, each in evaluations.items() for arm in each["question_aware"]]
+    if aware or any(each.latents is not None for each in points(summary)):
         yield of_questions(aware)
     unstable: dict[str, int] = {}
-    for each in told.values():
+    for each in evaluations.values():
         for task, count in each["unstable"].items():
             unstable[task] = max(count, unstable.get(task, 0))
     if counts := [f"{count:,} of {task}" for task, count in unstable.items() if count]:
         yield f"Unstable prompts, which end in tokens that the answer would change: {', '.join(counts)}."
     skipped = [
         f"{count:,} of {task} in {name}/{arm}"
-        for name, each in told.items()
+        for name, each in evaluations.items()
         for arm, of in each["skipped"].items()
         for task, count in of.items()
     ]
-    for name, each in told.items():
+    for name, each in evaluations.items():
         for arm, types_of in each.get("partners", {}).items():
             for task, types in types_of.items():
                 yield partner_sentence(f"{task} in {name}/{arm}", types)
@@ -209,9 +212,9 @@ def _cautions(found: Summary) -> Iterator[str]:
         yield f"Left out, since the arm's variant cannot change these examples: {', '.join(skipped)}."
 
 
-def _sticking(found: Summary, tasks: Sequence[str]) -> Iterator[str]:
-    """How often answers to exchanged contexts stay with the old value: a low score alone does not say."""
-    for name, stage in found["stages"].items():
+def _sticking(summary: Summary, tasks: Sequence[str]) -> Iterator[str]:
+    """How often an answer to an exchanged context keeps the old value, which a low score alone does not show."""
+    for name, stage in summary["stages"].items():
         for arm, metrics in stage["metrics"].items():
             for task in tasks:
                 if (sticks := metrics.get(task, {}).get("sticks")) is not None:
@@ -219,18 +222,18 @@ def _sticking(found: Summary, tasks: Sequence[str]) -> Iterator[str]:
                     yield f"{task} over {name}/{arm} sticks to the old answer in {share}."
 
 
-def _marked(found: Summary, reading: str) -> str:
-    """STAGE/ARM, with what is wrong with the arm."""
+def _marked(summary: Summary, reading: str) -> str:
+    """STAGE/ARM, marked if the arm leaks."""
     stage, _, arm = reading.partition("/")
-    leaks = found["derived"]["evaluations"].get(stage, {}).get("leaks", ())
+    leaks = summary["derived"]["evaluations"].get(stage, {}).get("leaks", ())
     return f"{reading} (LEAKS)" if arm in leaks else reading
 
 
-def _invalid(found: Summary, brief: bool) -> Section:
-    by_reading = found["derived"]["invalid"]
+def _invalid(summary: Summary, brief: bool) -> Section:
+    by_reading = summary["derived"]["invalid"]
     tasks = list(dict.fromkeys(task for of in by_reading.values() for task in of))
     rows = [
-        [_marked(found, reading), *(_number(of[task]) if task in of else "" for task in tasks)]
+        [_marked(summary, reading), *(_number(of[task]) if task in of else "" for task in tasks)]
         for reading, of in by_reading.items()
         if not brief or any(number["value"] for number in of.values())
     ]
@@ -238,19 +241,21 @@ def _invalid(found: Summary, brief: bool) -> Section:
     return Section("Invalid answers", ["reading", *tasks], rows, [note])
 
 
-def _oracles(found: Summary, brief: bool) -> Section:
-    oracles = found["derived"]["oracles"]
+def _oracles(summary: Summary, brief: bool) -> Section:
+    oracles = summary["derived"]["oracles"]
     tasks = [task for task in next(iter(oracles.values()))["metrics"] if not brief or "/" not in task]
     rows = [
         [name, ", ".join(each["of"]), *(_number(next(iter(each["metrics"][task].values()))) for task in tasks)]
         for name, each in oracles.items()
     ]
-    note = "The best of its readings, example by example, picked by the right answer: a bound, no reading."
+    note = (
+        "The best of its readings, example by example, chosen by the right answer: an upper bound, not a reading."
+    )
     return Section("Oracles", ["oracle", "of", *tasks], rows, [note])
 
 
-def _agreement(found: Summary) -> Section:
-    shares = found["derived"]["agreement"]
+def _agreement(summary: Summary) -> Section:
+    shares = summary["derived"]["agreement"]
     tasks = list(dict.fromkeys(task for of in shares.values() for task in of))
     rows = [
         [readers, *(_number(of[task]) if task in of else "" for task in tasks)] for readers, of in shares.items()
@@ -259,16 +264,16 @@ def _agreement(found: Summary) -> Section:
     return Section("Agreement", ["readers", *tasks], rows, [note])
 
 
-def _comparisons(found: Summary) -> Section:
+def _comparisons(summary: Summary) -> Section:
     rows = []
-    for each in found["comparisons"]:
-        more = found["derived"]["comparisons"][each["name"]]
+    for each in summary["comparisons"]:
+        more = summary["derived"]["comparisons"][each["name"]]
         labels = ["primary" if more["primary"] else "exploratory", *["single seed"] * more["single_seed"]]
         rows.append(
             [
                 each["name"],
                 f"{each['task']} {each['metric']}",
-                f"{_marked(found, each['a'])} minus {_marked(found, each['b'])}",
+                f"{_marked(summary, each['a'])} minus {_marked(summary, each['b'])}",
                 f"{each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]",
                 f"{each['p']:.2g}" if more["p_holm"] is None else f"{more['p_holm']:.2g} (Holm)",
                 "resolved" if each["resolved"] else f"not resolved (needs {more['resolvable']:.3f})",
@@ -279,16 +284,16 @@ def _comparisons(found: Summary) -> Section:
     return Section("Comparisons", ["comparison", "task", "what", "difference", "p", "", "", "n"], rows)
 
 
-def _effects(found: Summary, brief: bool) -> Section:
+def _effects(summary: Summary, brief: bool) -> Section:
     rows = []
-    for each in found["derived"]["effects"]:
+    for each in summary["derived"]["effects"]:
         if brief and each["task"] != "macro":
             continue
         above = _number(each["above_floor"]) + (", at floor" if each["at_floor"] else "")
         rows.append(
             [
                 each["effect"].replace("_", " "),
-                _marked(found, each["of"]),
+                _marked(summary, each["of"]),
                 each["task"],
                 _number(each["raw"]),
                 "at floor" if each["at_floor"] and each["effect"] == "retention" else above,
@@ -299,35 +304,35 @@ def _effects(found: Summary, brief: bool) -> Section:
     notes = [
         "Above floor: retention is (x − floor)/(baseline − floor), differences are shares of baseline − floor. "
         "At floor: the reading is not resolved above its floor. Recovery: the share of the damage that is undone. "
-        "Undefined: what it would be divided by is not resolved above 0."
+        "Undefined: the divisor is not resolved above 0."
     ]
     return Section("Effects", ["effect", "of", "task", "raw", "above floor", "floor", "n"], rows, notes)
 
 
-def _acceptance(found: Summary) -> Iterator[list[str]]:
-    """What every trained wire was held against."""
-    for name, results in found["derived"]["finetunings"].items():
+def _acceptance(summary: Summary) -> Iterator[list[str]]:
+    """The gates of every trained wire."""
+    for name, results in summary["derived"]["finetunings"].items():
         for each in results.get("accept", ()):
             verdict = "held" if each["held"] else "NOT HELD"
             yield [name, each["reader"], each["gate"], _number(each), f"{each['n']:,}", verdict]
 
 
-def _gates(found: Summary) -> Section:
+def _gates(summary: Summary) -> Section:
     rows = []
-    for gate in found["derived"]["gates"]:
+    for gate in summary["derived"]["gates"]:
         bound = f"at most {gate['at_most']}" if gate["at_least"] is None else f"at least {gate['at_least']}"
         verdict = {None: "not judged yet", True: "held", False: "NOT HELD"}[gate["held"]]
         if gate["resolved"] is False:
-            verdict += " (the interval holds the bound)"
-        what = f"{gate['effect'].replace('_', ' ')} of {_marked(found, gate['of'])} on {gate['task']}"
+            verdict += " (the interval contains the bound)"
+        what = f"{gate['effect'].replace('_', ' ')} of {_marked(summary, gate['of'])} on {gate['task']}"
         floor = " above floor" if gate["above_floor"] else ""
         rows.append([gate["name"], what + floor, bound, _number(gate), verdict])
     return Section("Gates", ["gate", "what", "bound", "value", ""], rows)
 
 
-def _sizes(found: Summary) -> Section:
+def _sizes(summary: Summary) -> Section:
     rows = []
-    for each in points(found):
+    for each in points(summary):
         ratio = each.facts_per_latent
         rows.append(
             [
@@ -349,8 +354,8 @@ def _sizes(found: Summary) -> Section:
 def _seeds(study: Study) -> str:
     seeds = sorted({seed for stage in study.stages.values() for seed in stage.seeds().values()})
     if len(seeds) > 1:
-        return f"Trainings have the seeds {', '.join(map(str, seeds))}; each reading is of one."
-    return f"Trainings have one seed ({seeds[0]}): what is said of them is single-seed." if seeds else ""
+        return f"Trainings have the seeds {', '.join(map(str, seeds))}; each reading is of one seed."
+    return f"All trainings have the seed {seeds[0]}: every claim about them is single-seed." if seeds else ""
 
 
 def _number(number: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""How trainings went: the loss of their evaluations and the share of right first tokens against the step."""
+"""Curves of trainings: evaluation loss and the share of right first tokens against the step."""
 
 from __future__ import annotations
 
@@ -16,21 +16,23 @@ FILE = "diagnostics.jsonl"
 
 
 def trainings(folder: Path, found: Summary) -> dict[str, Path]:
-    """The diagnostics of the trainings of a study that lies in a folder, by stage; those that there are."""
-    # A run is written STUDY/STAGE/RUN, and the folder may have another name by now.
+    """The diagnostics files of a study's trainings, by stage, as far as they exist in its folder."""
+    # A run is written STUDY/STAGE/RUN; the study's folder may have been renamed since.
     runs = {name: Path(stage["run"]).parts[1:] for name, stage in found["stages"].items() if stage["run"]}
     files = {name: folder.joinpath(*parts) / FILE for name, parts in runs.items()}
     return {name: file for name, file in files.items() if file.is_file()}
 
 
 def draw(files: Mapping[str, Path], out: Path, title: str = "trainings") -> None:
-    """Draw trainings into one file of two panels.
+    """Draw trainings into one file with two panels.
 
     Args:
-        files: by label a `diagnostics.jsonl`, of a run or kept. out: where to, ending in .svg or .png.
+        files: A `diagnostics.jsonl` for each label.
+        out: Where to draw, ending in .svg or .png.
+        title: What stands below the panels.
 
     Raises:
-        UserError: a file is none, matplotlib is not installed, or nothing can be written.
+        UserError: A file is not a training's, matplotlib is not installed, or nothing can be written.
     """
     drawing.check(out)
     lines = {label: _lines(path) for label, path in files.items()}
@@ -44,7 +46,7 @@ def draw(files: Mapping[str, Path], out: Path, title: str = "trainings") -> None
         )
         right = _curve(every, "eval_first_token_accuracy")
         rights.plot(*right, color=colour, linewidth=1.2, marker=".", markersize=3)
-    # An imitation of great weight would leave the evaluations a line at the bottom.
+    # An imitation of great weight would squeeze the evaluations into a line at the bottom.
     evaluated = [value for every in lines.values() for value in _curve(every, "eval_loss")[1]]
     highest = max(filter(math.isfinite, evaluated), default=0.0)
     if highest > 0:
@@ -70,7 +72,7 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             found.append({**line, "step": int(line["step"])})
         except (ValueError, TypeError, KeyError) as error:
             if at == len(texts) - 1:
-                break  # half a line of a training that goes on, or left by a kill
+                break  # half a line: the training is under way, or was killed
             raise UserError(
                 f"report: {path}, line {at + 1}: found no step, expected the {FILE} of a training."
             ) from error
