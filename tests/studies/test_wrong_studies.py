@@ -172,7 +172,7 @@ WRONG_FITS = {
     "a setting of the wire": ({"wire": {"layout": "txt"}}, r"stages\.w\.wire\.layout: found 'txt', expected"),
     "settings of the wire that do not go together": (
         {"wire": {"layout": "only"}},
-        r"stages\.w\.wire: layout: found only beside",
+        r"stages\.w\.wire: layout: found only with",
     ),
     "settings of a translator that do not go together": (
         {"wire": {"encoder": {"kind": "source", "translator": {"kind": "dit", "hidden": 10}}}},

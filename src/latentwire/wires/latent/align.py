@@ -1,4 +1,4 @@
-"""Tokens of one model matched to those of another by the characters that they stand for."""
+"""Tokens of one model matched to tokens of another by the characters that they stand for."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.reader import Tokenizes
 
 REMEMBERED = 65_536
-"""Contexts whose tokens are kept: a training meets each of them several times."""
+"""How many contexts' tokens are kept: a training reads each context several times."""
 LONG = 4_096
-"""Characters. Of longer contexts only the last `FEW` are kept, those of a step being read and of the next."""
+"""Characters. Of longer contexts only the last `FEW` are kept: those of this step and of the next."""
 FEW = 512
 
 Spans = npt.NDArray[np.int32]
@@ -29,7 +29,7 @@ Marked = Callable[[str], tuple[list[int], Spans]]
 
 
 def marked(prompt_format: PromptFormat, lm: Tokenizes) -> Marked:
-    """What gives a context's token ids, with what stands before it, and their spans; see `PromptFormat.spans`."""
+    """A cached `PromptFormat.spans`: a function from a context to its token ids and their character spans."""
 
     def spans(context: str) -> tuple[Numbers, Spans]:
         ids, found = prompt_format.spans(context, lm)
@@ -45,7 +45,7 @@ def marked(prompt_format: PromptFormat, lm: Tokenizes) -> Marked:
 
 
 def remembered(prompt_format: PromptFormat, lm: Tokenizes) -> Callable[[str], list[int]]:
-    """`PromptFormat.before` of contexts that are met again."""
+    """A cached `PromptFormat.before`: a function from a context to its token ids."""
     kept = _kept(lambda context: np.array(prompt_format.before(context, lm), dtype=np.int32))
     return lambda context: list(kept(context).tolist())
 
@@ -56,12 +56,17 @@ def _kept(make: Callable[[str], Made]) -> Callable[[str], Made]:
 
 
 def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.device, multiple: int = 1) -> Tensor:
-    """`(B, T, S)`: each of T wanted tokens as a mixture of S found ones, by how many characters they share.
+    """Each wanted token as a mixture of found tokens, by how many characters they share.
 
-    Both are padded to a multiple of columns.
+    A wanted token that shares no character with any found one (BOS, a line break that only one tokenizer writes)
+    is the last found token that ends no later than it begins, or else the first.
 
-    One that shares no character with any (BOS, a line break that only one tokenizer writes) is the last found one
-    that ends no later than it begins, or else the first. Rows of padding are zero.
+    Args:
+        wanted: spans of T tokens of each context. found: spans of S tokens of each context.
+        multiple: T and S are padded to a multiple of this.
+
+    Returns:
+        `(B, T, S)`; rows of padding are zero.
     """
     wanted_at, wanted_valid = _padded(wanted, device, multiple)
     found_at, found_valid = _padded(found, device, multiple)
@@ -77,7 +82,7 @@ def overlaps(wanted: Sequence[Spans], found: Sequence[Spans], device: torch.devi
 
 
 def _padded(rows: Sequence[Spans], device: torch.device, multiple: int) -> tuple[Tensor, Tensor]:
-    """Spans `(B, T, 2)` and which of them are no padding, `(B, T)`."""
+    """Spans `(B, T, 2)`, and which of them are no padding `(B, T)`."""
     lengths = [len(row) for row in rows]
     width = rounded(max(lengths), multiple)
     spans = np.zeros((len(rows), width, 2), dtype=np.int64)

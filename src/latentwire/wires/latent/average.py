@@ -1,4 +1,4 @@
-"""The average latents of a sample of contexts: what is the same about all messages, and of none in particular."""
+"""`Average`: the average latents of a sample of contexts, which say what all messages have in common."""
 
 from __future__ import annotations
 
@@ -16,12 +16,14 @@ _AT_ONCE = 16
 
 @dataclass(frozen=True, eq=False)
 class Average:
-    """Sums over a sample, latent by latent: the first of every context, the second, and so on.
+    """Sums over a sample of contexts, place by place: of all first latents, of all second ones, and so on.
 
-    A place of its own for each, because the first ones (an attention sink) are like no other.
+    Each place has a sum of its own because the first latents (an attention sink) are unlike the others.
 
-    contexts: the sample. sums: one a tensor of `Latents`, `(M, D)` or `(H, M, D)`. counts: `(M,)`, how many
-    contexts have that many latents.
+    Attributes:
+        contexts: the sample.
+        sums: one for each tensor of `Latents`, `(M, D)` or `(H, M, D)`.
+        counts: `(M,)`, how many contexts have a latent in each place.
     """
 
     contexts: frozenset[str]
@@ -30,10 +32,10 @@ class Average:
 
     @classmethod
     def of(cls, encode: Callable[[Sequence[str]], Latents], contexts: Sequence[str]) -> Average:
-        """Of the latents that `encode` makes of `contexts`.
+        """The average of the latents that `encode` makes of `contexts`.
 
         Raises:
-            UserError: fewer than two different contexts; for one there would be no other to average.
+            UserError: fewer than two different contexts, so that a context would have no other to average.
         """
         sample = list(dict.fromkeys(contexts))
         if len(sample) < 2:
@@ -41,7 +43,7 @@ class Average:
         whole: Average | None = None
         for start in range(0, len(sample), _AT_ONCE):
             part = encode(sample[start : start + _AT_ONCE])
-            sums = tuple((each * _mask(part.valid, each)).sum(0) for each in part.tensors)
+            sums = tuple((tensor * _mask(part.valid, tensor)).sum(0) for tensor in part.tensors)
             counts = part.valid.sum(0)
             if whole is not None:
                 width = max(len(counts), len(whole.counts))
@@ -52,13 +54,14 @@ class Average:
         return whole
 
     def instead_of(self, latents: Latents, contexts: Sequence[str], out: Latents) -> Latents:
-        """Control: as many latents, each the average of those in its place in the sample's other contexts.
+        """Control: as many latents, each the average of the latents in its place in the sample's other contexts.
 
-        Places that no other context reaches hold the last average that there is.
+        Places that no other context reaches hold the last average.
 
         Args:
-            contexts: for each of the latents the context that is left out, if it is one of the sample.
-            out: its latents.
+            latents: of B contexts.
+            contexts: B contexts that are left out of the averages, where they are in the sample.
+            out: the latents of those.
         """
         width = max(len(self.counts), out.valid.shape[1])
         own = torch.tensor([[context in self.contexts] for context in contexts], device=out.valid.device)
@@ -80,5 +83,5 @@ def _mask(of: Tensor, like: Tensor) -> Tensor:
 
 
 def _wide(each: Tensor, width: int) -> Tensor:
-    """With zeros behind its last place but one, up to `width`."""
+    """With zeros appended to the last dimension but one, up to `width`."""
     return torch.nn.functional.pad(each, (0, 0, 0, width - each.shape[-2]))

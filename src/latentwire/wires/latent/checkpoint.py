@@ -19,13 +19,15 @@ CONFIG, WEIGHTS = "wire.json", "wire.safetensors"
 
 
 def write(folder: Path, config: BaseModel, pieces: Mapping[str, Tensor], dtype: torch.dtype | None = None) -> None:
-    """Write a wire; the folder appears only once it reads back equal, in place of what was there.
+    """Write a wire. The folder appears, in place of what was there, only once it reads back equal.
 
     Args:
+        config: the wire's configuration. pieces: its trained tensors, by name.
         dtype: what numbers are rounded to; None keeps them as they are.
 
     Raises:
-        UserError: a piece is not finite. RuntimeError: what was read back is not what was written.
+        UserError: a piece is not finite.
+        RuntimeError: what was read back is not what was written.
     """
     tensors = {name: each.detach().to("cpu", dtype or each.dtype).contiguous() for name, each in pieces.items()}
     for name, each in tensors.items():
@@ -42,7 +44,11 @@ def write(folder: Path, config: BaseModel, pieces: Mapping[str, Tensor], dtype: 
 
 
 def read(folder: Path) -> dict[str, Tensor]:
-    """All pieces in a wire's folder. Raises `UserError` where there are none that can be read."""
+    """All pieces in a wire's folder.
+
+    Raises:
+        UserError: the file is missing or damaged.
+    """
     try:
         return load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -50,10 +56,10 @@ def read(folder: Path) -> dict[str, Tensor]:
 
 
 def check(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
-    """Compare what a folder holds with what a wire has places for.
+    """Compare the pieces in a folder with those that a wire expects.
 
     Raises:
-        UserError: a piece is missing, is one too many, has another shape, or is not finite.
+        UserError: a piece is missing, unexpected, of another shape, or not finite.
     """
     for name, each in wanted.items():
         if name not in found:

@@ -1,4 +1,4 @@
-"""A draft: what a source writes behind a context before it is asked what it holds."""
+"""Drafts: what a source writes after a context before its states are taken."""
 
 from __future__ import annotations
 
@@ -15,15 +15,17 @@ from latentwire.wires.latent.align import REMEMBERED
 from latentwire.wires.latent.encoders.encoder import EncoderConfig
 
 STOP = "\nQuestion:"
-"""Where a model that was grown on questions would go on with the next one."""
+"""Where a model that was trained on questions would begin the next one."""
 
 
 class Drafting(EncoderConfig):
-    """Settings of an encoder whose source may write first.
+    """The configuration of an encoder whose source may write before its states are taken.
 
-    draft: the source goes on behind its context, greedily and as it is, without adapters, for up to `draft_tokens`
-        tokens; latents are made of the context with what it wrote. Where the whole prompt is carried, that is its
-        own answer to the question (Interlat, 2511.09149; LatentMAS, 2511.20639).
+    Attributes:
+        draft: the source continues its context greedily, without adapters, for up to `draft_tokens` tokens;
+            latents are made of the context and what it wrote. Where the whole prompt is carried, that is the
+            source's own answer to the question (Interlat, 2511.09149; LatentMAS, 2511.20639).
+        draft_tokens: the limit.
     """
 
     draft: bool = False
@@ -38,9 +40,10 @@ class Drafting(EncoderConfig):
 
 
 class Drafts:
-    """Contexts with their drafts of at most so many tokens, or as they are where that is 0.
+    """Contexts with their drafts; with a limit of 0 tokens, the contexts as they are.
 
-    keeps: those of contexts that are met again, as in training.
+    Attributes:
+        keeps: drafts are kept for the next time a context is read, as in training.
     """
 
     def __init__(self, lm: LM, tokens: int) -> None:
@@ -53,26 +56,26 @@ class Drafts:
         return self._tokens > 0
 
     def __call__(self, contexts: Sequence[str]) -> Sequence[str]:
-        """Each context with the anchor and what the source wrote behind it; one never depends on another."""
+        """Each context with the anchor and what the source wrote after it; one never depends on another."""
         if not self:
             return contexts
-        left = [each for each in dict.fromkeys(contexts) if each not in self._kept]
-        new = dict(zip(left, self._written(left) if left else [], strict=True))
-        drafted = [each + (new[each] if each in new else self._kept[each]) for each in contexts]
+        unread = [context for context in dict.fromkeys(contexts) if context not in self._kept]
+        new = dict(zip(unread, self._written(unread) if unread else [], strict=True))
+        drafted = [context + (new[context] if context in new else self._kept[context]) for context in contexts]
         if self.keeps:
             self._kept |= new
-            for each in list(islice(self._kept, max(0, len(self._kept) - REMEMBERED))):
-                del self._kept[each]
+            for context in list(islice(self._kept, max(0, len(self._kept) - REMEMBERED))):
+                del self._kept[context]
         return drafted
 
     @torch.no_grad()
     def _written(self, contexts: Sequence[str]) -> list[str]:
-        """What stands behind each context: the anchor and the draft."""
+        """What follows each context: the anchor and the draft."""
         lm, how = self._lm, Decoding(max_new_tokens=self._tokens, stop=(STOP,))
         ending = lm.format.ending(lm)
-        rows = [[*lm.format.before(each, lm), *ending] for each in contexts]
-        # In the model's own numbers also while something else is trained: a reader gets the same draft later.
+        rows = [[*lm.format.before(context, lm), *ending] for context in contexts]
+        # Without autocast also during training: later the reader gets the same draft.
         with torch.autocast(lm.device.type, enabled=False):
-            said = lm.generate(lm.prefill(Prefix.of_tokens(rows, device=lm.device)), how)
+            drafts = lm.generate(lm.prefill(Prefix.of_tokens(rows, device=lm.device)), how)
         anchor = str(lm.tokenizer.decode(ending))
-        return [f"{anchor}{text.text}" for text in said]
+        return [f"{anchor}{draft.text}" for draft in drafts]

@@ -1,4 +1,4 @@
-"""Fingerprints of frozen weights: a wire is trained for these and no others."""
+"""Fingerprints of frozen weights: a wire only fits the weights that it was trained with."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from latentwire.lm.model import LM
 
 
 def fingerprint(lm: LM) -> str:
-    """Of a model's weights, as bfloat16 holds them: the same in whatever precision they were loaded."""
+    """The fingerprint of a model's weights in bfloat16, the same in whatever precision they were loaded."""
     return of_module(lm.model)
 
 
 def of_module(module: nn.Module) -> str:
-    """SHA-256 of all weights and buffers that a module saves, by name, as bfloat16 holds them."""
+    """SHA-256 of all weights and buffers that a module saves, by name, in bfloat16."""
     digest = hashlib.sha256()
     for name, each in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -28,10 +28,10 @@ def of_module(module: nn.Module) -> str:
 
 
 class Fingerprints:
-    """Of the frozen models that a wire stands on, each computed once and only when asked for.
+    """Fingerprints of the frozen models that a wire uses, each computed once, when it is first needed.
 
     Args:
-        models: by name, what computes a fingerprint.
+        models: by name, a function that computes the fingerprint.
     """
 
     def __init__(self, models: Mapping[str, Callable[[], str]]) -> None:
@@ -44,12 +44,16 @@ class Fingerprints:
         return self._found[name]
 
     def filled(self, known: Mapping[str, str] | None) -> dict[str, str]:
-        """`known`, and what it lacks of these models."""
+        """`known`, with the fingerprints of the models that it lacks."""
         known = known or {}
         return {**{name: self.of(name) for name in self._models if name not in known}, **known}
 
     def check(self, folder: Path, expected: Mapping[str, str] | None) -> None:
-        """Raise a `UserError` if a model that is here has other weights than a wire was trained with."""
+        """Compare the loaded models' weights with those that a wire was trained with.
+
+        Raises:
+            UserError: a model has other weights.
+        """
         for name in self._models.keys() & (expected or {}).keys():
             wanted = (expected or {})[name]
             if self.of(name) != wanted:

@@ -1,4 +1,4 @@
-"""What a latent wire is made of, as a study's YAML writes it."""
+"""`LatentConfig`: what a latent wire is made of, as a study's YAML writes it."""
 
 from __future__ import annotations
 
@@ -25,20 +25,25 @@ def _native() -> dict[str, AdapterKind]:
 class LatentConfig(BaseModel):
     """What a latent wire is made of.
 
-    source: the encoder's model, and its device. adapters: by reader, the models that read the wire
-        (`embedded:heron`, a folder, a hub id). fingerprints: of the weights that the wire was trained with, by
-        model; None before. formats: the prompt formats that it was trained with, by model; None before.
-    width: of a latent as it crosses, made by a linear map of all that the encoder gives; None sends that itself.
-    refiner: layers in which latents, being vectors, see each other before they cross.
-    private: so many of a context's latents are each reader's own; the rest is seen by all.
-    carry: what is encoded: the `context` alone, or the whole `prompt`, context and question as the readers' format
-        words them, without the anchor. Then every question has a message of its own, which every table says.
-    layout: what a reader gets beside the latents: the `question`; the context's `text` too, behind the latents;
-        or the anchor `only`. Where none is set, a training may choose (`training.fit.layout`), else `question`.
-    positions: where latents stand for the reader: `spread` over the source's span, with the question behind all
-        of it (EPL, 2409.14364), or `contiguous`, with what follows right behind them; None is `contiguous` where
-        text follows and `spread` elsewhere.
-    bos_after_anchor: whether a reader's BOS token stands between the anchor and the answer.
+    Attributes:
+        source: the encoder's model, on whose device the encoder runs.
+        encoder: how a context becomes latents.
+        adapters: what makes the latents readable, by the name of the reader (`embedded:heron`, a folder, a hub
+            id).
+        width: of a latent as it crosses, made by a linear map of all that the encoder gives; None sends that
+            itself.
+        refiner: layers in which latents, being vectors, see each other before they cross.
+        private: how many of a context's latents belong to each reader alone; all readers see the rest.
+        carry: what is encoded: the `context` alone, or the whole `prompt`, context and question as the reader's
+            format words them, without the anchor. Then each question has its own message, and every table says so.
+        layout: what a reader reads beside the latents: the `question`; the context's `text` too, after the
+            latents; or the anchor `only`. None lets a training choose, and is `question` where none does.
+        positions: where latents stand for the reader: `spread` over the source's span, with the question after all
+            of it (EPL, 2409.14364), or `contiguous`, with what follows right after them. None is `contiguous`
+            where text follows and `spread` elsewhere.
+        bos_after_anchor: whether a reader's BOS token stands between the anchor and the answer.
+        fingerprints: of the weights that the wire was trained with, by model; None before training.
+        formats: the prompt formats that it was trained with, by model; None before training.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -58,23 +63,23 @@ class LatentConfig(BaseModel):
 
     @property
     def shown(self) -> Layout:
-        """The layout: `question` where none is set."""
+        """The layout in use: `question` where none is set."""
         return self.layout or "question"
 
     @property
     def spread(self) -> bool:
-        """Whether latents stand over the source's span."""
+        """Whether latents are spread over the source's span."""
         return self.positions != "contiguous" and self.layout != "text"
 
     @model_validator(mode="after")
     def _layout_can_be_read(self) -> LatentConfig:
         if self.layout == "only" and self.carry == "context":
             raise ValueError(
-                "layout: found only beside carry: context, expected carry: prompt, since nobody would be told "
-                "the question"
+                "layout: found only with carry: context, expected carry: prompt, since no reader would see the "
+                "question"
             )
         if self.layout == "text" and self.positions == "spread":
-            raise ValueError("positions: found spread under layout text, expected contiguous, since text follows")
+            raise ValueError("positions: found spread with layout: text, expected contiguous, since text follows")
         return self
 
     @model_validator(mode="after")
@@ -109,7 +114,15 @@ class LatentConfig(BaseModel):
 
 
 def read_config(folder: Path) -> LatentConfig:
-    """The configuration of a saved wire. Raises `UserError` where there is none that can be read."""
+    """The configuration of a saved wire.
+
+    Raises:
+        UserError: the folder has none that can be read.
+
+    Example:
+        >>> read_config(Path("my-wire")).encoder.kind
+        'self'
+    """
     try:
         return LatentConfig.model_validate_json((folder / CONFIG).read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:

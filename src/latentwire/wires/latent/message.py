@@ -1,4 +1,4 @@
-"""`Latents`: what a latent wire sends."""
+"""`Latents`: what a latent wire sends, and two controls of it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 from latentwire.wires.wire import Message
 
 BYTES_PER_NUMBER = 2
-"""Latents cross in bfloat16 unless they are quantized."""
+"""Latents cross in bfloat16, unless they are quantized."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -94,14 +94,14 @@ def _heads(each: Tensor) -> int:
 
 
 def zero(latents: Latents) -> Latents:
-    """Control: as many latents, every number zero."""
+    """Control: as many latents, all numbers zero."""
     return latents.with_tensors(tuple(torch.zeros_like(each) for each in latents.tensors))
 
 
 def quantize(latents: Latents, bits: int) -> Latents:
-    """Numbers rounded to `bits` bits, symmetrically, with one bf16 scale a latent and tensor (a head's, for keys).
+    """Latents rounded symmetrically to `bits` bits, with one bfloat16 scale for each vector of a latent.
 
-    `bits` of the result counts the scales.
+    `bits` of the result counts the scales too.
     """
     top = 2 ** (bits - 1) - 1
     rounded, numbers, scales = [], 0, 0

@@ -1,4 +1,4 @@
-"""The trained part of a latent wire: one encoder, and an adapter for each reader."""
+"""`LatentModules`: the trained part of a latent wire, one encoder and an adapter for each reader."""
 
 from __future__ import annotations
 
@@ -28,17 +28,23 @@ __all__ = ["CONFIG", "WEIGHTS", "LatentConfig", "LatentModules", "fingerprint", 
 
 
 class LatentModules(nn.Module):
-    """Encoder and adapters of a wire.
+    """The encoder and the adapters of a wire.
 
-    Every parameter in it that wants a gradient when it is made is a piece of the wire: `save` writes all pieces
-    and `restore` wants all of them back, whatever is frozen in between.
+    Every parameter that requires a gradient when the wire is built is a piece of the wire: `save` writes all
+    pieces and `restore` expects all of them, whatever is frozen in between.
 
     Args:
-        readers: the models that read, by the names in `config.adapters`; those missing get no adapter.
+        config: what the wire is made of.
+        readers: the models that read, by their names in `config.adapters`; readers left out get no adapter.
         source: the encoder's model.
 
     Raises:
-        UserError: an adapter or a refiner that cannot read what the encoder gives.
+        UserError: an adapter or the refiner cannot read what the encoder gives.
+
+    Example:
+        >>> modules = LatentModules(LatentConfig(), {lm.name: lm}, lm)
+        >>> latents = modules(["Ada lives in the old town."])
+        >>> modules.save(Path("my-wire"))
     """
 
     def __init__(self, config: LatentConfig, readers: Mapping[str, LM], source: LM) -> None:
@@ -58,13 +64,13 @@ class LatentModules(nn.Module):
         with torch.no_grad():
             for name, lm in readers.items():
                 self.deliver(sample, name, OwnText.of([lm.format.before(SAMPLE, lm)], lm))
-        self._pieces = [name for name, each in self.named_parameters() if each.requires_grad]
+        self._pieces = [name for name, weight in self.named_parameters() if weight.requires_grad]
         self._kept: Collection[str] = ()
         self._absent: dict[str, Tensor] = {}
         models: dict[str, Callable[[], str]] = {
             name: partial(fingerprint, lm) for name, lm in {source.name: source, **readers}.items()
         }
-        models |= {f"encoder {name}": each for name, each in self.encoder.frozen.items()}
+        models |= {f"encoder {name}": digest for name, digest in self.encoder.frozen.items()}
         self._fingerprints = Fingerprints(models)
         self._known = dict(config.fingerprints or {})
         self._formats = {name: lm.format for name, lm in {source.name: source, **readers}.items()}
@@ -72,11 +78,12 @@ class LatentModules(nn.Module):
         self._rounded = False
 
     def forward(self, contexts: Sequence[str]) -> Latents:
+        """The latents of B contexts, as they cross the wire."""
         latents: Latents = self.refine(self.encoder(contexts))
         return latents
 
     def _align(self, readers: Mapping[str, LM]) -> None:
-        """Let an encoder that counts another model's tokens see them as that model's prompts begin."""
+        """Let an encoder that counts another model's tokens count them in that model's prompt format."""
         name = self.config.encoder.counts_tokens_of
         if name is None:
             return
@@ -89,18 +96,20 @@ class LatentModules(nn.Module):
         return cast(Adapter, self.adapters[key_of(reader)])
 
     def pad_to(self, multiple: int) -> None:
-        """Pad contexts to a multiple of columns, where the encoder reads them with a decoder."""
+        """Pad contexts to a multiple of this many columns, where the encoder reads them with a decoder."""
         self.encoder.multiple = multiple
 
     def ahead(self, contexts: Sequence[str]) -> None:
-        """Do for contexts that will be read soon what needs no model; another thread may."""
+        """Prepare contexts that will be read soon, without a model; may run in another thread."""
         self.encoder.ahead(contexts)
 
     def deliver(self, latents: Latents, reader: str, text: OwnText | None = None, gain: float = 1.0) -> Shared:
-        """What stands before any question about the latents' contexts, for one reader.
+        """What one reader reads before any question about the contexts.
 
         Args:
-            text: what the reader reads besides, under layout `text`; None gives the latents alone.
+            latents: of B contexts. reader: its name in the configuration.
+            text: the contexts as the reader's own tokens, which it reads too under layout `text`; None delivers
+                the latents alone.
             gain: a factor on soft tokens, and on the values of keys and values.
 
         Raises:
@@ -124,7 +133,11 @@ class LatentModules(nn.Module):
         return shared.followed(text.tokens, text.lm)
 
     def after_anchor(self, lm: LM) -> list[int]:
-        """Token ids between the anchor and an answer. Raises `UserError` where a BOS is asked for and lacking."""
+        """Token ids between the anchor and an answer: a BOS, or none.
+
+        Raises:
+            UserError: `bos_after_anchor` is set and the tokenizer has no BOS.
+        """
         if not self.config.bos_after_anchor:
             return []
         if lm.tokenizer.bos_token_id is None:
@@ -132,7 +145,7 @@ class LatentModules(nn.Module):
         return [int(lm.tokenizer.bos_token_id)]
 
     def _seen(self, latents: Latents, reader: str) -> Latents:
-        """Without the private latents of other readers."""
+        """The latents without those that are private to other readers."""
         if not self.config.private:
             return latents
         names = list(self.config.adapters)
@@ -140,7 +153,7 @@ class LatentModules(nn.Module):
         return columns(latents, seen.to(latents.valid.device))
 
     def _places(self, latents: Latents) -> tuple[Columns, Tensor]:
-        """Columns `(B, M)` of the latents for a reader, and the position `(B,)` of what stands behind them."""
+        """Columns `(B, M)` of the latents for a reader, and the position `(B,)` after them."""
         shared = torch.full_like(latents.positions, SHARED)
         if self.config.spread:
             return Columns.of(latents.valid, latents.positions, documents=shared), latents.length
@@ -148,21 +161,21 @@ class LatentModules(nn.Module):
         return Columns.of(latents.valid, (count - 1).clamp_min(0), documents=shared), count[:, -1]
 
     def add(self, name: str, module: nn.Module) -> None:
-        """Make what a module wants to learn a part of the wire, saved and restored with it."""
+        """Make the trainable parameters of a module pieces of the wire, saved and restored with it."""
         self.add_module(name, module)
-        self._pieces += [f"{name}.{key}" for key, each in module.named_parameters() if each.requires_grad]
+        self._pieces += [f"{name}.{key}" for key, weight in module.named_parameters() if weight.requires_grad]
 
     def pieces(self) -> dict[str, Tensor]:
-        """Everything that belongs to the wire, by name, whether it is being trained or not."""
-        found = dict(self.named_parameters())
-        return {name: found[name] for name in self._pieces}
+        """Every tensor that belongs to the wire, by name, whether it is being trained or not."""
+        parameters = dict(self.named_parameters())
+        return {name: parameters[name] for name in self._pieces}
 
     def trained(self) -> dict[str, Tensor]:
-        """What is being trained, by name."""
-        return {name: each for name, each in self.pieces().items() if each.requires_grad}
+        """The pieces that are being trained, by name."""
+        return {name: piece for name, piece in self.pieces().items() if piece.requires_grad}
 
     def freeze_all_but(self, reader: str) -> None:
-        """Train this reader's adapter alone: how a finished wire gets one more reader.
+        """Train this reader's adapter alone, which adds a reader to a finished wire.
 
         Raises:
             UserError: no such reader, or its adapter has nothing to train.
@@ -172,33 +185,35 @@ class LatentModules(nn.Module):
             raise UserError(
                 f"reader: found {reader!r}, expected a reader of this wire whose adapter can be trained."
             )
-        for name, each in self.pieces().items():
-            each.requires_grad_(name.startswith(own))
+        for name, piece in self.pieces().items():
+            piece.requires_grad_(name.startswith(own))
 
     def for_reading(self) -> LatentModules:
-        """This wire (not a copy), from now on for reading alone: adapters of a model of 16 bits are rounded to it.
+        """Prepare this wire, in place, for reading alone: low-rank adapters of a 16-bit model are rounded to 16
+        bits.
 
-        A rounded wire is not saved again: its folder holds what training left.
+        A rounded wire cannot be saved; its folder holds the trained weights.
         """
         self._rounded = self.encoder.round()
-        self.keep_drafts(False)  # what a draft costs is part of what encoding costs
+        self.keep_drafts(False)  # the cost of a draft is part of the cost of encoding
         return self.eval()
 
     def keep_drafts(self, keeps: bool) -> None:
-        """Whether drafts of contexts that are met again are kept, or written each time."""
+        """Whether the draft of a context is kept for the next time, or written each time."""
         self.encoder.keep_drafts(keeps)
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write all pieces and the configuration, with fingerprints of the frozen models.
 
-        Pieces of readers that are not here are written as `restore` found them.
+        Pieces of readers that are not loaded are written as `restore` read them.
 
         Args:
-            dtype: what numbers are rounded to, such as bfloat16 for a wire that ships.
+            folder: is created, or replaced as a whole.
+            dtype: what numbers are rounded to, such as bfloat16; None keeps them as they are.
 
         Raises:
-            UserError: a reader is not here and neither is its adapter, a piece is not finite, or pieces have been
-                rounded `for_reading`.
+            UserError: neither a reader nor its adapter is loaded, a piece is not finite, or pieces have been
+                rounded by `for_reading`.
         """
         if self._rounded:
             raise UserError(
@@ -213,33 +228,35 @@ class LatentModules(nn.Module):
         checkpoint.write(folder, config, {**self._absent, **self.pieces()}, dtype)
 
     def restore(self, folder: Path, *, new: Collection[str] = ()) -> None:
-        """Take all pieces from `folder`; those of readers that are not here are kept for `save`.
+        """Read all pieces from `folder`. Pieces of readers that are not loaded are kept for `save`.
 
         Args:
-            new: readers that the saved wire did not have, or with another adapter; theirs stay as they are.
+            new: readers that the saved wire does not have, or has with another adapter; their pieces stay as they
+                are.
 
         Raises:
-            UserError: a piece is missing, is one too many, has another shape, or is not finite; the wire was
-                trained for other weights than those here.
+            UserError: a piece is missing, unexpected, of another shape or not finite, or the wire was trained for
+                other weights than those of the loaded models.
         """
         known, new = read_config(folder), set(new)
         self._check_readers(folder, known, new)
         self._fingerprints.check(folder, known.fingerprints)
-        found, wanted = checkpoint.read(folder), self.pieces()
+        saved, wanted = checkpoint.read(folder), self.pieces()
         away = _prefixes(self._away())
-        absent = {name: found.pop(name) for name in list(found) if name.startswith(away)}
-        wanted = {name: each for name, each in wanted.items() if not name.startswith(_prefixes(new))}
+        absent = {name: saved.pop(name) for name in list(saved) if name.startswith(away)}
+        wanted = {name: piece for name, piece in wanted.items() if not name.startswith(_prefixes(new))}
         replaced = _prefixes(new & known.adapters.keys())
-        found = {name: each for name, each in found.items() if not name.startswith(replaced)}
-        checkpoint.check(folder, found, wanted)
+        saved = {name: piece for name, piece in saved.items() if not name.startswith(replaced)}
+        checkpoint.check(folder, saved, wanted)
         with torch.no_grad():
-            for name, each in wanted.items():
-                each.copy_(found[name])
+            for name, piece in wanted.items():
+                piece.copy_(saved[name])
         self._kept, self._absent = known.adapters.keys(), absent
         self._known = {**(known.fingerprints or {}), **self._known}
         self._known_formats = {**(known.formats or {}), **self._known_formats}
 
     def _away(self) -> list[str]:
+        """The configuration's readers that are not loaded."""
         return [name for name in self.config.adapters if key_of(name) not in self.adapters]
 
     def _check_readers(self, folder: Path, known: LatentConfig, new: Collection[str]) -> None:
@@ -251,7 +268,7 @@ class LatentModules(nn.Module):
         if new and known.private:
             raise UserError(
                 f"private: found a new reader for {folder}, expected a wire without private latents, "
-                "which are shared out once and for all."
+                "which are divided among its readers when it is trained."
             )
 
 
@@ -260,5 +277,5 @@ def _prefixes(readers: Collection[str]) -> tuple[str, ...]:
 
 
 def key_of(name: str) -> str:
-    """A reader's name as a module may be called: without a dot, and unlike any method of modules (`half`)."""
+    """A reader's name as the name of a submodule: without a dot, and unlike any method of modules (`half`)."""
     return "@" + name.replace(".", "·")

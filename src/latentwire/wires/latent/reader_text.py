@@ -1,6 +1,6 @@
-"""What a reader gets beside latents: the question, the text too, or the anchor only.
+"""What a reader reads beside latents: the question, the text too, or the anchor only.
 
-Training and evaluation both ask here, so that a wire is trained on what it is evaluated with.
+Training and evaluation both use these functions, so that a wire is trained on what it is evaluated with.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
 
 SAMPLE = "A few words."
-"""What a wire is tried on when it is built."""
+"""A context on which every wire is tried when it is built."""
 
 
 class Words(Tokenizes, Protocol):
-    """What words prompts and turns them into tokens."""
+    """A tokenizer with a prompt format."""
 
     @property
     def format(self) -> PromptFormat: ...
@@ -35,44 +35,54 @@ class Words(Tokenizes, Protocol):
 
 @dataclass(frozen=True, eq=False)
 class OwnText:
-    """B texts as a reader's own tokens. lm: the reader, as it reads the latents."""
+    """B texts as a reader's own tokens.
+
+    Attributes:
+        tokens: token ids `(B, T)` with their columns.
+        lm: the reader, as it reads the latents.
+    """
 
     tokens: Shared
     lm: LM
 
     @classmethod
     def of(cls, rows: Sequence[Sequence[int]], lm: LM) -> OwnText:
-        """From token ids."""
+        """From the token ids of each text."""
         return cls(Shared.of_tokens(rows, lm.device), lm)
 
 
 def asking(
     config: LatentConfig, prompts: Sequence[tuple[str, str]], lm: Words
 ) -> tuple[list[list[int]] | None, list[list[int]]]:
-    """Of prompts, each a context and a question, the token ids of the text beside latents and of what follows.
+    """Token ids of the text beside latents, and of what follows the latents, for each prompt.
 
-    None for the former where no text stands beside them. With the text they are the prompt's own tokens, as the
-    reader alone would read it; of a wire that carries whole prompts the question belongs to the text.
+    Args:
+        prompts: pairs of context and question.
+
+    Returns:
+        The texts, or None where the layout shows none, and what follows them. Together they are the prompt's own
+        tokens, as the reader alone would read them. Where the wire carries whole prompts, the question belongs to
+        the text.
 
     Raises:
         UserError: a prompt has no token, or no anchor where there is nothing else.
     """
     if config.shown == "text":
-        pairs = [lm.format.split(*each, lm, whole=config.carry == "prompt") for each in prompts]
-        return [text for text, _ in pairs], [behind for _, behind in pairs]
+        pairs = [lm.format.split(*prompt, lm, whole=config.carry == "prompt") for prompt in prompts]
+        return [text for text, _ in pairs], [rest for _, rest in pairs]
     if config.shown == "only":
         return None, [lm.format.ending(lm) for _ in prompts]
     return None, lm.format.behind_all([question for _, question in prompts], lm)
 
 
 def fused(adapter: Adapter, latents: Latents, text: OwnText, counted: Callable[[str], list[int]]) -> Shared:
-    """A text as keys and values of the reader's own, with latents added. Nothing flows into the reader's own.
+    """The reader's own keys and values of a text, with latents added; the former get no gradient.
 
     Args:
-        counted: the tokens of a text that the encoder makes latents of, one each.
+        counted: returns the tokens of a text, of which the encoder makes one latent each.
 
     Raises:
-        UserError: what is counted are not the tokens of the reader's prompts.
+        UserError: the counted tokens are not those of the reader's prompts.
     """
     lm = text.lm
     if counted(SAMPLE) != lm.format.before(SAMPLE, lm):

@@ -1,4 +1,4 @@
-"""What happens to latents behind the encoder: made smaller, refined, shared out among readers."""
+"""What happens to latents after the encoder: made narrower, refined, divided among readers."""
 
 from __future__ import annotations
 
@@ -14,7 +14,11 @@ from latentwire.wires.latent.transformer import Bidirectional
 
 
 class RefinerConfig(BaseModel):
-    """Configuration of the layers in which a context's latents see each other before they cross."""
+    """The configuration of `Refiner`: layers in which a context's latents see each other before they cross.
+
+    Attributes:
+        layers: how many. heads: attention heads of each. dropout: in training.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -24,14 +28,15 @@ class RefinerConfig(BaseModel):
 
 
 class Refiner(nn.Module):
-    """Latents made smaller, if a width is given, and refined, if a refiner is.
+    """Makes latents narrower, if a width is given, and refines them, if a refiner is configured.
 
     Args:
-        sample: latents as the encoder gives them. width: of the one vector that is made of all tensors of
-            a latent, by a linear map; None leaves them as they are.
+        sample: latents as the encoder gives them.
+        width: of the one vector that a linear map makes of all tensors of a latent; None leaves them as they are.
+        refiner: the configuration, or None.
 
     Raises:
-        UserError: a refiner for latents that are no vectors, or of a width its heads do not divide.
+        UserError: a refiner for latents that are no vectors, or of a width that its heads do not divide.
     """
 
     def __init__(self, sample: Latents, width: int | None, refiner: RefinerConfig | None) -> None:
@@ -59,7 +64,7 @@ class Refiner(nn.Module):
 
 
 def columns(latents: Latents, chosen: Tensor) -> Latents:
-    """The latents in these columns, `(N,)`, of every row."""
+    """The latents at these indices `(N,)`, of every row."""
     return replace(
         latents,
         valid=latents.valid[:, chosen],
@@ -72,9 +77,12 @@ def columns(latents: Latents, chosen: Tensor) -> Latents:
 
 
 def seen_by(reader: int, readers: int, private: int, count: int) -> Tensor:
-    """Which of `count` latents a reader sees: all but the `private` ones of each other reader.
+    """Indices of the latents that a reader sees: all of `count` but those private to other readers.
 
-    Private latents are spread over all of them, readers taking turns, so that each reader has its own everywhere.
+    Private latents are spread evenly, readers taking turns, so that each reader has some of its own everywhere.
+
+    Args:
+        reader: its number, of `readers`. private: how many latents each reader has for itself.
     """
     every = private * readers
     owned = [(2 * at + 1) * count // (2 * every) for at in range(every)]

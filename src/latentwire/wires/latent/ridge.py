@@ -1,4 +1,4 @@
-"""Ridge regression from a source's states to readers' own keys and values: where a bridge can begin."""
+"""Ridge regression from a source's states to readers' keys and values, from which a bridge can start."""
 
 from __future__ import annotations
 
@@ -23,7 +23,12 @@ _AT_ONCE = 8
 
 
 class Ridge(BaseModel):
-    """contexts: how many it looks at. penalty: added to every direction, as a share of a state's mean variance."""
+    """Settings of the regression.
+
+    Attributes:
+        contexts: how many contexts it uses.
+        penalty: added to every direction, as a share of the mean variance of a state.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -33,7 +38,7 @@ class Ridge(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class _Pieces:
-    """What holds a linear map: of the wire's translator, and by reader of the adapters."""
+    """The parts of a wire that can hold a linear map: its translator, and the adapters by reader."""
 
     source: SourceEncoder
     translator: MlpTranslator
@@ -44,19 +49,22 @@ class _Pieces:
 def begin(
     modules: LatentModules, readers: Mapping[str, LM], contexts: Sequence[str], settings: Ridge
 ) -> dict[str, float]:
-    """Make the wire the linear map that comes nearest to what its readers hold where its latents stand.
+    """Set the wire to the linear map that best predicts its readers' own keys and values from the source's states.
 
     Targets are keys (not rotated) and values at the reader's tokens that share characters with a latent's columns.
-    Where a latent is narrower than a state it keeps the directions that say most about the targets, channels of
-    which count alike (reduced-rank regression). Sums are kept in float64, `(S, K)` for S numbers a state and K of
-    all keys and values.
+    A latent that is narrower than a state keeps the directions that explain most of the targets, all channels of
+    which count alike (reduced-rank regression). Sums are kept in float64, `(S, K)` for states of width S and K
+    numbers of all keys and values.
+
+    Args:
+        contexts: to fit on; at most `settings.contexts` of them are used.
 
     Returns:
-        By reader, the share of its keys' and values' variance in `contexts` that the map explains, at the
+        By reader, the share of the variance of its keys and values in `contexts` that the map explains, at the
         translator's full width.
 
     Raises:
-        UserError: pieces that cannot hold a linear map.
+        UserError: the wire's pieces cannot hold a linear map.
     """
     pieces = _pieces(modules, readers)
     sums = _Sums()
@@ -67,7 +75,11 @@ def begin(
 
 
 def check(modules: LatentModules, readers: Mapping[str, LM]) -> None:
-    """Raise a `UserError` if the wire's pieces cannot hold a linear map."""
+    """Check that the wire's pieces can hold a linear map.
+
+    Raises:
+        UserError: they cannot.
+    """
     _pieces(modules, readers)
 
 
@@ -124,7 +136,7 @@ class _Sums:
 
 
 def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
-    """States `(N, S)` of the contexts' latents, and all readers' keys and values there, `(N, K)`."""
+    """States `(N, S)` of the contexts' latents, and all readers' keys and values `(N, K)` at the same places."""
     states = pieces.source.read(contexts).states
     assert states.weights is not None
     real = states.real
@@ -159,7 +171,7 @@ def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:
     axes = axes[:, power.argsort(descending=True)[:count]]
     down = torch.linalg.solve_triangular(lower.T, axes, upper=True) / size[:, None]
     up = (axes.T @ white) * spread
-    # What is left of a latent wider than a state stays as it was drawn, and is not heard at first.
+    # The rest of a latent wider than a state stays as initialised; at first no adapter reads it.
     skip.weight[:count] = down.T.to(skip.weight)
     skip.bias[:count] = -(mean @ down).to(skip.bias)
     torch.nn.init.zeros_(pieces.translator.outer.weight)
@@ -182,5 +194,5 @@ def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:
 
 
 def _root(variance: Tensor) -> Tensor:
-    """Deviations, 1 where a channel says the same always."""
+    """Deviations, 1 where a channel is constant."""
     return torch.where(variance > 1e-12 * variance.max(), variance.clamp_min(0), 1.0).sqrt()

@@ -1,4 +1,4 @@
-"""Which columns of an encoding become latents: every n-th, the mean of every n, or slots behind the text."""
+"""Which columns of an encoding become latents: every n-th, the mean of every n, or slots after the text."""
 
 from __future__ import annotations
 
@@ -19,9 +19,12 @@ class _Select(BaseModel):
 
 
 class _Groups(_Select):
-    """A latent for every `ratio` columns; the last of them may be of fewer.
+    """One latent for every `ratio` columns; the last one may have fewer columns.
 
-    keep_first: the first column too, alone: readers lean on it whatever it says (attention sink).
+    Attributes:
+        ratio: columns for each latent.
+        keep_first: the first column is a latent of its own: readers attend to it whatever it holds (attention
+            sink).
     """
 
     kind: Literal["anchors", "mean"]
@@ -40,12 +43,19 @@ class _Groups(_Select):
 
 
 class Anchors(_Groups):
-    """The last column of every `ratio` columns, having read all of them (SAC, 2510.08907)."""
+    """The last of every `ratio` columns, which has read the others (SAC, 2510.08907)."""
 
     kind: Literal["anchors"] = "anchors"
 
     def weights(self, valid: Tensor) -> Tensor:
-        """`(B, M, T)`: each latent as a mixture of columns, for columns `(B, T)` padded on the right."""
+        """Each latent as a mixture of columns.
+
+        Args:
+            valid: `(B, T)`, columns that are no padding, which is on the right.
+
+        Returns:
+            `(B, M, T)`; the row of a latent that a context does not have is zero.
+        """
         length = valid.sum(1)
         first, groups = self._groups(valid.shape[1])
         ends = (torch.arange(1, groups + 1, device=valid.device) * self.ratio + first)[None].expand(len(valid), -1)
@@ -78,7 +88,7 @@ class Mean(_Groups):
 
 
 class LearnedSlots(_Select):
-    """`slots` learned tokens behind the text, as many whatever its length (ICAE; 500xCompressor)."""
+    """`slots` learned tokens after the text, the same number for every length (ICAE; 500xCompressor)."""
 
     kind: Literal["slots"] = "slots"
     slots: int = Field(default=32, ge=1)
@@ -94,6 +104,6 @@ Select = Annotated[Anchors | Mean | LearnedSlots, Field(discriminator="kind")]
 
 
 def spread(length: Tensor, count: int) -> Tensor:
-    """`(B, count)`: positions evenly over sources of `length` `(B,)` tokens, inside them (EPL, 2409.14364)."""
+    """Positions `(B, count)`, evenly inside sources of `length` `(B,)` tokens (EPL, 2409.14364)."""
     halves = 2 * torch.arange(count, device=length.device) + 1
     return (halves * length[:, None]).div(2 * count, rounding_mode="floor")

@@ -1,8 +1,8 @@
-"""Readers that have learned along with a wire: adapters in a twin, so that the reader itself stays what it was.
+"""Readers that were trained with a wire: their adapters are in a twin, so that the reader itself does not change.
 
 The twin shares every weight with the reader. Toggling adapters in one module between the passes of a step gives
-wrong gradients (`lm.model.LM.twin`); here the teacher is the reader, the student its twin, and whoever reads over
-another wire reads with the reader.
+wrong gradients (`lm.model.LM.twin`). Here the teacher is the reader, the student is its twin, and arms over other
+wires use the reader.
 """
 
 from __future__ import annotations
@@ -28,7 +28,13 @@ FILE = "readers.json"
 
 
 class ReaderConfig(BaseModel):
-    """What readers learn. prefix: virtual tokens of prefix tuning. without: the readers that learn nothing."""
+    """What readers learn along with a wire.
+
+    Attributes:
+        lora: low-rank adapters, or None.
+        prefix: how many virtual tokens of prefix tuning, or None.
+        without: the readers that learn nothing.
+    """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -42,7 +48,7 @@ class ReaderConfig(BaseModel):
 
 
 class TrainedReader(nn.Module):
-    """What one reader has learned; `lm` is the reader with it."""
+    """What one reader learns. `lm` is the twin that reads with it."""
 
     def __init__(self, lm: LM, config: ReaderConfig) -> None:
         super().__init__()
@@ -53,9 +59,10 @@ class TrainedReader(nn.Module):
 
 
 def attach(modules: LatentModules, readers: Mapping[str, LM], config: ReaderConfig) -> dict[str, LM]:
-    """Make pieces of the readers a part of the wire, saved and restored with it; returns the readers with them.
+    """Add what readers learn to the wire's pieces, saved and restored with it.
 
-    Those that learn nothing are returned as they are.
+    Returns:
+        The readers by name, as twins that read with what they learn; a reader that learns nothing as it is.
     """
     learning = {} if config.nothing else {n: lm for n, lm in readers.items() if n not in config.without}
     made = {name: TrainedReader(lm, config) for name, lm in learning.items()}
@@ -67,13 +74,17 @@ def attach(modules: LatentModules, readers: Mapping[str, LM], config: ReaderConf
 def save(modules: LatentModules, config: ReaderConfig, folder: Path) -> None:
     """Write the wire with all its pieces."""
     modules.save(folder)
-    # Behind the weights: killed in between, the folder holds pieces that nothing has a place for, and is refused.
+    # After the weights: a kill between the two leaves pieces that no wire expects, and the folder is refused.
     if not config.nothing:
         write_atomically(folder / FILE, json.dumps(config.model_dump(mode="json"), indent=1) + "\n")
 
 
 def saved(folder: Path) -> ReaderConfig:
-    """What the readers of a saved wire have learned. Raises `UserError` if the file is damaged."""
+    """What the readers of a saved wire have learned.
+
+    Raises:
+        UserError: the file is damaged.
+    """
     try:
         return ReaderConfig.model_validate_json((folder / FILE).read_text())
     except FileNotFoundError:
@@ -85,13 +96,16 @@ def saved(folder: Path) -> ReaderConfig:
 def restore(
     modules: LatentModules, readers: Mapping[str, LM], folder: Path, *, new: Collection[str] = ()
 ) -> dict[str, LM]:
-    """Restore a wire with what its readers have learned; returns the readers with it.
+    """Restore a wire and what its readers have learned.
 
     Args:
-        new: readers that the saved wire did not have; what they learn begins anew.
+        new: readers that the saved wire does not have; what they learn begins anew.
+
+    Returns:
+        The readers, as `attach` returns them.
 
     Raises:
-        UserError: a piece is missing, or one too many.
+        UserError: a piece is missing or unexpected.
     """
     found = attach(modules, readers, saved(folder))
     modules.restore(folder, new=new)
@@ -100,7 +114,7 @@ def restore(
 
 @torch.no_grad()
 def _prefix(lm: LM, tokens: int) -> PrefixTuning:
-    """Begins as keys and values that the reader itself makes of random tokens (Li and Liang, 2101.00190, 7.4)."""
+    """A prefix that begins as the reader's keys and values of random tokens (Li and Liang, 2101.00190, 7.4)."""
     ids = torch.randint(lm.embeddings().shape[0], (1, tokens))
     prefix = Prefix.of_tokens(ids.tolist(), device=lm.device)
     tap = Tap()

@@ -1,4 +1,4 @@
-"""A small transformer that reads in both directions: of the `bytes` encoder, and the refiner of latents."""
+"""A small bidirectional transformer, for the `bytes` encoder and for the refiner of latents."""
 
 from __future__ import annotations
 
@@ -8,9 +8,10 @@ from latentwire.lm.masks.safe_gradients import safe_gradients
 
 
 class Bidirectional(nn.Module):
-    """Layers of PyTorch's own kind, normalised before each part, four times as wide inside.
+    """PyTorch's own pre-norm encoder layers, with an MLP four times as wide.
 
-    heads: divide `width`.
+    Args:
+        width: of the states, a multiple of `heads`.
     """
 
     def __init__(self, width: int, layers: int, heads: int, dropout: float = 0.0) -> None:
@@ -24,16 +25,16 @@ class Bidirectional(nn.Module):
         )
 
     def forward(self, content: Tensor, valid: Tensor) -> Tensor:
-        """`(B, T, width)` of as much; columns that are not `valid` `(B, T)` are seen by none."""
+        """States `(B, T, width)` of content `(B, T, width)`; no column sees one that is not `valid` `(B, T)`."""
         hidden = ~valid
-        hidden[:, 0] = False  # a softmax over nothing is not a number
+        hidden[:, 0] = False  # a softmax over nothing is NaN
         with safe_gradients():
             for layer in self.layers:
                 content = layer(content, src_key_padding_mask=hidden)
         return content
 
     def begin_as_identity(self) -> None:
-        """Zero what every layer adds, so that at first it changes nothing."""
+        """Zero what every layer adds, so that at first the transformer changes nothing."""
         for layer in self.layers:
             assert isinstance(layer, nn.TransformerEncoderLayer)
             for last in (layer.self_attn.out_proj, layer.linear2):

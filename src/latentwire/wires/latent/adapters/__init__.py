@@ -1,8 +1,8 @@
 """Adapters: what makes latents readable for one model. Each reader of a wire has its own.
 
 An adapter turns `Latents` into `Delivered`: soft tokens in the reader's input, keys and values of all its layers,
-or both. `FuseConfig` changes the keys and values that the reader has of the text itself. A new one is a file and a
-line in `AdapterKind`.
+or both. `FuseConfig` changes the keys and values that the reader has of the text itself. A new adapter is a file
+and a line in `AdapterKind`; from outside, `kind: package.module:Class`.
 """
 
 from typing import Annotated

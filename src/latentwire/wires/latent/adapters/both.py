@@ -1,4 +1,4 @@
-"""Two carriers at once: soft tokens in the input, and keys and values before them."""
+"""The `both` adapter: soft tokens in the input, and keys and values before them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,11 @@ from latentwire.wires.latent.message import Latents
 
 
 class BothConfig(AdapterConfig):
-    """Each latent as a soft token and as keys and values, at one position; the tokens see the keys."""
+    """Each latent as a soft token and as keys and values at the same position; the tokens see the keys.
+
+    Attributes:
+        embeddings: makes the soft tokens. prefix: makes the keys and values.
+    """
 
     kind: Literal["both"] = "both"
     embeddings: EmbeddingsConfig = EmbeddingsConfig()

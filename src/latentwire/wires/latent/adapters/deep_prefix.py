@@ -1,4 +1,4 @@
-"""Keys and values of every layer of a reader, made from latents of any width."""
+"""The `deep_prefix` adapter: keys and values of every layer of a reader, made from latents of any width."""
 
 from __future__ import annotations
 
@@ -21,14 +21,16 @@ CALIBRATION = (
     "Where is the library? It stands in the middle of the town, behind the market.",
     "In 1987 the company moved its office to the north, where rents were lower.",
 )
-"""Texts whose keys and values say how large a reader's keys and values are."""
+"""Texts on which the size of a reader's keys and values is measured."""
 
 
 class DeepPrefixConfig(AdapterConfig):
-    """Keys and values of every layer, made from each latent by a generator a layer (P-Tuning v2; Cache-to-Cache).
+    """Keys and values of every layer, each layer with its own generator (P-Tuning v2; Cache-to-Cache).
 
-    hidden: width of what all layers share, a residual MLP. dropout: of it, in training. film: scale and shift of
-    it by how many tokens a latent stands for.
+    Attributes:
+        hidden: width of the residual MLP that all layers share.
+        dropout: in that MLP, in training.
+        film: scale and shift its output by how many tokens a latent stands for.
     """
 
     kind: Literal["deep_prefix"] = "deep_prefix"
@@ -41,10 +43,10 @@ class DeepPrefixConfig(AdapterConfig):
 
 
 class DeepPrefixAdapter(Adapter):
-    """A generator's channel begins with mean 0 and deviation 1, and `scale` and `shift` give it the reader's own.
+    """Generators whose channels begin with the mean and the deviation of the reader's own keys and values.
 
     Keys larger than the reader's own would draw all its attention before anything is learned, smaller ones none.
-    `scale` and `shift` are `(layers, 2, heads, width)`, learned and saved like the rest.
+    `scale` and `shift`, `(layers, 2, heads, width)`, set both; they are learned and saved like the rest.
     """
 
     def __init__(self, settings: DeepPrefixConfig, source: int, lm: LM) -> None:
@@ -88,7 +90,7 @@ class DeepPrefixAdapter(Adapter):
 def statistics(lm: LM) -> tuple[Tensor, Tensor]:
     """Mean and deviation `(layers, 2, heads, width)` of a reader's keys (not rotated) and values on `CALIBRATION`.
 
-    The first column of a text is left out: attention sinks have keys and values like no other's.
+    The first column of each text is left out: the keys and values of an attention sink are unlike all others.
     """
     rows = [lm.format.before(text, lm) for text in CALIBRATION]
     prefix = Prefix.of_tokens(rows, device=lm.device)

@@ -1,4 +1,4 @@
-"""Soft tokens in the reader's input."""
+"""The `embeddings` adapter: soft tokens in the reader's input."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ from latentwire.wires.latent.message import Latents
 
 
 class EmbeddingsConfig(AdapterConfig):
-    """Soft tokens: a residual two-layer MLP, scaled to the size of the reader's own embeddings.
+    """Soft tokens, made by a residual two-layer MLP and scaled to the size of the reader's own embeddings.
 
-    hidden: its inner width. dropout: there, in training. film: scale and shift by how many tokens a latent stands
-    for. affine: a learned scale and shift a channel. gain: a learned factor on all of it.
+    Attributes:
+        hidden: the MLP's inner width.
+        dropout: in the MLP, in training.
+        film: scale and shift by how many tokens a latent stands for.
+        affine: a learned scale and shift for each channel.
+        gain: a learned factor on all channels.
     """
 
     kind: Literal["embeddings"] = "embeddings"
@@ -52,7 +56,7 @@ class EmbeddingsAdapter(Adapter):
         self.scale = nn.Parameter(torch.ones(width)) if settings.affine else None
         self.shift = nn.Parameter(torch.zeros(width)) if settings.affine else None
         self.gain = nn.Parameter(torch.ones(())) if settings.gain else None
-        # A function of the reader's weights, so nothing to save; added so finely that machines agree to the bit.
+        # A function of the reader's weights, so not saved; summed in float64 so that machines agree to the bit.
         size = table.cpu().float().square().mean(dtype=torch.float64).sqrt().float()
         self.register_buffer("rms", size, persistent=False)
 
@@ -61,9 +65,9 @@ class EmbeddingsAdapter(Adapter):
         inner = self.inner(flat)
         if self.film is not None:
             inner = self.film(inner, latents)
-        made = self.skip(flat) + self.outer(self.dropout(F.gelu(inner)))
-        made = F.rms_norm(made, made.shape[-1:]) * self.rms
+        soft = self.skip(flat) + self.outer(self.dropout(F.gelu(inner)))
+        soft = F.rms_norm(soft, soft.shape[-1:]) * self.rms
         if self.scale is not None and self.shift is not None:
-            made = made * self.scale + self.shift
-        made = made if self.gain is None else made * self.gain
-        return Delivered(embeddings=made.to(self._dtype))
+            soft = soft * self.scale + self.shift
+        soft = soft if self.gain is None else soft * self.gain
+        return Delivered(embeddings=soft.to(self._dtype))

@@ -1,4 +1,4 @@
-"""Keys and values that a reader has of a text, with what a source has of it added (Cache-to-Cache, 2510.03215)."""
+"""The `fuse` adapter: a source's keys and values, added to the reader's own (Cache-to-Cache, 2510.03215)."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ class FuseConfig(AdapterConfig):
     """The reader reads the text, and each of its keys and values becomes own + tanh(gate) · map(source, own).
 
     The source's latents are keys and values, one for each token of the reader, and layers are fused in pairs.
-    Where a latent is nothing but zeros, or lacks, nothing is added: a reader of such a message (`:zero`), or whose
-    gates are still shut, is the reader of the text alone.
+    Nothing is added where a latent is all zeros or missing. So with the message `:zero`, or while its gates are
+    shut, the reader reads the text alone.
 
-    hidden: inner width of each map. gate: where the gates, one a layer and head for keys and for values, begin.
-    layers: by the reader's layer, which of the layers that cross it is fused with, both from 0; None matches them
-        from the last one backwards, and the layers of the deeper side that are left over stay alone.
+    Attributes:
+        hidden: inner width of each map.
+        gate: initial value of the gates, one for each layer and head, for keys and for values.
+        layers: by the reader's layer, the layer among those that cross that it is fused with, both counted from 0.
+            None matches them from the last one backwards; left-over layers of the deeper model stay alone.
     """
 
     kind: Literal["fuse"] = "fuse"
@@ -47,7 +49,14 @@ class FuseConfig(AdapterConfig):
         return FuseAdapter(self, sample, lm)
 
     def pairs(self, reader: int, source: int) -> dict[int, int]:
-        """By layer of `reader` the one of `source` layers. Raises `UserError` where there is no such layer."""
+        """By the reader's layer, the source's layer.
+
+        Args:
+            reader, source: how many layers each has.
+
+        Raises:
+            UserError: `layers` names a layer that does not exist.
+        """
         if self.layers is None:
             return {at: at - reader + source for at in range(max(0, reader - source), reader)}
         for at, of in self.layers.items():
@@ -82,9 +91,9 @@ class FuseAdapter(Adapter):
         raise UserError("adapter: found fuse without a text, expected one, since it delivers no latents alone.")
 
     def fuse(self, latents: Latents, own: Memory) -> Memory:
-        """What the reader has of B texts of T tokens, with the latents added: those of a row in their order.
+        """The reader's keys and values of B texts of T tokens, with each row's latents added in their order.
 
-        Latents behind the text's end are left out, and tokens behind the last latent stay as they are.
+        Latents after the text's end are left out, and tokens after the last latent stay as they are.
         """
         keys, values = [each.float() for each in own.keys], [each.float() for each in own.values]
         for at, (layer, of) in enumerate(sorted(self._pairs.items())):
@@ -100,7 +109,7 @@ class FuseAdapter(Adapter):
 
 
 class _Map(nn.Module):
-    """From `(B, T, source)` and `(B, T, own)` to `(B, T, own)`, of deviation 1 at first."""
+    """A map from `(B, T, source)` and `(B, T, own)` to `(B, T, own)`, at first of deviation 1."""
 
     def __init__(self, source: int, own: int, hidden: int) -> None:
         super().__init__()
@@ -120,5 +129,5 @@ def _flat(each: Tensor) -> Tensor:
 
 
 def _fitting(each: Tensor, width: int) -> Tensor:
-    """`(B, H, M, D)` cut to `width` columns, or zeros behind the last."""
+    """`(B, H, M, D)` cut to `width` columns, or padded with zeros."""
     return F.pad(each[:, :, :width], (0, 0, 0, max(0, width - each.shape[2])))

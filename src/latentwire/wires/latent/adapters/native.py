@@ -1,4 +1,4 @@
-"""The encoder's own keys and values."""
+"""The `native` adapter: the encoder's own keys and values."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentwire.wires.latent.message import Latents
 
 
 class NativeConfig(AdapterConfig):
-    """Keys and values as the encoder gives them: the reader has the encoder's own layers. Nothing to train."""
+    """Keys and values as the encoder gives them, for a reader with the same layers; nothing is trained."""
 
     kind: Literal["native"] = "native"
 

@@ -1,4 +1,4 @@
-"""Keys and values of every layer of a reader, each a linear map of a latent."""
+"""The `projected` adapter: keys and values of every layer of a reader, each a linear map of a latent."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from latentwire.wires.latent.message import Latents
 
 
 class ProjectedConfig(AdapterConfig):
-    """One linear layer from a latent to a reader's layer: what ridge regression can solve for."""
+    """One linear map from a latent to each of a reader's layers, which ridge regression can solve for."""
 
     kind: Literal["projected"] = "projected"
 
@@ -23,9 +23,11 @@ class ProjectedConfig(AdapterConfig):
 
 
 class ProjectedAdapter(Adapter):
-    """Begins with the mean of the reader's own keys and values, and for latents of size one with their spread.
+    """Linear maps that begin with the mean of the reader's keys and values, and with their spread for unit
+    latents.
 
-    shape: `(2, heads, width)` of what a layer makes, keys (not rotated) before values.
+    Attributes:
+        shape: `(2, heads, width)` of a layer's output, keys (not rotated) before values.
     """
 
     def __init__(self, source: int, lm: LM) -> None:
@@ -40,7 +42,7 @@ class ProjectedAdapter(Adapter):
 
     @property
     def maps(self) -> list[nn.Linear]:
-        """One a layer, from a latent to `shape`."""
+        """The linear map of each layer, from a latent to `shape`."""
         return [each for each in self.layers if isinstance(each, nn.Linear)]
 
     def forward(self, latents: Latents) -> Delivered:

@@ -1,4 +1,7 @@
-"""Encoders: how a context becomes latents. A new one is a file and a line in `EncoderKind`."""
+"""Encoders: how a context becomes latents.
+
+A new encoder is a file and a line in `EncoderKind`; from outside, `kind: package.module:Class`.
+"""
 
 from typing import Annotated
 

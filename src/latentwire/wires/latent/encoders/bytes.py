@@ -1,4 +1,4 @@
-"""The `bytes` encoder: a transformer over the context's UTF-8 bytes, trained from nothing, without a tokenizer."""
+"""The `bytes` encoder: a transformer over the context's UTF-8 bytes, trained from scratch, without a tokenizer."""
 
 from __future__ import annotations
 
@@ -19,13 +19,15 @@ from latentwire.wires.latent.select import spread
 from latentwire.wires.latent.transformer import Bidirectional
 
 BEGIN = 256
-"""Stands before the first byte, so that an empty context is something too."""
+"""Stands before the first byte, so that an empty context is not empty for the transformer."""
 
 
 class BytesConfig(Pooling):
-    """A byte transformer of `layers` layers, pooled into M latents; LatentWire's design of 2025.
+    """A byte transformer, trained from scratch and pooled into M latents; LatentWire's design of 2025.
 
-    bytes_per_token: how many bytes count as one token where positions and lengths are given.
+    Attributes:
+        layers: of the transformer.
+        bytes_per_token: how many bytes count as one token in positions and lengths.
     """
 
     kind: Literal["bytes"] = "bytes"
@@ -37,7 +39,7 @@ class BytesConfig(Pooling):
 
 
 class BytesEncoder(Encoder):
-    """Reads bytes in both directions; positions are sinusoids (1706.03762), so no length is too long."""
+    """Reads bytes in both directions. Positions are sinusoids (1706.03762), so that any length can be read."""
 
     def __init__(self, settings: BytesConfig, device: torch.device) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""The `constant` encoder: the same learned latents whatever the context, as prefix tuning has them.
+"""The `constant` encoder: the same learned latents for every context, as in prefix tuning.
 
-Trained as carefully as any other wire, it tells how much of a wire's gain is no reading at all.
+Trained like any other wire, it shows how much of a wire's gain comes without reading the context.
 """
 
 from __future__ import annotations
@@ -19,9 +19,11 @@ from latentwire.wires.latent.message import Latents
 
 
 class ConstantConfig(EncoderConfig):
-    """Configuration of `ConstantEncoder`.
+    """The same learned latents for every context.
 
-    tokens: how many latents. gives: hidden states, keys and values, or both.
+    Attributes:
+        tokens: how many latents.
+        gives: hidden states, keys and values, or both.
     """
 
     kind: Literal["constant"] = "constant"
@@ -37,7 +39,7 @@ class ConstantConfig(EncoderConfig):
 
 
 class ConstantEncoder(Encoder):
-    """Learned latents, which begin as what the model holds of as many tokens drawn at random.
+    """Learned latents, which begin as the model's states of random tokens.
 
     Random numbers would begin far from anything that a reader knows (Cartridges, 2506.06266).
     """
@@ -54,11 +56,11 @@ class ConstantEncoder(Encoder):
         self._tokens, self._lm = settings.tokens, lm
 
     def forward(self, contexts: Sequence[str]) -> Latents:
-        """The same latents for each of B contexts: not even a context's length crosses."""
+        """The same latents for each of B contexts; not even a context's length crosses."""
         return self.forward_ids([[]] * len(contexts))
 
     def forward_ids(self, rows: Sequence[Sequence[int]]) -> Latents:
-        """`forward`, for contexts tokenized already."""
+        """`forward`, for contexts that are tokenized already."""
         count, dtype = len(rows), self._lm.model.dtype
         at = torch.arange(self._tokens, device=self._lm.device).expand(count, -1)
         return Latents(

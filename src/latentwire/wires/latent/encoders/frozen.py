@@ -15,9 +15,9 @@ from latentwire.wires.latent.fingerprints import of_module
 
 
 class FrozenText:
-    """Token states of an encoder or a decoder; of an encoder-decoder, its encoder's.
+    """A frozen encoder or decoder (or the encoder of an encoder-decoder) that gives token states.
 
-    It is no module on purpose: what holds it neither trains nor saves its weights, it knows their fingerprint.
+    It is deliberately no `nn.Module`: its weights are neither trained nor saved with a wire, only fingerprinted.
 
     Args:
         name: a hub id, a folder, or `embedded:NAME`.
@@ -65,7 +65,7 @@ class FrozenText:
         found = next((len(row) for row in rows if not 0 < len(row) <= self._limit), None)
         if found is not None:
             raise UserError(f"context: found {found:,} tokens, expected 1 to {self._limit:,} for {self.name}.")
-        # Some families count positions by what is not padding.
+        # Some families count positions by the tokens that are not padding.
         ids = pad_rows(rows, self._tokenizer.pad_token_id or 0).to(self._device)
         valid = pad_rows([[1] * len(row) for row in rows], 0).bool().to(self._device)
         states: Tensor = self._model(input_ids=ids, attention_mask=valid.long()).last_hidden_state

@@ -11,19 +11,20 @@ from latentwire.lm.masks.safe_gradients import scaled_dot_product_attention
 
 
 class Pool(nn.Module):
-    """M queries cross-attend over states, each first near a place of its own, with a gate a slot and layer.
+    """M queries that cross-attend over states, each at first near its own place, with a gate a query and layer.
 
-    Queries drawn at random give nearly the same latents for whatever text: all attend everywhere alike. These
-    begin as weighted means of M neighbouring spans, the pooling that is hard to beat (Feldman and Artzi,
-    2510.20797), and learn where to look and how sharply. Cross-attention as in Perceiver (2103.03206).
+    Random queries give nearly the same latents for every text, since all of them attend everywhere alike. These
+    begin as weighted means of M neighbouring spans, a pooling that is hard to beat (Feldman and Artzi,
+    2510.20797), and learn where to attend and how sharply. Cross-attention as in Perceiver (2103.03206).
 
     Args:
-        source: width of the states. width: of the latents. latents: M. heads: divide `width`.
+        source: width of the states. width: of the latents. latents: M. heads: must divide `width`. layers: how
+            often the queries attend.
     """
 
     def __init__(self, source: int, width: int, latents: int, *, heads: int, layers: int) -> None:
         super().__init__()
-        # Small, so that what a slot reads outweighs what it is from the beginning.
+        # Small, so that from the start what a query reads outweighs what it is.
         self.queries = nn.Parameter(0.02 * torch.randn(latents, width))
         self.centre = nn.Parameter((torch.arange(latents) + 0.5) / latents)
         self.sharpness = nn.Parameter(torch.full((latents,), math.log(latents)))
@@ -32,7 +33,7 @@ class Pool(nn.Module):
         self.layers = nn.ModuleList(_Layer(source, width, heads) for _ in range(layers))
 
     def forward(self, states: Tensor, valid: Tensor) -> Tensor:
-        """`(B, M, width)` of states `(B, T, source)` and `valid` `(B, T)`, at least one of each row."""
+        """Latents `(B, M, width)` of states `(B, T, source)`; `valid` `(B, T)` has at least one in each row."""
         states = self.norm(states.float())
         place = (valid.cumsum(1) - 0.5) / valid.sum(1, keepdim=True)
         apart = (place[:, None] - self.centre[:, None]) * self.sharpness.exp()[:, None]

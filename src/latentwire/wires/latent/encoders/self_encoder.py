@@ -1,4 +1,4 @@
-"""The `self` encoder: a decoder reads the context, and what it holds at chosen columns is what crosses."""
+"""The `self` encoder: a decoder reads the context, and its states at chosen columns cross."""
 
 from __future__ import annotations
 
@@ -29,18 +29,24 @@ from latentwire.wires.latent.select import Anchors, Select, spread
 
 
 class SelfConfig(Drafting):
-    """Configuration of the `self` encoder.
+    """The source model reads the context itself, with low-rank adapters of its own, and sends its own states.
 
-    mask: how the encoder reads its context. copied: a full copy of the weights, all of it trained and saved,
-        rather than the model's own, shared, with low-rank adapters. rank: of these, 0 for none (then nothing but
-        slots and marks can learn). marks: whether columns that become latents get a learned embedding added.
-    gives: hidden states, keys and values, or both. layers: whose keys and values, from 0, negative ones from the
-        end, or those in which at least half of the layers lie below (`upper`); None takes all.
-    align: the model whose tokens `select` counts; a latent is then taken where such a token ends, so that wires of
-        two models have as many latents that stand for the same words. None counts the encoder's own.
-    scaffold: what stands before the context: as in the model's prompts (`prompt`), or the opening of a user turn
-        in the model's chat template (`chat`). bos: whether a BOS token begins it; None leaves that to the
-        tokenizer. draft, draft_tokens: see `Drafting`.
+    Attributes:
+        select: which columns become latents.
+        align: the model whose tokens `select` counts. A latent is then taken where such a token ends, so that
+            wires of two models have the same number of latents, for the same words. None counts the encoder's own
+            tokens.
+        mask: how the encoder reads its context.
+        rank: of the low-rank adapters, 0 for none (then only slots and marks can learn). alpha: their scale.
+        marks: columns that become latents get a learned embedding added.
+        gives: hidden states, keys and values, or both.
+        layers: whose keys and values cross, counted from 0, negative ones from the end; `upper` for the upper
+            half; None for all.
+        copied: a full copy of the weights is trained and saved, in place of the shared weights with adapters.
+        scaffold: what stands before the context: as in the model's prompts (`prompt`), or the opening of a user
+            turn of its chat template (`chat`).
+        bos: whether a BOS token begins it; None leaves that to the tokenizer.
+        draft, draft_tokens: see `Drafting`.
     """
 
     kind: Literal["self"] = "self"
@@ -78,10 +84,7 @@ class SelfConfig(Drafting):
 
 
 class SelfEncoder(Encoder):
-    """Reads contexts with `lm`'s own weights, shared, and adapters of its own, or with a copy of them.
-
-    multiple: of columns to which contexts are padded.
-    """
+    """Reads contexts with the model's own, shared weights and adapters, or with a copy of the weights."""
 
     def __init__(self, settings: SelfConfig, lm: LM) -> None:
         super().__init__()
@@ -106,17 +109,17 @@ class SelfEncoder(Encoder):
         self.mark = nn.Parameter(torch.zeros(width, device=lm.device)) if settings.marks else None
         slots = settings.select.slots
         table = lm.embeddings().detach().float()
-        # Slots begin as tokens do: drawn with the embeddings' own mean and spread.
+        # Slots begin like tokens: drawn with the embeddings' mean and spread.
         drawn = table.std(0) * torch.randn(slots, width, device=lm.device) + table.mean(0)
         self.slots = nn.Parameter(drawn) if slots else None
         self.drafts = settings.drafts(lm)
         self._leave_what_nothing_reaches()
 
     def _leave_what_nothing_reaches(self) -> None:
-        """Only what latents depend on is trained and saved.
+        """Freeze parameters that no latent depends on, so that they are neither trained nor saved.
 
-        Behind the last layer's keys and values there are weights that get no gradient (its queries, its MLP, the
-        final norm); DDP refuses such parameters, and a checkpoint would carry them for nothing.
+        Weights after the last layer's keys and values (its queries, its MLP, the final norm) get no gradient. DDP
+        refuses such parameters, and a checkpoint would carry them for nothing.
         """
         wanted = [each for each in self.parameters() if each.requires_grad]
         if wanted:
@@ -151,9 +154,9 @@ class SelfEncoder(Encoder):
         return self._latents(hidden, memory, weights, length)
 
     def round(self) -> bool:
-        """Give low-rank adapters the dtype of a model of 16 bits; returns whether it is one.
+        """Give low-rank adapters the dtype of a 16-bit model; returns whether they were rounded.
 
-        In float32, which training needs, they cast what goes into and comes out of every layer.
+        In float32, which training needs, they cast the input and the output of every layer.
         """
         dtype = self._lm.model.dtype
         if not len(self.adapters) or dtype not in (torch.bfloat16, torch.float16):
@@ -162,12 +165,12 @@ class SelfEncoder(Encoder):
         return True
 
     def align_to(self, form: PromptFormat) -> None:
-        """Count the other model's tokens as in prompts of this format, not as its files say."""
+        """Count the other model's tokens as in prompts of this format, instead of its files' own."""
         assert self._counted is not None
         self._other = marked(form, self._counted)
 
     def ahead(self, contexts: Sequence[str]) -> None:
-        """Tokenize contexts that will be read soon; another thread may do so. Drafts are not written ahead."""
+        """Tokenize contexts that will be read soon; may run in another thread. Drafts are not written ahead."""
         for each in () if self.drafts else contexts:
             self._ids(each)
             if self._other is not None:
@@ -177,12 +180,12 @@ class SelfEncoder(Encoder):
         self.drafts.keeps = keeps
 
     def counted(self, context: str) -> list[int]:
-        """The tokens of a context that latents are made of: the encoder's, or those that it is aligned to."""
+        """The tokens of which each can become a latent: the encoder's own, or those of the model it aligns to."""
         [read] = self.drafts([context])
         return self._ids(read) if self._other is None else self._other(read)[0]
 
     def _aligned(self, contexts: Sequence[str]) -> Tensor:
-        """`select.weights` of the other model's tokens, each latent at the last column that one shares."""
+        """`select.weights` over the other model's tokens, each latent at the last column that it overlaps."""
         assert self._other is not None
         wanted = [self._other(each)[1] for each in contexts]
         spans = [self._marked(each)[1] for each in contexts]
@@ -208,7 +211,7 @@ class SelfEncoder(Encoder):
         kept = weights.sum(-1) > 0
         end = torch.arange(weights.shape[-1], device=weights.device) * (weights > 0)
         last = end.amax(-1)
-        # Slots are read behind the text; a reader finds them inside the text's span, before any question.
+        # Slots are read after the text; for a reader they stand inside the text's span, before any question.
         slots = self.slots is not None
         positions = spread(length, len(weights[0])) if slots else memory.columns.positions.gather(1, last)
         keyed = self.settings.gives != "vectors"
@@ -232,7 +235,7 @@ def _layers(settings: SelfConfig, count: int) -> tuple[int, ...]:
 
 
 def _mixed(weights: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
-    """Of every layer's columns `(B, H, T, D)` the mixtures `(B, M, T)`, in one product on one device."""
+    """Mixtures `(B, M, T)` of every layer's columns `(B, H, T, D)`, in one product on one device."""
     first = columns[0]
     if any((each.device, each.dtype) != (first.device, first.dtype) for each in columns):
         return tuple(weights.to(each)[:, None] @ each for each in columns)
@@ -244,6 +247,6 @@ def _mixed(weights: Tensor, columns: Sequence[Tensor]) -> tuple[Tensor, ...]:
 
 
 def _copy(lm: LM) -> LM:
-    """The same model with weights of its own, in float32, which is what an optimizer needs."""
+    """A copy of the model in float32, which an optimizer needs."""
     model = copy.deepcopy(lm.model).float().requires_grad_(True)
     return LM(model, lm.tokenizer, name=lm.name, prompt_format=lm.format)

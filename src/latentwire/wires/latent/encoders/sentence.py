@@ -17,10 +17,11 @@ from latentwire.wires.latent.select import spread
 
 
 class SentenceConfig(FixedCount):
-    """The mean of a frozen model's token states, normalised, expanded into M latents by a two-layer MLP.
+    """The mean of a frozen model's token states, normalised and expanded into M latents by a two-layer MLP.
 
-    model: the frozen model: a hub id, a folder, or `embedded:NAME`; it is named and fingerprinted, not saved.
-    hidden: the MLP's inner width.
+    Attributes:
+        model: the frozen model: a hub id, a folder, or `embedded:NAME`. It is fingerprinted, not saved.
+        hidden: the MLP's inner width.
     """
 
     kind: Literal["sentence"] = "sentence"
@@ -32,7 +33,7 @@ class SentenceConfig(FixedCount):
 
 
 class SentenceEncoder(Encoder):
-    """Positions and lengths are in the frozen model's tokens."""
+    """One embedding, expanded. Positions and lengths are in the frozen model's tokens."""
 
     def __init__(self, settings: SentenceConfig, source: LM) -> None:
         super().__init__()
@@ -49,9 +50,9 @@ class SentenceEncoder(Encoder):
         """Latents of B contexts, M vectors each."""
         states, valid = self._text(contexts)
         length = valid.sum(1)
-        # What stands in padding may be anything, even no number.
+        # Padding may hold anything, even NaN.
         mean = states.masked_fill(~valid[..., None], 0).sum(1) / length[:, None]
-        # Of length one, an embedding's channels are too small for a layer as it is initialised.
+        # The channels of a vector of length one are too small for a layer as it is initialised.
         sentence = F.normalize(mean, dim=-1) * mean.shape[-1] ** 0.5
         vectors = self.expand(sentence).unflatten(-1, self._shape)
         positions = spread(length, vectors.shape[1])

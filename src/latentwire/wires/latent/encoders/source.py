@@ -1,4 +1,4 @@
-"""The `source` encoder: a frozen model reads the context, and a translator makes latents of what it computed."""
+"""The `source` encoder: latents of what a frozen model computed of the context (a bridge)."""
 
 from __future__ import annotations
 
@@ -25,18 +25,21 @@ from latentwire.wires.latent.translators import CrossConfig, States, TranslatorK
 
 
 class SourceConfig(Drafting):
-    """Configuration of `SourceEncoder`.
+    """A frozen source model reads the context, and a translator makes latents of what it computed.
 
-    layers: behind which its states are taken, from 0, negative ones from the end; None takes the upper half, or
-        all of them where nothing translates.
-    states: hidden states, or keys and values. unrotate: whether keys lose their rotation, so that they say what a
-        token is and not where it stands. even: whether those of every layer and token are brought to one size,
-        which a linear map cannot undo.
-    mask: how the source reads the context. align: the model whose tokens the states are brought to, by the
-        characters that they stand for; None leaves them at the source's own.
-    select: which columns become latents. width: of a latent.
-    translator: what makes vectors of the states; None sends them as they are, keys and values layer by layer.
-    draft, draft_tokens: see `Drafting`.
+    Attributes:
+        layers: the layers after which states are taken, counted from 0, negative ones from the end. None takes the
+            upper half, or all layers where nothing translates.
+        states: hidden states, or keys and values.
+        unrotate: keys lose their rotation, so that they say what a token is and not where it stands.
+        even: states of every layer and token are brought to one size, which a linear map cannot undo.
+        mask: how the source reads the context.
+        align: the model to whose tokens the states are brought, by the characters that they stand for. None leaves
+            them at the source's own tokens.
+        select: which columns become latents.
+        width: of a latent.
+        translator: what makes vectors of the states; None sends them as they are, keys and values layer by layer.
+        draft, draft_tokens: see `Drafting`.
     """
 
     kind: Literal["source"] = "source"
@@ -77,17 +80,18 @@ class SourceConfig(Drafting):
 
 @dataclass(frozen=True, eq=False)
 class SourceRead:
-    """What the source holds of B contexts. length: `(B,)`, how many columns each has."""
+    """What the source computed of B contexts.
+
+    Attributes:
+        length: `(B,)`, how many columns each context has.
+    """
 
     states: States
     length: Tensor
 
 
 class SourceEncoder(Encoder):
-    """The source is never trained and nothing flows into it; only the translator belongs to the wire.
-
-    multiple: of columns to which contexts are padded.
-    """
+    """Reads contexts with a frozen source. Only the translator is trained and belongs to the wire."""
 
     def __init__(self, settings: SourceConfig, lm: LM) -> None:
         super().__init__()
@@ -109,7 +113,7 @@ class SourceEncoder(Encoder):
         return self.translate(self.read(contexts))
 
     def translate(self, read: SourceRead) -> Latents:
-        """The latents of contexts that were read; without a translator the states as they are."""
+        """The latents of contexts that were read; without a translator, the states as they are."""
         states = read.states
         found = Latents(valid=states.real, positions=states.places, length=read.length)
         if self.translator is not None:
@@ -124,12 +128,12 @@ class SourceEncoder(Encoder):
         return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
 
     def align_to(self, form: PromptFormat) -> None:
-        """Count the other model's tokens as in prompts of this format, not as its files say."""
+        """Count the other model's tokens as in prompts of this format, instead of its files' own."""
         assert self._counted is not None
         self._wanted = marked(form, self._counted)
 
     def ahead(self, contexts: Sequence[str]) -> None:
-        """Tokenize contexts that will be read soon; another thread may do so. Drafts are not written ahead."""
+        """Tokenize contexts that will be read soon; may run in another thread. Drafts are not written ahead."""
         for each in () if self.drafts else contexts:
             if self._wanted is None:
                 self._before(each)
@@ -141,12 +145,12 @@ class SourceEncoder(Encoder):
         self.drafts.keeps = keeps
 
     def counted(self, context: str) -> list[int]:
-        """The tokens of a context that latents are made of: the source's, or those that it is aligned to."""
+        """The tokens of which each can become a latent: the source's own, or those of the model it aligns to."""
         return (self._wanted or self._marked)(self.drafts([context])[0])[0]
 
     @torch.no_grad()
     def read(self, contexts: Sequence[str]) -> SourceRead:
-        """What the translator gets; nothing of it is ever trained."""
+        """What the translator gets; no gradient flows into it."""
         contexts = self.drafts(contexts)
         content, valid = self._columns(contexts)
         length, slots = valid.sum(1), self.settings.select.slots
@@ -159,14 +163,14 @@ class SourceEncoder(Encoder):
         return SourceRead(States(content, valid, weights, places, tuple(contexts)), length)
 
     def spans(self, contexts: Sequence[str]) -> list[Spans]:
-        """Where the columns of each context begin and end, in characters."""
+        """Where the columns of each context begin and end, in characters of the context."""
         return self._spans(self.drafts(contexts))
 
     def _spans(self, read: Sequence[str]) -> list[Spans]:
         return [(self._wanted or self._marked)(each)[1] for each in read]
 
     def _columns(self, contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
-        """`(B, T, S)`, and which columns are no padding, `(B, T)`."""
+        """States `(B, T, S)`, and which columns are no padding `(B, T)`."""
         lm = self._lm
         if self._wanted is None:
             return self._states([self._before(each) for each in contexts])
@@ -176,7 +180,7 @@ class SourceEncoder(Encoder):
         return mixed @ content, mixed.any(-1)
 
     def _states(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """`(B, T, S)` in float32 and which columns are no padding; for a translator all layers are of one size."""
+        """States `(B, T, S)` in float32, layers evened for a translator, and which columns are no padding."""
         lm, blocks = self._lm, None
         if self.settings.mask == "prefix":
             blocks = [[0] * len(row) for row in rows]
@@ -194,7 +198,7 @@ class SourceEncoder(Encoder):
                     key = lm.rotary.rotate(layer, key, prefix.columns.positions)
                 parts += [each.transpose(1, 2).flatten(2).to(lm.device) for each in (key, memory.values[layer])]
             self._heads = [(each.shape[1], each.shape[3]) for each in memory.keys]
-        # What stands in padding may be anything, even no number.
+        # Padding may hold anything, even NaN.
         parts = [each.float().masked_fill(~valid[..., None], 0) for each in parts]
         if self.settings.even and self.settings.translator is not None:
             parts = [F.layer_norm(each, each.shape[-1:]) for each in parts]

@@ -16,7 +16,8 @@ from latentwire.wires.latent.select import spread
 class TokensConfig(Pooling):
     """M learned queries over the states of a frozen encoder or decoder.
 
-    model: the frozen model: a hub id, a folder, or `embedded:NAME`; it is named and fingerprinted, not saved.
+    Attributes:
+        model: the frozen model: a hub id, a folder, or `embedded:NAME`. It is fingerprinted, not saved.
     """
 
     kind: Literal["tokens"] = "tokens"
@@ -27,7 +28,7 @@ class TokensConfig(Pooling):
 
 
 class TokensEncoder(Encoder):
-    """Positions and lengths are in the frozen model's tokens."""
+    """Pools a frozen model's states. Positions and lengths are in its tokens."""
 
     def __init__(self, settings: TokensConfig, source: LM) -> None:
         super().__init__()

@@ -1,4 +1,7 @@
-"""Translators: how what a source holds becomes latents. A new one is a file and a line in `TranslatorKind`."""
+"""Translators: how the states of a source become latents.
+
+A new translator is a file and a line in `TranslatorKind`; from outside, `kind: package.module:Class`.
+"""
 
 from typing import Annotated
 

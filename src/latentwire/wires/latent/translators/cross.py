@@ -1,4 +1,4 @@
-"""The `cross` translator: queries that read the source's states through gated cross-attention."""
+"""The `cross` translator: queries read the source's states through gated cross-attention."""
 
 from __future__ import annotations
 
@@ -14,11 +14,17 @@ from latentwire.wires.latent.translators.translator import States, Translator, T
 
 
 class CrossConfig(TranslatorConfig):
-    """Queries see each other, then the states, then a gated MLP, `layers` times.
+    """Layers of self-attention among queries, cross-attention to the source's states, and a gated MLP.
 
-    A query is learned where the number of latents is fixed, and begins as the mean of its columns where it is not.
-    mixing: layers in which the states themselves see each other first. gate: every part is added through the
-    tanh of a gate that begins here (0: as Flamingo does, 2204.14198).
+    Queries are learned where the number of latents is fixed; otherwise each begins as the mean of its columns.
+
+    Attributes:
+        layers: how many.
+        mixing: layers in which the states see each other first.
+        heads: attention heads, which divide the latents' width.
+        gate: every part is added through the tanh of a gate that begins at this value (0 as in Flamingo,
+            2204.14198).
+        dropout: in attention, in training.
     """
 
     kind: Literal["cross"] = "cross"
@@ -63,12 +69,12 @@ class CrossTranslator(Translator):
         among, across = (places[:, :, None] - places[:, None]).abs(), (places[:, :, None] - at[:, None]).abs()
         for layer in self.layers:
             asking = layer(asking, among, real, content, across, valid)
-        made: Tensor = self.norm(asking)
-        return made
+        latents: Tensor = self.norm(asking)
+        return latents
 
 
 class Block(nn.Module):
-    """Self-attention, cross-attention if `across`, and a gated MLP, each behind a norm and a tanh gate."""
+    """Self-attention, cross-attention if `across`, and a gated MLP, each after a norm and through a tanh gate."""
 
     def __init__(self, width: int, settings: CrossConfig, *, across: bool) -> None:
         super().__init__()
@@ -88,10 +94,15 @@ class Block(nn.Module):
         across: Tensor | None = None,
         known: Tensor | None = None,
     ) -> Tensor:
-        """`(B, M, width)`; `apart`, `across`: distances `(B, M, M)`, `(B, M, T)`; `asked`: `(B, T, width)`."""
+        """States `(B, M, width)`.
+
+        Args:
+            hidden: `(B, M, width)`. apart: distances `(B, M, M)`. valid: `(B, M)`.
+            asked: `(B, T, width)`, for cross-attention. across: distances `(B, M, T)`. known: `(B, T)`.
+        """
         gates = self.gates.tanh()
         seen = valid.clone()
-        seen[:, 0] = True  # a softmax over nothing is not a number
+        seen[:, 0] = True  # a softmax over nothing is NaN
         normed = self.norms[0](hidden)
         hidden = hidden + gates[0] * self.among(normed, normed, apart, seen)
         if self.across is not None and self.states is not None:

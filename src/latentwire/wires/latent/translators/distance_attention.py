@@ -1,4 +1,4 @@
-"""Attention with a learned preference of each head for what stands near."""
+"""Attention in which each head learns how much it prefers what stands near."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from latentwire.lm.masks.safe_gradients import scaled_dot_product_attention
 
 
 class Near(nn.Module):
-    """Multi-head attention; each head learns how fast its interest fades with distance.
+    """Multi-head attention in which each head learns how fast its attention falls off with distance.
 
-    Slopes begin as those of ALiBi (2108.12409), so that a few heads look at neighbours and some everywhere, and a
-    context twice as long is no new situation.
+    Slopes begin as in ALiBi (2108.12409): some heads attend to neighbours and some everywhere, and a longer
+    context needs nothing new.
 
     Args:
-        width: of queries and of what is attended to; `heads` divide it. near: without it no place is known.
+        width: of queries and of what they attend to, a multiple of `heads`.
+        near: whether distance counts; without it places are unknown.
     """
 
     def __init__(self, width: int, heads: int, dropout: float = 0.0, *, near: bool = True) -> None:
@@ -28,11 +29,11 @@ class Near(nn.Module):
         self.slope = nn.Parameter(slope) if near else None
 
     def forward(self, asking: Tensor, asked: Tensor, apart: Tensor, valid: Tensor) -> Tensor:
-        """`(B, M, width)`.
+        """States `(B, M, width)`.
 
         Args:
-            asking: `(B, M, width)`. asked: `(B, T, width)`. apart: `(B, M, T)`, distances in columns. valid:
-                `(B, T)`, at least one in each row.
+            asking: queries `(B, M, width)`. asked: what they attend to, `(B, T, width)`.
+            apart: `(B, M, T)`, distances in columns. valid: `(B, T)`, at least one in each row.
         """
         if self.slope is None:
             near = torch.zeros_like(apart)[:, None]
@@ -51,7 +52,7 @@ class Near(nn.Module):
 
 
 class SwiGlu(nn.Module):
-    """A gated two-layer network (2002.05202), inside two thirds of four times as wide."""
+    """A gated two-layer network (2002.05202), 8/3 times as wide inside."""
 
     def __init__(self, width: int) -> None:
         super().__init__()

@@ -1,4 +1,4 @@
-"""The `dit` translator: a rectified flow draws latents from noise, conditioned on the source's states."""
+"""The `dit` translator: a rectified flow samples latents from noise, conditioned on the source's states."""
 
 from __future__ import annotations
 
@@ -21,14 +21,18 @@ from latentwire.wires.latent.translators.translator import States, Translator, T
 class DitConfig(TranslatorConfig):
     """A diffusion transformer (2212.09748) as a rectified flow (2209.03003), run from noise in Euler steps.
 
-    It reads the source's states by cross-attention, and one vector pooled of them beside the time (AdaLN-Zero).
-    The noise is a function of `seed` and the context, so that a context has the same latents every time.
+    It reads the source's states by cross-attention, and one pooled vector of them together with the time
+    (AdaLN-Zero). The noise is a function of `seed` and the context, so a context has the same latents every time.
 
-    hidden: width inside; `heads` divide it, and 2 does. pool: how the one vector is made.
-    steps_train, steps: of a sampling, in training and else. The reader's loss flows through all of them.
-    guidance: of sampling (2207.12598), 1 and 0 for none. drop: share of contexts that the objective `flow` hides,
-        where there is guidance.
-    pooled_only: neither cross-attention nor places, as in LatentWire's first bridge: for comparison.
+    Attributes:
+        hidden: inner width, an even multiple of `heads`.
+        layers: how many. heads: attention heads.
+        pool: how the pooled vector is made.
+        steps_train: Euler steps in training; the reader's loss flows through all of them. steps: otherwise.
+        guidance: of sampling (2207.12598); 0 and 1 mean none.
+        drop: share of contexts that the objective `flow` hides, where there is guidance.
+        pooled_only: no cross-attention and no places, as in LatentWire's first bridge; for comparison.
+        seed: of the noise.
     """
 
     kind: Literal["dit"] = "dit"
@@ -59,7 +63,7 @@ class DitConfig(TranslatorConfig):
 
 @dataclass(frozen=True, eq=False)
 class _Known:
-    """The condition: content `(B, T, hidden)`, one vector `(B, hidden)`, places and distances of latents."""
+    """The condition: states `(B, T, hidden)`, a pooled vector `(B, hidden)`, places and distances of latents."""
 
     content: Tensor
     pooled: Tensor
@@ -71,7 +75,7 @@ class _Known:
 
 
 class DitTranslator(Translator):
-    """Velocities, and what is sampled along them."""
+    """A network for velocities, and sampling along them."""
 
     def __init__(self, settings: DitConfig, source: int, width: int) -> None:
         super().__init__()
@@ -89,7 +93,7 @@ class DitTranslator(Translator):
         self.last, self.leave = _zero(nn.Linear(hidden, 2 * hidden)), _zero(nn.Linear(hidden, width))
 
     def forward(self, states: States) -> Tensor:
-        """`(B, M, width)`: what the reader gets; nothing but context and seed enters."""
+        """Sampled latents `(B, M, width)`, a function of context and seed alone."""
         settings = self.settings
         point = self._noise([f"{settings.seed}/{each}" for each in states.contexts], states.real)
         known = self._known(states)
@@ -105,10 +109,11 @@ class DitTranslator(Translator):
         return point
 
     def matching(self, states: States, aims: Tensor, draws: Sequence[random.Random]) -> Tensor:
-        """`(B, M)`: how far velocities are from those that lead straight to the aims, squared, a channel.
+        """Mean squared error `(B, M)` of the velocities against those that lead straight from noise to the aims.
 
         Args:
-            aims: `(B, M, width)`. draws: of each context, for time, noise and whether it is hidden.
+            aims: `(B, M, width)`.
+            draws: one random stream for each context, for time, noise and whether the context is hidden.
         """
         at = torch.tensor([draw.random() for draw in draws], device=aims.device)
         hide = torch.tensor([draw.random() < self.settings.drop for draw in draws], device=aims.device)
@@ -150,7 +155,7 @@ class DitTranslator(Translator):
         )
 
     def _noise(self, names: Sequence[str], real: Tensor) -> Tensor:
-        """`(B, M, width)`, that of a row a function of its name, whatever stands beside it in the batch."""
+        """Noise `(B, M, width)`; each row's is a function of its name, whatever else is in the batch."""
         drawn = torch.zeros(*real.shape, self.width)
         for row, (name, count) in enumerate(zip(names, real.sum(1).tolist(), strict=True)):
             seed = int.from_bytes(hashlib.sha256(name.encode()).digest()[:7], "big")
@@ -177,7 +182,7 @@ class _Block(nn.Module):
             return made
 
         seen = known.real.clone()
-        seen[:, 0] = True  # a softmax over nothing is not a number
+        seen[:, 0] = True  # a softmax over nothing is NaN
         own = changed(0)
         hidden = hidden + gate[:, :, 0] * self.among(own, own, known.among, seen)
         if self.across is not None:
@@ -199,7 +204,7 @@ def _zero(layer: nn.Linear) -> nn.Linear:
 
 
 def _waves(values: Tensor, width: int) -> Tensor:
-    """`(..., width)` of numbers `(...)`: sines and cosines of ever longer waves (1706.03762)."""
+    """Sines and cosines `(..., width)` of numbers `(...)`, at increasing wavelengths (1706.03762)."""
     rates = torch.exp(-math.log(10_000) * torch.arange(width // 2, device=values.device) / (width // 2))
     angles = values[..., None] * rates
     return torch.cat([angles.sin(), angles.cos()], -1)

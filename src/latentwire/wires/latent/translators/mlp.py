@@ -1,4 +1,4 @@
-"""The `mlp` translator: column by column, no latent sees more than the columns it is made of."""
+"""The `mlp` translator: each latent sees only the columns that it is made of."""
 
 from __future__ import annotations
 
@@ -12,7 +12,11 @@ from latentwire.wires.latent.translators.translator import States, Translator, T
 
 
 class MlpConfig(TranslatorConfig):
-    """The mean of a latent's columns through a residual two-layer MLP. hidden: its inner width."""
+    """The mean of a latent's columns through a residual two-layer MLP.
+
+    Attributes:
+        hidden: the MLP's inner width.
+    """
 
     kind: Literal["mlp"] = "mlp"
     hidden: int = Field(default=512, ge=1)
@@ -24,7 +28,7 @@ class MlpConfig(TranslatorConfig):
 
 
 class MlpTranslator(Translator):
-    """A linear map, `skip`, and what a hidden layer adds to it."""
+    """A linear map, `skip`, plus a two-layer MLP."""
 
     def __init__(self, settings: MlpConfig, source: int, width: int) -> None:
         super().__init__()
