@@ -18,7 +18,7 @@ from latentwire.runs.log import Log
 from latentwire.studies import curves, drawing, figures, loading, plan, runner
 from latentwire.studies.study_summary import JSON, MARKDOWN
 from latentwire.tasks import resolve
-from latentwire.tasks.world.reading import stated
+from latentwire.tasks.world.tiers import stated
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.modules import WEIGHTS
 from tests.support.wire_studies import FIT, STUDY

@@ -15,14 +15,14 @@ from latentwire.tasks.base import Split
 from latentwire.tasks.floors import type_floor
 from latentwire.tasks.world import world_tasks
 from latentwire.tasks.world.names import SYLLABLES, split_of, stems
-from latentwire.tasks.world.passages import (
+from latentwire.tasks.world.sums import draw_problem
+from latentwire.tasks.world.tiers import TIERS, ask, ask_tags, draw_passage
+from latentwire.tasks.world.world_passages import (
     RESOLUTIONS,
     SHIFTED_RESOLUTIONS,
     SHIFTED_TEMPLATES,
     TEMPLATES,
 )
-from latentwire.tasks.world.reading import TIERS, ask, ask_tags, draw_passage
-from latentwire.tasks.world.sums import draw_problem
 from latentwire.training.growing.growth_data import encode_turns, grow_tokenizer, recipe_of, row_turns
 
 TASKS = world_tasks()

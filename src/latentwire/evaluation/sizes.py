@@ -13,7 +13,7 @@ from latentwire.evaluation.items import prepare, reading
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Prompt
 from latentwire.tasks.base import Split, Task
-from latentwire.tasks.world.reading import stated
+from latentwire.tasks.world.tiers import stated
 from latentwire.wires import Wire
 from latentwire.wires.latent.latent_wire import Latent, LatentWireBase
 from latentwire.wires.latent.message import Latents

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from latentwire import kinds
 from latentwire.errors import UserError, nearest
-from latentwire.tasks import harness, hotpot, jsonl, official, reading
+from latentwire.tasks import harness, hotpot, jsonl, official, squad
 from latentwire.tasks.base import Task
 
 TIERS = ("one_hop", "reverse", "two_hop", "later")
@@ -31,7 +31,7 @@ class FileKind:
 
 
 FILE_KINDS = {
-    "squad": FileKind(reading.task, ".json"),
+    "squad": FileKind(squad.task, ".json"),
     "hotpotqa": FileKind(hotpot.task, ".json"),
     "jsonl": FileKind(jsonl.task, ".jsonl"),
 }

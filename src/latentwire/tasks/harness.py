@@ -19,7 +19,7 @@ from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks import official
 from latentwire.tasks.base import Split, Task
-from latentwire.tasks.files import digest
+from latentwire.tasks.data_files import digest
 
 INSTALL = "pip install 'latentwire[harness]'"
 FEWSHOT_SEED = 1234  # lm-eval's default, so that the same examples are drawn

@@ -14,7 +14,7 @@ from pydantic import BaseModel, Field, StringConstraints, TypeAdapter, Validatio
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.tasks.files import decode, digest, first_mistake, read_bytes
+from latentwire.tasks.data_files import decode, digest, first_mistake, read_bytes
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 

@@ -22,7 +22,7 @@ from pydantic_core import from_json
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.tasks.files import decode, digest, first_mistake, read_bytes
+from latentwire.tasks.data_files import decode, digest, first_mistake, read_bytes
 
 _SOLVED = re.compile(r"####\s*[-+]?\$?\d[\d,]*(\.\d+)?\s*$")
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]

@@ -14,7 +14,7 @@ from typing import Annotated, Any, TypeVar
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError
 
 from latentwire.errors import UserError
-from latentwire.tasks.files import decode, first_mistake, read_bytes
+from latentwire.tasks.data_files import decode, first_mistake, read_bytes
 
 Document = dict[str, Any]
 R = TypeVar("R", bound=BaseModel)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic_core import from_json
 
 from latentwire.errors import UserError
-from latentwire.tasks.files import decode, read_bytes
+from latentwire.tasks.data_files import decode, read_bytes
 
 COMPRESSED = (".gz", ".xz")
 

@@ -12,8 +12,8 @@ from latentwire.evaluation.items import prepare, reading
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
-from latentwire.tasks.world.reading import TIERS, ask_all
 from latentwire.tasks.world.sums import training_passage
+from latentwire.tasks.world.tiers import TIERS, ask_all
 from latentwire.training.data import task as task_data
 from latentwire.training.data import world as world_data
 from latentwire.training.data.task import TaskData

@@ -12,7 +12,7 @@ from latentwire.runs.log import Log, duration
 from latentwire.runs.store import Input
 from latentwire.studies.stages.base import Stage
 from latentwire.tasks import resolve
-from latentwire.tasks.files import read_bytes
+from latentwire.tasks.data_files import read_bytes
 from latentwire.training.trainee import Trained
 
 

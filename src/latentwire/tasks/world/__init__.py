@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from latentwire.tasks.base import Task
 from latentwire.tasks.world.choices import choice_tasks
-from latentwire.tasks.world.reading import reading_tasks
 from latentwire.tasks.world.sums import sums_task
+from latentwire.tasks.world.tiers import reading_tasks
 
 
 def world_tasks() -> dict[str, Task]:

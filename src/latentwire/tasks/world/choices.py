@@ -7,8 +7,8 @@ from functools import partial
 
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
-from latentwire.tasks.world.passages import Attribute
-from latentwire.tasks.world.reading import Tier, draw_question, example_id, indices
+from latentwire.tasks.world.tiers import Tier, draw_question, example_id, indices
+from latentwire.tasks.world.world_passages import Attribute
 
 # Each task asks about one relation in one tier, so that their mean covers easy and hard reading.
 PEOPLE = 4

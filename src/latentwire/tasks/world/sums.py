@@ -11,8 +11,8 @@ from typing import Literal
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.world.names import draw_names
-from latentwire.tasks.world.passages import OPENING
-from latentwire.tasks.world.reading import Tier, ask_all, example_id, indices
+from latentwire.tasks.world.tiers import Tier, ask_all, example_id, indices
+from latentwire.tasks.world.world_passages import OPENING
 
 WorldTier = Tier | Literal["sums"]
 STEPS = (2, 3, 4)

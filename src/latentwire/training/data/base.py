@@ -14,7 +14,7 @@ from latentwire.kinds import Kind
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
-from latentwire.tasks.files import digest
+from latentwire.tasks.data_files import digest
 
 HELD_OUT = 20
 """One group (or text) in this many is held out for evaluation, where a source has no splits of its own."""

@@ -14,7 +14,7 @@ from pydantic import Field
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split
-from latentwire.tasks.files import decode, digest, read_bytes
+from latentwire.tasks.data_files import decode, digest, read_bytes
 from latentwire.training.data.base import HELD_OUT, ContextExamples, TrainingData
 
 

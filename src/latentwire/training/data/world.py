@@ -11,8 +11,8 @@ from pydantic import Field
 from latentwire.lm.prompts import Example
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Split, Task, examples_sha256
-from latentwire.tasks.world.reading import TIERS
 from latentwire.tasks.world.sums import WorldTier, training_passage
+from latentwire.tasks.world.tiers import TIERS
 from latentwire.training.data.base import ContextExamples, Source, TrainingData, in_turns
 
 SAMPLE = 100

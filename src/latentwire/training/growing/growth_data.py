@@ -17,8 +17,8 @@ from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
 from latentwire.models import folder
-from latentwire.tasks.world.reading import Tier, ask, ask_tags, draw_passage
 from latentwire.tasks.world.sums import draw_problem, draw_story
+from latentwire.tasks.world.tiers import Tier, ask, ask_tags, draw_passage
 from latentwire.training.jobs import spread
 
 PAD, BOS, EOS = "<pad>", "<bos>", "<eos>"

@@ -13,7 +13,7 @@ from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split
-from latentwire.tasks.files import digest
+from latentwire.tasks.data_files import digest
 from latentwire.training.data import ContextExamples, PassageData
 from latentwire.training.jobs import spread
 from latentwire.wires.latent.latent_config import LatentConfig

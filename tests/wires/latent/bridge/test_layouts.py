@@ -17,7 +17,7 @@ from latentwire.evaluation.report import Report
 from latentwire.lm.prefix import pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example, Prompt
-from latentwire.tasks.world.reading import ask_all
+from latentwire.tasks.world.tiers import ask_all
 from latentwire.training.data import ContextExamples
 from latentwire.training.data.task import TaskData
 from latentwire.training.data.text import TextData

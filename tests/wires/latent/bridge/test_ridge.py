@@ -5,7 +5,7 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.lm.scoring.questions import Questions, Shared
-from latentwire.tasks.world.reading import TIERS, ask_all
+from latentwire.tasks.world.tiers import TIERS, ask_all
 from latentwire.wires.latent import ridge
 from latentwire.wires.latent.adapters import DeepPrefixConfig, ProjectedConfig
 from latentwire.wires.latent.encoders import SelfConfig

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.errors import UserError
-from latentwire.tasks import reading
+from latentwire.tasks import squad as squad_files
 
 DATA = Path(os.environ.get("LATENTWIRE_DATA", Path(__file__).parents[3] / "shared" / "data"))
 
@@ -29,7 +29,7 @@ def squad(tmp_path, *paragraphs) -> Path:
 def test_examples_keep_ids_order_distinct_answers_and_the_group_of_their_paragraph(tmp_path):
     first = ("Ann met Bob.", [question("q1", "Ann", "Ann", "Bob"), question("q2", "Bob")])
     path = squad(tmp_path, first, ("Cy left.", [question("q3", "Cy")]))
-    task = reading.task(path, "squad")
+    task = squad_files.task(path, "squad")
     found = task.examples("train")
     assert (task.name, task.answer) == ("squad", "span")
     assert [(e.id, e.answers, e.context) for e in found] == [
@@ -46,7 +46,7 @@ def test_examples_keep_ids_order_distinct_answers_and_the_group_of_their_paragra
 def test_unanswerable_questions_are_left_out_and_counted_in_a_warning(tmp_path):
     path = squad(tmp_path, ("Ann.", [question("q1", "Ann"), question("q2", is_impossible=True)]))
     with pytest.warns(UserWarning, match="1 unanswerable questions are left out, 1 are kept"):
-        task = reading.task(path, "squad")
+        task = squad_files.task(path, "squad")
     assert [e.id for e in task.examples()] == ["q1"]
 
 
@@ -66,7 +66,7 @@ def test_unanswerable_questions_are_left_out_and_counted_in_a_warning(tmp_path):
 )
 def test_a_bad_question_is_refused_in_one_sentence(tmp_path, questions, message):
     with pytest.raises(UserError, match=message) as error:
-        reading.task(squad(tmp_path, ("Ann.", questions)), "squad")
+        squad_files.task(squad(tmp_path, ("Ann.", questions)), "squad")
     assert "\n" not in str(error.value)
 
 
@@ -83,20 +83,20 @@ def test_a_file_of_another_format_is_refused_in_one_sentence(tmp_path, content, 
     path = tmp_path / "squad.json"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message) as error:
-        reading.task(path, "squad")
+        squad_files.task(path, "squad")
     assert str(error.value).startswith(str(path))
     assert "\n" not in str(error.value)
 
 
 def test_a_missing_file_and_a_folder_are_refused(tmp_path):
     with pytest.raises(UserError, match="expected a readable file, found: No such file"):
-        reading.task(tmp_path / "none.json", "squad")
+        squad_files.task(tmp_path / "none.json", "squad")
     with pytest.raises(UserError, match="expected a file, found a folder"):
-        reading.task(tmp_path, "squad")
+        squad_files.task(tmp_path, "squad")
 
 
 @pytest.mark.skipif(not (DATA / "xquad_en.json").exists(), reason="real data is not here")
 def test_xquad_is_read_whole_and_every_answer_stands_in_its_passage():
-    examples = reading.task(DATA / "xquad_en.json", "squad").examples()
+    examples = squad_files.task(DATA / "xquad_en.json", "squad").examples()
     assert (len(examples), len({e.group for e in examples})) == (1190, 240)
     assert all(answer in e.context for e in examples for answer in e.answers)

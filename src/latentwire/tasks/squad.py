@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.tasks.files import decode, digest, first_mistake, read_bytes
+from latentwire.tasks.data_files import decode, digest, first_mistake, read_bytes
 
 
 class _Answer(BaseModel):

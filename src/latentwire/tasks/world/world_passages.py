@@ -58,7 +58,7 @@ class Fact:
 
 
 @dataclass(frozen=True)
-class Passage:
+class WorldPassage:
     """A text and its facts in the order in which it states them.
 
     Every relation of the passage holds for every person, each time with another value. `tie` is
@@ -79,7 +79,7 @@ class Passage:
 
 def direct_passage(
     random_: random.Random, split: Split, relations: Sequence[Relation], count: int, shifted: bool = False
-) -> Passage:
+) -> WorldPassage:
     """A passage about `count` people that names whom each sentence is about."""
     tie = random_.choice(ACQUAINTANCES)
     people, facts = _draw_facts(random_, split, relations, count)
@@ -87,7 +87,7 @@ def direct_passage(
     sentences = [
         random_.choice(templates[fact.relation]).format(who=fact.who, what=fact.what, tie=tie) for fact in facts
     ]
-    return Passage(" ".join([OPENING, *sentences]), people, facts, tie if "acquaintance" in relations else "")
+    return WorldPassage(" ".join([OPENING, *sentences]), people, facts, tie if "acquaintance" in relations else "")
 
 
 def tagged_passage(
@@ -97,7 +97,7 @@ def tagged_passage(
     count: int,
     shifted: bool = False,
     shared_colours: bool = True,
-) -> Passage:
+) -> WorldPassage:
     """A passage that states its facts about tags, and says last to whom each tag belongs."""
     people, facts = _draw_facts(random_, split, relations, count)
     tags = dict(zip(people, draw_tags(random_, len(people), shared_colours), strict=True))
@@ -111,7 +111,7 @@ def tagged_passage(
         for person in random_.sample(people, len(people))
     ]
     text = " ".join([OPENING, *(sentence[0].upper() + sentence[1:] for sentence in sentences)])
-    return Passage(text, people, facts, tags=tuple(tags.values()))
+    return WorldPassage(text, people, facts, tags=tuple(tags.values()))
 
 
 def _draw_facts(

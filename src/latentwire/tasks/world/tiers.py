@@ -13,12 +13,12 @@ from typing import Literal
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
-from latentwire.tasks.world.passages import (
+from latentwire.tasks.world.world_passages import (
     ATTRIBUTES,
     RELATIONS,
     Attribute,
-    Passage,
     Relation,
+    WorldPassage,
     direct_passage,
     tagged_passage,
 )
@@ -67,7 +67,7 @@ def draw_passage(
     about: Attribute | None = None,
     shifted: bool = False,
     shared_colours: bool = True,
-) -> Passage:
+) -> WorldPassage:
     """A passage that questions of `tier` can be asked about, telling of `about` where one is given."""
     required: list[Relation] = [] if about is None else [about]
     if tier == "later":
@@ -83,7 +83,7 @@ def draw_passage(
     return direct_passage(random_, split, relations, people, shifted)
 
 
-def ask(passage: Passage, tier: Tier) -> list[Question]:
+def ask(passage: WorldPassage, tier: Tier) -> list[Question]:
     """Every question of `tier` that the passage answers."""
     questions: list[Question] = []
     told = dict.fromkeys(fact.relation for fact in passage.facts)
@@ -118,7 +118,7 @@ def ask(passage: Passage, tier: Tier) -> list[Question]:
     return questions
 
 
-def ask_tags(passage: Passage) -> list[Question]:
+def ask_tags(passage: WorldPassage) -> list[Question]:
     """The halves of the `later` questions about a tagged passage: who has which tag, and what holds of a tag.
 
     No task asks these; a model that is being grown learns from them what the whole question is made of.
@@ -145,8 +145,8 @@ def draw_question(
     people: int,
     about: Attribute | None = None,
     shifted: bool = False,
-) -> tuple[random.Random, Passage, Question]:
-    """Passage and question number `index` of a task, and the random state after drawing them.
+) -> tuple[random.Random, WorldPassage, Question]:
+    """WorldPassage and question number `index` of a task, and the random state after drawing them.
 
     The right answer's place among the candidates goes round with the index, so that "always the
     first one stated" is right exactly as often as any other such rule.
