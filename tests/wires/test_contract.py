@@ -226,7 +226,7 @@ def test_budget_keeps_the_first_tokens_of_the_context(lm):
 
 
 @pytest.mark.parametrize("size", ["ratio=2", "ratio=5", "tokens=3"])
-def test_a_relay_says_as_much_as_a_budget_keeps_and_what_it_says_is_the_sources(lm, named, bound, size):
+def test_a_relay_is_the_sources_text_and_no_longer_than_what_budget_keeps(lm, named, bound, size):
     spec = f"relay,{size},source=SOURCE"
     contexts = [prompt.context for prompt in PROMPTS]
     said, kept = bound(spec).encode(contexts).texts, bound(f"budget,{size}").encode(contexts).texts
@@ -268,7 +268,7 @@ def test_a_relays_question_is_seen_only_where_it_is_asked_for(lm, bound):
 
 
 @pytest.mark.parametrize("spec", ["nth,ratio=3", "FOLDER", "CONSTANT"])
-def test_keys_and_values_with_nothing_behind_them_answer_nothing(lm, bound, spec):
+def test_keys_and_values_without_a_question_are_refused(lm, bound, spec):
     """No column would be left whose state says what comes next: an answer would be that of padding."""
     reader = copy(lm)
     reader.format = PromptFormat(template="raw", anchor="")
@@ -310,14 +310,14 @@ def test_the_tail_that_an_answer_would_change_stays_causal(lm):
         ("relay,ratio=4,source=embedded:wren,question=true,cue=Hm", "without question"),
     ],
 )
-def test_a_wrong_wire_is_told_in_one_sentence(text, part):
+def test_a_wrong_wire_is_refused_in_one_sentence(text, part):
     with pytest.raises(UserError) as error:
         wires.parse(text)
     assert part in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_a_run_stands_for_the_best_wire_that_it_trained(lm, named, tmp_path):
+def test_a_run_folder_names_its_best_wire(lm, named, tmp_path):
     best = tmp_path / "checkpoints" / "best"
     best.parent.mkdir()
     best.symlink_to(named("FOLDER"))
@@ -327,7 +327,7 @@ def test_a_run_stands_for_the_best_wire_that_it_trained(lm, named, tmp_path):
     assert torch.equal(run.encode(contexts).flat(), folder.encode(contexts).flat())
 
 
-def test_an_embedded_wire_is_known_by_its_files(monkeypatch, named):
+def test_an_embedded_wire_is_found_by_its_name(monkeypatch, named):
     monkeypatch.setattr(models, "WIRES", ("heron-4x",))
     monkeypatch.setattr(models, "__file__", str(Path(named("FOLDER")).parent / "__init__.py"))
     link = Path(named("FOLDER")).parent / "heron-4x"

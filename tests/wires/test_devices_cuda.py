@@ -136,7 +136,7 @@ APART = {"source": SECOND, "reader": FIRST}
 
 @two_gpus
 @pytest.mark.parametrize("kind", ["self", "source"])
-def test_a_source_on_another_gpu_trains_as_beside_its_reader(
+def test_a_source_on_another_gpu_trains_like_one_on_its_readers(
     kind: str, models: dict[str, LM], followed: str, tmp_path: Path
 ) -> None:
     objectives = (
@@ -176,7 +176,7 @@ def test_two_readers_on_two_gpus_train_as_on_one(
 
 @two_gpus
 @pytest.mark.parametrize("teacher", ["answer", "prompt"])
-def test_a_flow_follows_aims_of_another_gpu(teacher: str, models: dict[str, LM], tmp_path: Path) -> None:
+def test_a_flow_follows_aims_on_another_gpu(teacher: str, models: dict[str, LM], tmp_path: Path) -> None:
     encoder = SourceConfig(width=24, select=EVERY, translator=SMALL)
     objectives = (AnswerCrossEntropy(), FlowMatching(teacher=teacher))
     apart, together = (
@@ -187,7 +187,9 @@ def test_a_flow_follows_aims_of_another_gpu(teacher: str, models: dict[str, LM],
 
 
 @two_gpus
-def test_a_training_apart_is_resumed(models: dict[str, LM], followed: str, tmp_path: Path) -> None:
+def test_a_training_with_its_source_on_another_gpu_resumes(
+    models: dict[str, LM], followed: str, tmp_path: Path
+) -> None:
     """Weights and the optimizer's state come back to where each belongs; learned readers are twins of theirs."""
     encoder = made("self", models["reader"])
     objectives = (AnswerCrossEntropy(), Imitate(wire=followed))
@@ -200,7 +202,7 @@ def test_a_training_apart_is_resumed(models: dict[str, LM], followed: str, tmp_p
 @two_gpus
 @pytest.mark.parametrize("control", [None, "mean", "8bit"])
 @pytest.mark.parametrize("kind", ["self", "source"])
-def test_a_bound_wire_says_the_same_across_gpus(
+def test_a_bound_wire_gives_the_same_result_across_gpus(
     kind: str, control: Control | None, models: dict[str, LM], tmp_path: Path
 ) -> None:
     encoder, folder = made(kind, models["reader"]), tmp_path / "wire"
@@ -230,7 +232,7 @@ def test_a_bound_wire_says_the_same_across_gpus(
 
 
 @two_gpus
-def test_a_reader_on_another_gpu_writes_what_it_writes_on_the_first(models: dict[str, LM]) -> None:
+def test_a_reader_on_another_gpu_writes_the_same_text(models: dict[str, LM]) -> None:
     """A graph that is captured on the current GPU would replay nothing of another's."""
     wrote = []
     for device, mode in ((FIRST, "plain"), (SECOND, "plain"), (SECOND, "graph")):

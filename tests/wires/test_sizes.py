@@ -56,7 +56,7 @@ def test_text_of_a_ratio_is_no_longer_than_its_latents(lm, kind, ratio):
         assert (text == context) == (ratio == 1 or context == "a")
 
 
-def test_evict_keeps_as_many_as_nth_and_says_where_they_would_stand(lm):
+def test_evict_keeps_as_many_columns_as_nth_and_names_evenly_spread_positions(lm):
     ours, theirs = latents(lm, "evict,ratio=3"), latents(lm, "nth,ratio=3")
     assert torch.equal(ours.valid, theirs.valid)
     assert torch.equal(ours.positions, theirs.positions)
@@ -85,7 +85,7 @@ def test_evict_keeps_what_a_head_attends_to_most_and_keeps_its_position(lm):
     torch.testing.assert_close(lm.rotary.rotate(1, found.keys[1], found.positions)[0, 1], there, atol=1e-5, rtol=0)
 
 
-def test_attention_is_watched_and_then_no_longer(lm):
+def test_attention_is_watched_only_inside_the_call(lm):
     before = kernel(lm.model)
     prefix = Prefix.of_tokens([[5, 6, 7, 8]])
     memory, received = attended(lm, prefix, torch.tensor([[False, False, False, True]]))
@@ -120,7 +120,7 @@ def test_mean_leaves_a_context_out_of_its_own_average(lm):
 
 
 @torch.no_grad()
-def test_a_learned_prefix_is_the_same_for_every_context_and_begins_as_tokens_do(lm):
+def test_a_learned_prefix_is_the_same_for_every_context_and_starts_from_token_states(lm):
     config = LatentConfig(source=lm.name, encoder=ConstantConfig(tokens=4), adapters={lm.name: NativeConfig()})
     modules = LatentModules(config, {lm.name: lm}, lm)
     found = modules(CONTEXTS)

@@ -55,7 +55,7 @@ def test_untrained_soft_tokens_are_as_large_as_the_readers_embeddings(size):
 
 @pytest.mark.parametrize("kind", [EmbeddingsConfig, DeepPrefixConfig])
 @torch.no_grad()
-def test_film_begins_without_effect_and_then_tells_how_much_a_latent_stands_for(kind):
+def test_film_starts_without_effect_and_learns_the_tokens_per_latent(kind):
     lm = tiny_lm()
     torch.manual_seed(0)
     adapter = kind(hidden=16, film=True).build(SOURCE, lm)
@@ -74,14 +74,14 @@ def test_film_begins_without_effect_and_then_tells_how_much_a_latent_stands_for(
 
 
 @torch.no_grad()
-def test_a_refiner_begins_without_effect():
+def test_a_refiner_starts_as_the_identity():
     plain = latents()
     refined = Refiner(plain, None, RefinerConfig(layers=2, heads=4)).eval()(plain)
     assert torch.equal(refined.vectors, plain.vectors)
 
 
 @torch.no_grad()
-def test_a_width_makes_one_vector_of_everything_that_crosses():
+def test_a_width_makes_one_vector_of_all_tensors_that_cross():
     lm = tiny_lm()
     config = LatentConfig(
         source="llama", encoder=SelfConfig(gives="both", rank=0), width=8, adapters={"llama": DeepPrefixConfig()}
@@ -101,7 +101,7 @@ def test_dropout_acts_in_training_alone():
 
 
 @torch.no_grad()
-def test_both_carriers_are_read():
+def test_soft_tokens_and_keys_are_both_read():
     lm = tiny_lm()
     config = LatentConfig(
         source="llama",

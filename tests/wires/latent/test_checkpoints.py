@@ -54,7 +54,7 @@ CONFIGURATIONS = [
 
 
 @pytest.mark.parametrize(("encoded", "adapted", "more"), CONFIGURATIONS)
-def test_every_piece_is_missed(encoded, adapted, more, models, tmp_path):
+def test_a_checkpoint_without_any_one_piece_is_refused(encoded, adapted, more, models, tmp_path):
     lm = tiny_lm()
     modules = wire(lm, adapter=ADAPTERS[adapted], encoder=encoder(encoded, models), **more)
     modules.save(tmp_path)
@@ -79,7 +79,7 @@ def test_every_piece_is_missed(encoded, adapted, more, models, tmp_path):
         (None, "lacks encoder.mark"),
     ],
 )
-def test_a_piece_that_is_wrong_is_refused(piece, said, models, tmp_path):
+def test_a_damaged_piece_is_refused(piece, said, models, tmp_path):
     lm = tiny_lm()
     modules = wire(lm, adapter=ADAPTERS["native"], encoder=encoder("anchors", models))
     modules.save(tmp_path)
@@ -88,7 +88,7 @@ def test_a_piece_that_is_wrong_is_refused(piece, said, models, tmp_path):
         modules.restore(tmp_path)
 
 
-def test_a_piece_too_many_is_refused(models, tmp_path):
+def test_an_unexpected_piece_is_refused(models, tmp_path):
     lm = tiny_lm()
     modules = wire(lm, adapter=ADAPTERS["native"], encoder=encoder("anchors", models))
     modules.save(tmp_path)
@@ -111,7 +111,7 @@ def test_a_wire_for_other_weights_is_refused(models, tmp_path):
 
 
 @pytest.mark.parametrize("encoded", ["tokens", "sentence"])
-def test_a_frozen_text_model_is_named_and_known_again_but_not_saved(encoded, models, tmp_path):
+def test_a_frozen_text_model_is_fingerprinted_and_not_saved(encoded, models, tmp_path):
     lm, place = tiny_lm(), tmp_path / "decoder"
 
     def put(seed):
@@ -129,7 +129,7 @@ def test_a_frozen_text_model_is_named_and_known_again_but_not_saved(encoded, mod
         again(modules, lm).restore(tmp_path / "wire")
 
 
-def test_a_wire_ships_in_half_the_bytes(models, tmp_path):
+def test_a_wire_saved_in_bfloat16_takes_half_the_bytes(models, tmp_path):
     lm = tiny_lm()
     modules = wire(lm, adapter=ADAPTERS["deep_prefix"], encoder=encoder("anchors", models))
     modules.save(tmp_path / "full")

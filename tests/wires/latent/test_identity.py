@@ -60,7 +60,7 @@ def test_the_latents_of_a_context_do_not_depend_on_its_batch(select):
 @pytest.mark.parametrize(
     ("select", "expected"), [(Anchors(ratio=4), 1 + 5), (Mean(ratio=4), 1 + 5), (LearnedSlots(slots=7), 7)]
 )
-def test_a_context_of_twenty_one_tokens_becomes_so_many_latents(select, expected):
+def test_a_context_of_twenty_one_tokens_becomes_the_expected_number_of_latents(select, expected):
     width = 21 + select.slots
     weights = select.weights(torch.ones(1, width, dtype=torch.bool))
     assert int((weights.sum(-1) > 0).sum()) == expected
@@ -81,7 +81,7 @@ def test_questions_side_by_side_read_as_each_alone():
     assert found.labels.tolist() == [token for answer in ANSWERS for token in answer]
 
 
-def test_a_context_of_one_token_is_one_latent_alone_and_beside_others():
+def test_a_context_of_one_token_is_one_latent_alone_and_in_a_batch():
     alone = Anchors(ratio=4).weights(torch.tensor([[True]]))
     beside = Anchors(ratio=4).weights(torch.tensor([[True, False, False], [True, True, True]]))
     assert int((alone.sum(-1) > 0).sum()) == int((beside[0].sum(-1) > 0).sum()) == 1

@@ -168,7 +168,7 @@ def test_a_context_too_long_for_its_frozen_model_is_refused(models):
         modules(["word " * 100])
 
 
-def test_a_reader_in_bfloat16_takes_what_float32_adapters_give(models):
+def test_a_bfloat16_reader_reads_what_float32_adapters_give(models):
     lm = LM(tiny_model().bfloat16().requires_grad_(False), tiny_tokenizer(), name="half")
     for adapter in ("embeddings", "both"):
         modules = wire(lm, adapter=ADAPTERS[adapter], encoder=encoder("anchors", models))

@@ -9,7 +9,7 @@ from latentwire.wires.latent.select import LearnedSlots, spread
 from tests.support.latent_wires import CONTEXTS, delivered, named_lm, wire
 
 
-def test_latents_spread_inside_their_source():
+def test_spread_positions_lie_inside_the_source():
     assert spread(torch.tensor([8, 2, 1]), 4).tolist() == [[1, 3, 5, 7], [0, 0, 1, 1], [0, 0, 0, 0]]
 
 

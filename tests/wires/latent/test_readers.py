@@ -93,7 +93,7 @@ def test_only_the_new_adapter_may_be_missing(piece, heron, wren, tmp_path):
         extended(heron, wren).restore(tmp_path, new=["wren"])
 
 
-def test_adapters_of_readers_that_are_away_survive(heron, wren, tmp_path):
+def test_adapters_of_readers_that_are_not_loaded_survive_saving(heron, wren, tmp_path):
     both = extended(heron, wren)
     both.save(tmp_path / "both")
     alone = extended(heron, wren, {"wren": wren})

@@ -60,7 +60,7 @@ def test_made_up_tokens_are_mixed_as_they_overlap():
     agree([cut() for _ in range(60)], [cut() for _ in range(60)])
 
 
-def test_a_token_of_the_same_tokenizer_is_itself_and_bos_is_bos():
+def test_with_one_tokenizer_each_token_aligns_to_itself():
     (spans, *_), _ = both(CONTEXTS)
     assert spans[0].tolist() == [0, 0]
     mixed = overlaps([spans], [spans], torch.device("cpu"))[0]

@@ -17,7 +17,7 @@ def flow(source, reader, **changes):
 
 
 @torch.no_grad()
-def test_noise_follows_seed_and_context_and_no_state_of_the_machine(source, reader):
+def test_noise_is_a_function_of_seed_and_context(source, reader):
     translator, states = flow(source, reader)
     torch.manual_seed(1)
     first = translator(states)
@@ -32,7 +32,7 @@ def test_noise_follows_seed_and_context_and_no_state_of_the_machine(source, read
 
 
 @torch.no_grad()
-def test_an_untrained_flow_stands_still(source, reader):
+def test_an_untrained_flow_returns_its_noise(source, reader):
     translator = bridge(source, reader, translator=SMALL, shake=False).encoder.translator
     states = bridge(source, reader).encoder.read(CONTEXTS).states
     assert torch.equal(translator(states), translator._noise([f"0/{each}" for each in CONTEXTS], states.real))
@@ -52,7 +52,7 @@ def test_sampling_takes_its_euler_steps(source, reader, training, steps):
 
 
 @torch.no_grad()
-def test_guidance_leads_away_from_what_is_said_without_a_context(source, reader):
+def test_guidance_moves_away_from_the_unconditional_sample(source, reader):
     guided, states = flow(source, reader, guidance=3.0, steps=1)
     start = guided._noise([f"0/{each}" for each in CONTEXTS], states.real)
     at = torch.zeros(3)
@@ -90,7 +90,7 @@ def test_matching_depends_on_its_own_draws_and_on_no_other_row(source, reader):
 
 
 @pytest.mark.parametrize("pool", ["mean", "attention"])
-def test_a_flow_that_has_learned_its_aims_leads_there(source, reader, pool):
+def test_a_trained_flow_samples_its_aims(source, reader, pool):
     """Aims that are a function of the context: sampling comes near them, and nearer than to another context's."""
     modules = bridge(
         source, reader, translator=DitConfig(hidden=32, layers=2, heads=2, pool=pool, steps=8), shake=False
@@ -113,7 +113,7 @@ def test_a_flow_that_has_learned_its_aims_leads_there(source, reader, pool):
 
 @pytest.mark.parametrize(("pooled", "known"), [(False, True), (True, False)])
 @torch.no_grad()
-def test_latents_know_where_they_stand_unless_only_the_pooled_vector_is_known(source, reader, pooled, known):
+def test_latents_depend_on_their_place_unless_pooled_only(source, reader, pooled, known):
     """Columns that all say the same tell nothing of places by attention."""
     translator, states = flow(source, reader, pooled_only=pooled)
     content = states.content[:, :1].expand_as(states.content)

@@ -47,7 +47,7 @@ def written(lm: LM, context: str) -> str:
     return lm.decode(made[: ends[0] if ends else None])
 
 
-def test_a_draft_is_what_the_source_goes_on_to_say(source: LM) -> None:
+def test_a_draft_is_the_sources_own_continuation(source: LM) -> None:
     drafted = Drafts(source, 6)(CONTEXTS)
     for context, found in zip(CONTEXTS, drafted, strict=True):
         assert found == f"{context}\nAnswer:{written(source, context)}"
@@ -69,7 +69,7 @@ def test_latents_are_those_of_the_context_with_its_draft(at: int, source: LM, re
     torch.testing.assert_close(alone.flat()[0, :count], ours.flat()[2, :count], atol=1e-5, rtol=1e-5)
 
 
-def test_drafts_are_kept_while_training_and_written_anew_for_whoever_reads(
+def test_drafts_are_kept_in_training_and_written_each_time_in_reading(
     source: LM, reader: LM, tmp_path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     times = []
@@ -89,7 +89,7 @@ def test_drafts_are_kept_while_training_and_written_anew_for_whoever_reads(
     assert times == [1, 1]
 
 
-def test_a_long_context_costs_no_other_its_draft(source: LM, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_long_context_leaves_the_drafts_of_others_unchanged(source: LM, monkeypatch: pytest.MonkeyPatch) -> None:
     """The oldest drafts go, and those only where there are too many."""
     monkeypatch.setattr(draft, "REMEMBERED", 3)
     kept = Drafts(source, 2)

@@ -61,7 +61,7 @@ def test_shut_gates_or_a_message_of_zeros_read_as_the_target_alone(targets, fami
 
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
-def test_on_the_same_path_it_is_so_to_the_bit(targets, family):
+def test_with_the_same_kernel_shut_gates_change_no_bit(targets, family):
     lm = targets[family]
     texts, asked = asking(fused_config(lm), [(each.context, each.question) for each in PROMPTS], lm)
     own = OwnText.of(texts, lm)
@@ -77,7 +77,7 @@ def test_on_the_same_path_it_is_so_to_the_bit(targets, family):
 
 
 @torch.no_grad()
-def test_keys_of_sixteen_bits_survive_the_way_there_and_back():
+def test_sixteen_bit_keys_survive_rotation_and_back():
     lm = tiny_lm("llama")
     lm.model.to(torch.bfloat16)
     prefix = Prefix.of_tokens([list(range(5, 90))])
@@ -146,7 +146,7 @@ def test_only_the_layers_of_the_map_are_changed(targets):
 
 
 @pytest.mark.parametrize("carry", ["context", "prompt"])
-def test_a_fuser_learns_and_its_readers_stay(targets, tmp_path, carry):
+def test_a_fuse_adapter_learns_and_its_readers_do_not_change(targets, tmp_path, carry):
     lm, before = targets["qwen3"], fingerprint(targets["qwen3"])
     wire = fused_config(lm).model_copy(update={"carry": carry})
     objectives = (AnswerCrossEntropy(), Distill(), Contrast())
@@ -160,7 +160,7 @@ def test_a_fuser_learns_and_its_readers_stay(targets, tmp_path, carry):
     assert trained.adapters[next(iter(trained.adapters))].gates.abs().sum() > 0
 
 
-def test_before_its_first_step_the_student_is_its_teacher(targets):
+def test_before_the_first_step_the_student_equals_its_teacher(targets):
     lm = targets["mistral"]
     config = fused_config(lm)
     modules, found = modules_of(config, lm), passages(DATA, {lm.name: lm}, "train", 3, config)
@@ -174,7 +174,7 @@ def test_before_its_first_step_the_student_is_its_teacher(targets):
         Reconstruct().loss(one)
 
 
-def test_a_reader_behind_a_learned_prefix_is_fused_where_its_text_stands(targets):
+def test_a_reader_with_a_learned_prefix_is_fused_at_the_positions_of_its_text(targets):
     lm = targets["llama"]
     modules = modules_of(fused_config(lm), lm)
     torch.manual_seed(3)

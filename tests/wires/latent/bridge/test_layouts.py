@@ -89,7 +89,7 @@ def test_a_row_reads_the_same_alone_and_in_a_batch(lm, carry, layout, adapter):
 
 @pytest.mark.parametrize("adapter", ADAPTERS)
 @pytest.mark.parametrize("carry", ["context", "prompt"])
-def test_beside_text_stand_latents_then_the_prompts_own_tokens(lm, carry, adapter):
+def test_under_layout_text_the_prompts_own_tokens_follow_the_latents(lm, carry, adapter):
     wire = wire_of(lm, carry, "text", adapter)
     message = wire.encode(wire.carried(PROMPTS, lm))
     prefix = wire.deliver(message, PROMPTS, lm)
@@ -188,7 +188,7 @@ def test_readers_that_word_prompts_differently_cannot_share_a_message(lm):
 
 
 @pytest.mark.parametrize(("carry", "layout"), LAYOUTS)
-def test_deranged_exchanges_what_the_message_is_of_and_nothing_beside_it(lm, carry, layout):
+def test_deranged_exchanges_the_message_and_no_text_beside_it(lm, carry, layout):
     arm = Arm(wire_of(lm, carry, layout), "deranged")
     met, items = arm.prepared(lm, TASK, prepare(lm, TASK, "test", None))
     carried = met.wire.carried([item.prompt for item in items], lm)
@@ -217,7 +217,7 @@ def test_prompts_without_contexts_can_be_deranged_where_prompts_are_carried(lm):
 
 
 @pytest.mark.parametrize(("carry", "layout"), LAYOUTS)
-def test_counterfactual_changes_what_the_message_is_of_and_nothing_beside_it(lm, carry, layout):
+def test_counterfactual_changes_the_message_and_no_text_beside_it(lm, carry, layout):
     arm = Arm(wire_of(lm, carry, layout), "counterfactual")
     met, items = arm.prepared(lm, TASK, prepare(lm, TASK, "test", None))
     for item, sent in zip(items, met.wire.carried([item.prompt for item in items], lm), strict=True):
@@ -273,7 +273,7 @@ def test_every_table_says_which_messages_know_the_question(lm, monkeypatch):
         ({"layout": "text", "positions": "spread"}, "expected contiguous"),
     ],
 )
-def test_layouts_that_nobody_could_read_are_refused(lm, changes, told):
+def test_layouts_that_no_reader_could_read_are_refused(lm, changes, told):
     with pytest.raises(ValueError, match=told):
         config(lm, **changes)
 
@@ -337,7 +337,7 @@ def test_latents_are_moved_to_where_their_reader_is(lm, monkeypatch):
     assert {each.device.type for each in (*there.tensors, there.valid, there.positions, there.length)} == {"meta"}
 
 
-def test_both_parts_are_asked_of_one_function(lm):
+def test_training_and_evaluation_divide_a_prompt_with_the_same_function(lm):
     """The words of a prompt as an evaluation and a training take them."""
     pair = [(EXAMPLES[0].context, EXAMPLES[0].question)]
     for carry, layout in LAYOUTS:

@@ -44,7 +44,7 @@ def test_the_flow_is_learned_by_the_translator_alone(teacher, source, reader):
 
 
 @pytest.mark.parametrize("teacher", ["answer", "prompt"])
-def test_a_step_with_the_flow_sends_what_a_step_without_it_sends(teacher, source, reader):
+def test_the_flow_objective_does_not_change_the_message(teacher, source, reader):
     """The earlier bridge let its reader read noise mixed with the answer."""
     modules, one = flows(source, reader, teacher)
     alone = modules(one.contexts).flat()
@@ -59,7 +59,7 @@ def test_a_step_with_the_flow_sends_what_a_step_without_it_sends(teacher, source
 
 
 @torch.no_grad()
-def test_aims_are_the_answers_tokens_or_the_mean_of_the_texts(source, reader):
+def test_the_flows_aims_are_the_answers_tokens_or_means_of_the_texts(source, reader):
     _, one = flows(source, reader)
     aims, told = FlowMatching()._answers(one)
     for row in range(3):
@@ -77,7 +77,7 @@ def test_aims_are_the_answers_tokens_or_the_mean_of_the_texts(source, reader):
 
 
 @torch.no_grad()
-def test_a_flow_that_leads_to_the_aims_has_no_loss_left(source, reader, monkeypatch):
+def test_a_flow_that_samples_its_aims_exactly_has_zero_loss(source, reader, monkeypatch):
     _, one = flows(source, reader)
     translator, states = one.encoded.modules.encoder.translator, one.encoded.states
     aims = F.rms_norm(FlowMatching()._answers(one)[0], (24,))
@@ -169,7 +169,7 @@ def test_an_imitated_wire_out_of_memory_is_read_in_halves(imitated, reader, monk
     assert said[-1].endswith("cannot encode one context as teacher; the step goes without")
 
 
-def test_a_wire_that_imitates_itself_has_come_to_its_end(imitated, reader):
+def test_a_wire_that_imitates_itself_has_zero_loss(imitated, reader):
     source, folder, made = imitated
     objective = Imitate(wire=folder)
 
@@ -195,7 +195,7 @@ def test_latents_that_are_dropped_are_imitated_too(imitated, reader):
     torch.testing.assert_close(losses[1], losses[0])
 
 
-def test_imitation_wants_as_many_latents(imitated, reader):
+def test_imitation_needs_the_same_number_of_latents(imitated, reader):
     source, folder, made = imitated
     for changes in ({"select": Anchors(ratio=2)}, {"align": None}):
         _, step, part = one_step(source, reader, (Imitate(wire=folder),), "deep_prefix", **{**made, **changes})
@@ -235,7 +235,7 @@ def test_ratios_that_are_hardly_apart_are_told_apart_before_a_step(imitated, rea
                 check({reader.name: reader}, source, asked)
 
 
-def test_a_latent_for_every_token_may_imitate_the_text_itself():
+def test_latents_for_every_token_can_imitate_the_text_itself():
     """The reader's own, untrained, has come to its end; fewer latents than tokens are refused."""
 
     def apart(ratio, mask="causal"):
@@ -252,7 +252,7 @@ def test_a_latent_for_every_token_may_imitate_the_text_itself():
         apart(2)
 
 
-def test_an_imitated_wire_is_itself_from_the_first_step_on(tmp_path):
+def test_an_imitated_wire_gives_its_own_keys_and_values_from_the_first_step(tmp_path):
     """Autocast keeps what weights were when they were first read, and a wire is tried before it has its own."""
     torch.manual_seed(1)
     lm = wire_training.start()

@@ -48,7 +48,7 @@ def states(source, **changes):
 
 
 @torch.no_grad()
-def test_keys_without_their_rotation_say_what_a_token_is_and_not_where(source):
+def test_unrotated_keys_do_not_depend_on_position(source):
     ids = source.format.before("ababababab", source)
     again = [at for at, token in enumerate(ids) if token == max(ids, key=ids.count)]
     assert len(again) > 1
@@ -83,7 +83,7 @@ def test_layers_are_the_upper_half_or_some_that_the_source_has(source):
             width((wrong,))
 
 
-def test_nothing_of_the_source_learns_or_changes(source, reader):
+def test_the_source_neither_learns_nor_changes(source, reader):
     modules = bridge(source_lm(), reader)
     assert all(name.startswith(("encoder.translator", "adapters")) for name in modules.pieces())
     modules(CONTEXTS).flat().sum().backward()
@@ -107,7 +107,7 @@ def test_the_readers_own_encoder_has_as_many_latents_each_at_the_last_column_of_
 @pytest.mark.parametrize("kind", ["self", "source"])
 @pytest.mark.parametrize("aligned", [True, False])
 @torch.no_grad()
-def test_contexts_told_ahead_are_not_tokenized_again(kind, aligned, source, reader, monkeypatch):
+def test_contexts_prepared_ahead_are_not_tokenized_again(kind, aligned, source, reader, monkeypatch):
     align = reader.name if aligned else None
     config = SelfConfig(align=align, rank=0) if kind == "self" else encoder(align=align)
     torch.manual_seed(0)

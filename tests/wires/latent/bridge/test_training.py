@@ -58,7 +58,7 @@ def test_ridge_is_where_a_training_begins(tmp_path):
         train(tmp_path / "more", begin=tmp_path / "solved" / "checkpoints" / "best", **RIDGE)
 
 
-def test_a_training_that_resumes_is_not_solved_again(tmp_path, monkeypatch):
+def test_a_resumed_training_does_not_run_ridge_again(tmp_path, monkeypatch):
     from latentwire.training import loop
 
     class Killed(BaseException):

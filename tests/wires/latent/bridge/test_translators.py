@@ -52,7 +52,7 @@ def test_a_saved_bridge_comes_back_to_the_bit(translated, source, reader, tmp_pa
 
 
 @torch.no_grad()
-def test_behind_closed_gates_cross_is_the_linear_map_of_its_anchors(source, reader):
+def test_with_shut_gates_cross_is_a_linear_map_of_its_anchors(source, reader):
     modules = bridge(source, reader, translator=CrossConfig(heads=2, mixing=1), shake=False)
     translator, states = modules.encoder.translator, modules.encoder.read(CONTEXTS).states
     mapped = translator.norm(translator.inward(states.weights @ states.content))
@@ -61,7 +61,7 @@ def test_behind_closed_gates_cross_is_the_linear_map_of_its_anchors(source, read
 
 @pytest.mark.parametrize("translated", ["cross", "dit"])
 @torch.no_grad()
-def test_a_fixed_number_of_latents_is_as_many_for_every_context(translated, source, reader):
+def test_a_fixed_number_of_latents_is_the_same_for_every_context(translated, source, reader):
     found = bridge(source, reader, translator=TRANSLATORS[translated], select=LearnedSlots(slots=5))(CONTEXTS)
     assert found.vectors.shape == (3, 5, 16)
     assert bool(found.valid.all())
@@ -79,7 +79,7 @@ def test_cross_refuses_heads_that_do_not_divide_its_width(source, reader):
 
 
 @torch.no_grad()
-def test_a_token_tells_mlp_nothing_of_others_and_cross_much(source, reader):
+def test_mlp_latents_see_only_their_own_columns_and_cross_latents_see_all(source, reader):
     for name, heard in (("mlp", False), ("cross", True), ("dit", True), ("dit-pooled", True)):
         modules = bridge(source, reader, translator=TRANSLATORS[name])
         states = modules.encoder.read(CONTEXTS[:1]).states
