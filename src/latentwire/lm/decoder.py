@@ -56,10 +56,12 @@ class Decoder:
 
     @property
     def device(self) -> torch.device:
+        """Where the model is; the device of its first weights under a device map."""
         return self.model.device
 
     @cached_property
     def config(self) -> object:
+        """The configuration of the text decoder."""
         return self.model.config.get_text_config()
 
     @property
