@@ -70,7 +70,7 @@ class Effects(Settings):
             yield "retention", reading
 
 
-class Comparison(Settings):
+class StudyComparison(Settings):
     """A paired difference a − b.
 
     Attributes:

@@ -51,7 +51,7 @@ class Planned:
 
 
 @dataclass(frozen=True)
-class Plan:
+class StudyPlan:
     """A study, what its stages share, the folders of its models, and its stages, each after what it needs."""
 
     study: Study
@@ -89,7 +89,7 @@ class Plan:
         return [name for name in self.stages if name in wanted or not names]
 
 
-def make(study: Study) -> Plan:
+def make(study: Study) -> StudyPlan:
     """Read the tasks, hash the inputs, and give every stage its identity.
 
     Raises:
@@ -118,7 +118,7 @@ def make(study: Study) -> Plan:
     planned: dict[str, Planned] = {}
     for name in _ordered(study):
         planned[name] = _planned(name, study, context, planned)
-    return Plan(study, context, folders, planned)
+    return StudyPlan(study, context, folders, planned)
 
 
 def _planned(name: str, study: Study, context: StudyContext, earlier: dict[str, Planned]) -> Planned:

@@ -17,11 +17,11 @@ from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, Parent, Record, Run, scan
 from latentwire.studies import plan, study_summary
 from latentwire.studies.model_loader import ModelLoader
-from latentwire.studies.plan import Plan, Planned
+from latentwire.studies.plan import Planned, StudyPlan
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import KINDS, Stage
-from latentwire.studies.stages.base import Work
+from latentwire.studies.stages.base import StageWork
 
 
 class StageFailed(RuntimeError):
@@ -39,7 +39,7 @@ class Carried:
         summary: What `summary.json` says.
     """
 
-    plan: Plan
+    plan: StudyPlan
     runs: dict[str, Run]
     folder: Path
     summary: Summary
@@ -94,7 +94,7 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
     return Carried(planned, counting, folder, written or study_summary.write(planned, counting, folder))
 
 
-def current(planned: Plan, root: Path, log: Callable[[str], None] = print) -> dict[str, Run]:
+def current(planned: StudyPlan, root: Path, log: Callable[[str], None] = print) -> dict[str, Run]:
     """The run that counts for each stage: one with the planned identity, the newest that is done, else the newest.
 
     A run counts only if it started from the run that counts for its parent: two runs of one finetuning have
@@ -143,7 +143,7 @@ def _starts_from_counting(run: Run, stage: Planned, counting: dict[str, Run]) ->
     return True
 
 
-def _dependants(planned: Plan, names: Iterable[str]) -> list[str]:
+def _dependants(planned: StudyPlan, names: Iterable[str]) -> list[str]:
     """The stages that need `names`, directly or not; the plan has parents before their children."""
     changed = set(names)
     dependants = []
@@ -154,7 +154,7 @@ def _dependants(planned: Plan, names: Iterable[str]) -> list[str]:
     return dependants
 
 
-def _check(planned: Plan, pending: Sequence[str], models: ModelLoader) -> None:
+def _check(planned: StudyPlan, pending: Sequence[str], models: ModelLoader) -> None:
     """Let the stages that are about to run check themselves, those of one kind together."""
     groups: dict[type[Stage], dict[str, Stage]] = {}
     for name in pending:
@@ -174,14 +174,14 @@ def _check_writable(folder: Path) -> None:
         raise UserError(f"runs: the folder {folder} cannot be written ({error.strerror}).") from error
 
 
-def _next(planned: Plan, pending: Sequence[str], models: ModelLoader) -> str:
+def _next(planned: StudyPlan, pending: Sequence[str], models: ModelLoader) -> str:
     """The first stage that can start; one whose model is in memory goes before it."""
     able = [name for name in pending if not set(planned.stages[name].needs) & set(pending)]
     at_hand = [name for name in able if planned.stages[name].stage.ready_with(planned.context, models)]
     return (at_hand or able)[0]
 
 
-def _record(planned: Plan, name: str, counting: dict[str, Run]) -> Record:
+def _record(planned: StudyPlan, name: str, counting: dict[str, Run]) -> Record:
     stage = planned.stages[name]
     parents = [counting[need].record for need in stage.needs]
     return Record(
@@ -198,7 +198,7 @@ def _record(planned: Plan, name: str, counting: dict[str, Run]) -> Record:
     )
 
 
-def _carry_out(planned: Plan, name: str, run: Run, models: ModelLoader, log: Log) -> None:
+def _carry_out(planned: StudyPlan, name: str, run: Run, models: ModelLoader, log: Log) -> None:
     stage = planned.stages[name].stage
     resumed = bool(run.record.times)
     with run.work(), log.to(run.folder / LOG):
@@ -207,7 +207,7 @@ def _carry_out(planned: Plan, name: str, run: Run, models: ModelLoader, log: Log
         verb = "resuming" if resumed else "starting"
         log(f"\n{verb} {name} ({stage.kind} from {stage.beginning(planned.study.model)}) in {run.folder}")
         try:
-            results = stage.run(Work(planned.context, models, run.folder, log))
+            results = stage.run(StageWork(planned.context, models, run.folder, log))
             run.finish(results, rejected=not all(gate["held"] for gate in results.get("accept", ())))
         except Exception as error:
             run.fail(f"{type(error).__name__}: {error}")

@@ -11,7 +11,7 @@ from pydantic import Discriminator, Field, Tag, field_validator
 from latentwire.errors import one_of
 from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.prompt_settings import PromptSettings
-from latentwire.studies.claims import Comparison, Condition, Effects
+from latentwire.studies.claims import Condition, Effects, StudyComparison
 from latentwire.studies.stages import AnyStage
 from latentwire.studies.stages.base import Name
 from latentwire.tasks import DATA_KINDS
@@ -74,7 +74,7 @@ class Study(Settings):
     stages: dict[Name, AnyStage] = Field(min_length=1)
     effects: Effects | None = None
     oracles: dict[Name, Readings] = Field(default_factory=dict)
-    comparisons: tuple[Comparison, ...] = ()
+    comparisons: tuple[StudyComparison, ...] = ()
     gates: tuple[Condition, ...] = ()
 
     def models(self) -> list[str]:

@@ -18,10 +18,9 @@ from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
 from latentwire.runs.store import ENDED, OUTCOMES, Run
 from latentwire.studies import summary_tables
-from latentwire.studies.claims import Comparison as Asked
-from latentwire.studies.claims import Condition
+from latentwire.studies.claims import Condition, StudyComparison
 from latentwire.studies.derived import Derived, derive
-from latentwire.studies.plan import Plan
+from latentwire.studies.plan import StudyPlan
 from latentwire.studies.shape import Compared, StageSummary, Summary
 from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages.base import TRAINED
@@ -32,7 +31,7 @@ _FORM = 10
 """Raise it whenever a summary of the same runs would hold something else."""
 
 
-def build(plan: Plan, runs: Mapping[str, Run]) -> Summary:
+def build(plan: StudyPlan, runs: Mapping[str, Run]) -> Summary:
     """The summary of all runs so far."""
     stages = {name: _stage(runs.get(name)) for name in plan.study.stages}
     readings = {
@@ -75,7 +74,7 @@ def _sections(study: Study, runs: Mapping[str, Run]) -> dict[str, dict[str, Any]
     return sections
 
 
-def _repeats(plan: Plan) -> list[list[str]]:
+def _repeats(plan: StudyPlan) -> list[list[str]]:
     """Groups of stages with the same configuration, inputs and starts under different names."""
     alike: dict[str, list[str]] = {}
     for name in plan.study.stages:
@@ -83,7 +82,7 @@ def _repeats(plan: Plan) -> list[list[str]]:
     return [names for names in alike.values() if len(names) > 1]
 
 
-def write(plan: Plan, runs: Mapping[str, Run], folder: Path) -> Summary:
+def write(plan: StudyPlan, runs: Mapping[str, Run], folder: Path) -> Summary:
     """Write `summary.json` and `summary.md`, unless they exist and are made of the same runs and study."""
     made_of = _basis(plan, runs)
     there = _read(folder / JSON)
@@ -106,7 +105,7 @@ def rejected(summary: Summary) -> list[str]:
     return [name for name, stage in summary["stages"].items() if stage["status"] == "rejected"]
 
 
-def _basis(plan: Plan, runs: Mapping[str, Run]) -> str:
+def _basis(plan: StudyPlan, runs: Mapping[str, Run]) -> str:
     """Hash of everything that a summary is computed from: resampling is repeated only if it changes."""
     there = {name: [run.record.run, run.status, run.record.error] for name, run in runs.items()}
     asked = plan.study.model_dump(mode="json")
@@ -137,7 +136,7 @@ def _outcomes(folder: Path) -> list[Outcome]:
 def _compare(
     study: Study, readings: Mapping[str, list[Outcome]]
 ) -> tuple[list[Compared], dict[str, dict[str, Any]]]:
-    found: dict[str, tuple[Asked, Comparison, str]] = {}
+    found: dict[str, tuple[StudyComparison, Comparison, str]] = {}
     for asked in study.comparisons:
         if asked.a in readings and asked.b in readings:
             a, b = shared([members(readings[each], asked.task) for each in (asked.a, asked.b)])
@@ -176,7 +175,7 @@ def _compare(
     return compared, further
 
 
-def _invalid(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
+def _invalid(plan: StudyPlan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
     """By reading and task answered in words, the share of answers that could not be read."""
     found: dict[str, dict[str, Number]] = {}
     for reading, outcomes in readings.items():
@@ -186,7 +185,7 @@ def _invalid(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dic
     return found
 
 
-def _agreements(plan: Plan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
+def _agreements(plan: StudyPlan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
     """By the readings of one wire by several readers, and by task, the share of examples answered alike."""
     shares: dict[str, dict[str, Number]] = {}
     for name, stage in plan.study.stages.items():
@@ -219,7 +218,7 @@ def _trained(study: Study, reading: str) -> bool:
     return False
 
 
-def _effects(plan: Plan, runs: Mapping[str, Run], readings: Mapping[str, list[Outcome]]) -> list[Derived]:
+def _effects(plan: StudyPlan, runs: Mapping[str, Run], readings: Mapping[str, list[Outcome]]) -> list[Derived]:
     effects = plan.study.effects
     if effects is None or effects.baseline not in readings:
         return []

@@ -73,7 +73,7 @@ class Description:
 
 
 @dataclass(frozen=True)
-class Work:
+class StageWork:
     """What a stage is given to run: the study's context, its models, and the folder of its run."""
 
     context: StudyContext
@@ -202,7 +202,7 @@ class Stage(Settings):
         """Whether the model it reads with is in memory already."""
         return False
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, work: StageWork) -> dict[str, Any]:
         """Carry it out in its run folder.
 
         Returns:

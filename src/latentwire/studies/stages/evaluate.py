@@ -29,8 +29,8 @@ from latentwire.studies.stages.base import (
     Description,
     Name,
     Stage,
+    StageWork,
     StudyContext,
-    Work,
     hashed_wires,
     known,
     trained_source,
@@ -206,7 +206,7 @@ class Evaluate(Stage):
     def ready_with(self, context: StudyContext, models: ModelLoader) -> bool:
         return models.holds(trained_source(self, context))
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, work: StageWork) -> dict[str, Any]:
         """Answer task by task, keeping the outcomes of every finished task, and write `metrics.json`.
 
         Returns:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import field_validator
 
 from latentwire.studies.model_loader import ModelLoader
-from latentwire.studies.stages.base import Description, Stage, StudyContext, Work, naming, trained_source
+from latentwire.studies.stages.base import Description, Stage, StageWork, StudyContext, naming, trained_source
 from latentwire.studies.stages.study_arms import wire_label
 from latentwire.studies.stages.training_stage import TrainingStage, reported
 from latentwire.training.finetuning.finetuning_config import Finetuning
@@ -50,7 +50,7 @@ class Finetune(Finetuning, TrainingStage):
             with naming(name):
                 checks.check(stage.settings(), lm)
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, work: StageWork) -> dict[str, Any]:
         """Train in place; see `training.finetuning.finetune.finetune` for what is written and raised."""
         from latentwire.training.finetuning import finetune
 

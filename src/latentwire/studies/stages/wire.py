@@ -15,8 +15,8 @@ from latentwire.studies.stages.base import (
     TRAINED,
     Description,
     Stage,
+    StageWork,
     StudyContext,
-    Work,
     hashed_wires,
     known,
     naming,
@@ -189,7 +189,7 @@ class TrainWire(Fit, TrainingStage):
                 if stage.accept:
                     accept.check(stage.data, stage.gates, stage.accept_examples)
 
-    def run(self, work: Work) -> dict[str, Any]:
+    def run(self, work: StageWork) -> dict[str, Any]:
         """Train the wire and judge it by its gates; see `training.wire.fit.fit` and `training.wire.accept`."""
         from latentwire.training.wire import accept
         from latentwire.training.wire.fit import fit

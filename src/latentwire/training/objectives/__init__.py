@@ -11,7 +11,12 @@ from typing import Annotated
 from pydantic import AfterValidator, Field
 
 from latentwire.kinds import KindOf
-from latentwire.training.objectives.answers import AnswerCrossEntropy, Contrast, FirstTokens, GrowingTokens
+from latentwire.training.objectives.answer_objectives import (
+    AnswerCrossEntropy,
+    Contrast,
+    FirstTokens,
+    GrowingTokens,
+)
 from latentwire.training.objectives.contexts import Gist, Reconstruct
 from latentwire.training.objectives.flow import FlowMatching
 from latentwire.training.objectives.imitation import Imitate
