@@ -14,8 +14,8 @@ from latentwire.runs.store import Record, Run
 from latentwire.studies import commands, loading
 from latentwire.studies.stages import TrainWire
 from latentwire.training.data.world import WorldPassages
-from latentwire.training.wire.config import PRESETS
 from latentwire.training.wire.passages import passages
+from latentwire.training.wire.wire_training_config import PRESETS
 from tests.support.studies import written
 from tests.support.wire_studies import HERON, A, own_rows
 

@@ -4,11 +4,12 @@ import torch
 
 from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.part import collate
 from latentwire.training.wire.passages import passages
-from latentwire.training.wire.step import FitStep, collate
-from latentwire.training.wire.teacher import Teaching
+from latentwire.training.wire.teacher import Teacher
+from latentwire.training.wire.train import train_wire
+from latentwire.training.wire.wire_step import WireStep
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent.latent_config import LatentConfig
 from tests.support.bridges import ADAPTERS, bridge, encoder, reader_lm, source_lm
 
@@ -20,7 +21,7 @@ def settings(source, reader, adapter="deep_prefix", *, wire=None, **changes):
     few = {"passages": 4, "questions": 2, "contexts": 8, "eval_samples": 2, "eval_steps": 3, "samples": 0}
     data = WorldPassages(tiers=("one_hop",))
     rate = {"steps": 3, "log_steps": 1, "warmup_steps": 0, "learning_rate": 1e-2}
-    return Fit(**{"wire": config, "data": data, **few, **rate, **changes})
+    return WireTraining(**{"wire": config, "data": data, **few, **rate, **changes})
 
 
 def train(folder, adapter="deep_prefix", *, begin=None, wire=None, **changes):
@@ -28,7 +29,7 @@ def train(folder, adapter="deep_prefix", *, begin=None, wire=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     source, reader, said = source_lm(), reader_lm(), []
     asked = settings(source, reader, adapter, wire=wire, **changes)
-    return fit({reader.name: reader}, source, asked, folder, start=begin, log=said.append), said
+    return train_wire({reader.name: reader}, source, asked, folder, start=begin, log=said.append), said
 
 
 def one_step(source, reader, objectives, adapter="both", *, count=3, **wire):
@@ -38,5 +39,5 @@ def one_step(source, reader, objectives, adapter="both", *, count=3, **wire):
     found = passages(WorldPassages(), readers, "train", count)
     names = [f"0/0/{number}" for number in range(count)]
     part = collate(found, [range(2)] * count, {reader.name: torch.device("cpu")}, names)
-    step = FitStep(modules, readers, {reader.name: Teaching(reader, print)}, objectives, Adapting(objectives))
+    step = WireStep(modules, readers, {reader.name: Teacher(reader, print)}, objectives, Adapting(objectives))
     return modules, step, part

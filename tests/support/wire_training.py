@@ -8,11 +8,12 @@ from safetensors.torch import load_file
 from latentwire.lm.loading.lora import Lora
 from latentwire.training.data.world import WorldPassages
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit, TextSteps
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.part import collate
 from latentwire.training.wire.passages import passages
-from latentwire.training.wire.step import FitStep, collate
-from latentwire.training.wire.teacher import Teaching
+from latentwire.training.wire.teacher import Teacher
+from latentwire.training.wire.train import train_wire
+from latentwire.training.wire.wire_step import WireStep
+from latentwire.training.wire.wire_training_config import TextSteps, WireTraining
 from latentwire.wires.latent.adapters import EmbeddingsConfig, NativeConfig
 from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.modules import LatentConfig, LatentModules
@@ -39,7 +40,7 @@ def config(lm, adapter=KEYS, encoder=ENCODER):
 
 
 def settings(lm, adapter=KEYS, **changes):
-    return Fit(
+    return WireTraining(
         **{
             "wire": config(lm, adapter),
             "data": DATA,
@@ -63,7 +64,7 @@ def run(folder, adapter=KEYS, begin=None, **changes):
     folder.mkdir(parents=True, exist_ok=True)
     lm = start()
     said = []
-    found = fit({lm.name: lm}, lm, settings(lm, adapter, **changes), folder, start=begin, log=said.append)
+    found = train_wire({lm.name: lm}, lm, settings(lm, adapter, **changes), folder, start=begin, log=said.append)
     return found, lm, said
 
 
@@ -77,7 +78,7 @@ def one_step(adapter=KEYS, objectives=(), seed=0, lm=None, keep=1.0, textual=Fal
     names = [f"0/0/{number}" for number in range(count)]
     part = collate(found, [range(2)] * count, devices, names, keep=keep, textual=textual)
     used = settings(lm, adapter, **({"objectives": objectives} if objectives else {})).objectives
-    step = FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, used, Adapting(used))
+    step = WireStep(modules, {lm.name: lm}, {lm.name: Teacher(lm, print)}, used, Adapting(used))
     return modules, step, part
 
 

@@ -31,8 +31,8 @@ from latentwire.training.objectives import (
     Imitate,
     Objective,
 )
-from latentwire.training.wire.config import Fit
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.train import train_wire
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent.adapters import AdapterKind, DeepPrefixConfig, EmbeddingsConfig, NativeConfig
 from latentwire.wires.latent.encoders import EncoderKind, SelfConfig
 from latentwire.wires.latent.encoders.source import SourceConfig
@@ -105,8 +105,8 @@ def trained(
     few = {"passages": 4, "questions": 2, "contexts": 8, "eval_samples": 4, "eval_steps": 2, "samples": 1}
     rate = {"steps": 4, "log_steps": 1, "warmup_steps": 0, "learning_rate": 1e-3}
     data = WorldPassages(tiers=("one_hop",))
-    settings = Fit(**{"wire": wire, "data": data, "objectives": objectives, **few, **rate, **changes})
-    fit(readers, source, settings, folder, log=lambda told: None)
+    settings = WireTraining(**{"wire": wire, "data": data, "objectives": objectives, **few, **rate, **changes})
+    train_wire(readers, source, settings, folder, log=lambda told: None)
     found: list[float] = []
     for line in map(json.loads, (folder / "diagnostics.jsonl").read_text().splitlines()):
         if "eval_loss" in line:

@@ -15,8 +15,8 @@ from latentwire.errors import UserError, one_of
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.training.trainee import Trained
-from latentwire.training.wire.config import Fit
-from latentwire.training.wire.fit import check, fit
+from latentwire.training.wire.train import check, train_wire
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.latent_wire import Latent, locate
 
@@ -92,15 +92,15 @@ def train(
     check(readers, source, made, began)
     place.mkdir(parents=True, exist_ok=True)
     write_atomically(place / SETTINGS, _written(made, start))
-    return TrainedWire(place, fit(readers, source, made, place, start=began, log=log))
+    return TrainedWire(place, train_wire(readers, source, made, place, start=began, log=log))
 
 
-def _settings(wire: LatentConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> Fit:
+def _settings(wire: LatentConfig | Mapping[str, Any] | None, settings: Mapping[str, Any]) -> WireTraining:
     given = dict(settings)
     if wire is not None:
         given["wire"] = wire.model_dump() if isinstance(wire, LatentConfig) else dict(wire)
     try:
-        return Fit.model_validate(given)
+        return WireTraining.model_validate(given)
     except ValidationError as error:
         raise UserError(_mistake(error)) from error
 
@@ -112,7 +112,7 @@ def _mistake(error: ValidationError) -> str:
     path = [str(part) for part in first["loc"]]
     field = ".".join(path) or "settings"
     if first["type"] == "extra_forbidden":
-        valid = f", expected {one_of(path[-1], Fit.model_fields)}" if len(path) == 1 else ""
+        valid = f", expected {one_of(path[-1], WireTraining.model_fields)}" if len(path) == 1 else ""
         return f"{field}: found an unknown setting{valid}."
     if first["type"] == "missing":
         return f"{field}: found nothing, expected a value."
@@ -126,11 +126,11 @@ def _model(name: str, loaded: dict[str, LM]) -> LM:
     return loaded[name]
 
 
-def _written(settings: Fit, start: str | PathLike[str] | None) -> str:
+def _written(settings: WireTraining, start: str | PathLike[str] | None) -> str:
     return json.dumps({**settings.model_dump(mode="json"), "start": start and str(start)}, indent=1) + "\n"
 
 
-def _claim(folder: Path, settings: Fit, start: str | PathLike[str] | None) -> None:
+def _claim(folder: Path, settings: WireTraining, start: str | PathLike[str] | None) -> None:
     """Refuse a folder that holds something other than this training, begun or finished."""
     if not folder.exists():
         return

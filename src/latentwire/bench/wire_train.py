@@ -16,10 +16,10 @@ from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
 from latentwire.lm.model import LM
 from latentwire.training.objectives import AnswerCrossEntropy, Distill
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.part import Part
-from latentwire.training.wire.passages import Passage
-from latentwire.training.wire.step import FitStep, collate
-from latentwire.training.wire.teacher import Teaching
+from latentwire.training.wire.part import Part, collate
+from latentwire.training.wire.passage import Passage
+from latentwire.training.wire.teacher import Teacher
+from latentwire.training.wire.wire_step import WireStep
 from latentwire.wires.latent.modules import LatentModules
 
 RATIO = 4
@@ -95,10 +95,10 @@ class Needs:
         return self.teacher + self.encode + self.encode_back + self.student
 
 
-def step_of(lm: LM, modules: LatentModules) -> FitStep:
+def step_of(lm: LM, modules: LatentModules) -> WireStep:
     """A training step with the template's objectives and a frozen reader."""
     objectives = (AnswerCrossEntropy(weight=0.5), Distill())
-    return FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, objectives, Adapting(objectives))
+    return WireStep(modules, {lm.name: lm}, {lm.name: Teacher(lm, print)}, objectives, Adapting(objectives))
 
 
 def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[BenchRow]:

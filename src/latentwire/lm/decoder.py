@@ -17,6 +17,7 @@ from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
+from latentwire.lm.recomputing import recomputing
 from latentwire.lm.rotary import Rotary
 
 
@@ -31,6 +32,7 @@ class Decoder:
 
     Attributes:
         prefix_tuning: a learned prefix that comes before everything the model reads, None without one.
+        recomputes: where gradients flow, layers keep their input only and run again in the backward pass.
 
     Raises:
         UserError: our attention functions cannot be installed in the model.
@@ -48,6 +50,7 @@ class Decoder:
         self.tokenizer = tokenizer
         self.name = name
         self.prefix_tuning: PrefixTuning | None = None
+        self.recomputes = False
         attention.install(model, attention_kernel)
         rows = int(self.embeddings().shape[0])
         self._rows = rows if len(tokenizer) > rows else None
@@ -143,7 +146,11 @@ class Decoder:
         if self.prefix_tuning is not None:
             reading = self.prefix_tuning.before(reading)
         decoder: nn.Module = self.model.get_decoder()
-        with nullcontext() if cache is None else evaluating(self.model):
+        recomputes = self.recomputes and cache is None and torch.is_grad_enabled()
+        with (
+            nullcontext() if cache is None else evaluating(self.model),
+            recomputing(decoder) if recomputes else nullcontext(),
+        ):
             hidden: Tensor = decoder(
                 input_ids=None if embeddings else content,
                 inputs_embeds=content if embeddings else None,

@@ -18,7 +18,7 @@ from latentwire.studies.naming import in_full
 from latentwire.studies.paths import put
 from latentwire.studies.spec import Study
 from latentwire.studies.sweeps import expanded, swept
-from latentwire.training.wire.config import PRESETS
+from latentwire.training.wire.wire_training_config import PRESETS
 
 _MOST_VALUES, _MOST_CHARACTERS = 100_000, 2**24
 """How many values a study may hold once its aliases are written out, and how long its file may be."""

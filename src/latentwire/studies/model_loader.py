@@ -94,15 +94,16 @@ class ModelLoader:
         """The folder of the wire that a stage has trained. Raises as `load` does."""
         return self._checkpoint(stage, checkpoint)
 
-    def together(self, names: Sequence[str]) -> dict[str, LM]:
+    def together(self, names: Sequence[str], dtype: torch.dtype = torch.float32) -> dict[str, LM]:
         """Several models as they are, all in memory at once: a wire's encoder and readers.
 
-        In float32; for models of 4 bits, what is not rounded is bfloat16.
+        Args:
+            dtype: what they are held in; for models of 4 bits, what is not rounded is bfloat16.
         """
         self.drop()
         loaded = {}
         for name in names:
-            loaded[name] = LM.load(self._folders[name], **self._options(name, torch.float32))
+            loaded[name] = LM.load(self._folders[name], **self._options(name, dtype))
             loaded[name].name = name
         return loaded
 

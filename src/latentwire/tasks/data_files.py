@@ -19,12 +19,8 @@ def read_bytes(path: Path) -> bytes:
     Raises:
         UserError: there is no such file, it is a folder, it may not be read, or it is not what its ending says.
     """
-    if path.is_dir():
-        raise UserError(f"{path}: expected a file, found a folder.")
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"{path}: expected a readable file, found: {error.strerror}.") from error
+    check_readable(path)
+    content = path.read_bytes()
     try:
         if path.suffix == ".gz":
             content = gzip.decompress(content)
@@ -33,6 +29,18 @@ def read_bytes(path: Path) -> bytes:
     except (OSError, EOFError, zlib.error, lzma.LZMAError) as error:
         raise UserError(f"{path}: expected a {path.suffix} file, found damaged content: {error}.") from error
     return content.removeprefix(b"\xef\xbb\xbf")
+
+
+def check_readable(path: Path) -> None:
+    """Raise a `UserError` if there is no such file, it is a folder, or it may not be read."""
+    if path.is_dir():
+        raise UserError(f"{path}: expected a file, found a folder.")
+    try:
+        with path.open("rb"):
+            pass
+    except (OSError, ValueError) as error:  # a NUL in a path is a ValueError
+        reason = getattr(error, "strerror", None) or str(error)
+        raise UserError(f"{path}: expected a readable file, found: {reason}.") from error
 
 
 def decode(content: bytes, where: str) -> str:

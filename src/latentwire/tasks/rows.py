@@ -15,12 +15,21 @@ from latentwire.errors import UserError
 from latentwire.tasks.data_files import decode, read_bytes
 
 COMPRESSED = (".gz", ".xz")
+TABLES = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+"""Endings of tables."""
 
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a table. where: the file and line (or row) it comes from, for messages. fields: its values."""
+    """One row of a table.
 
+    Attributes:
+        number: its line in a file of lines, else its place, from 1.
+        where: the file and line (or row) it comes from, for messages.
+        fields: its values by column.
+    """
+
+    number: int
     where: str
     fields: dict[str, Any]
 
@@ -59,7 +68,7 @@ def _json_lines(path: Path) -> Iterator[Row]:
         where = f"{path}, line {number}"
         text = decode(line, where)
         if text.strip():
-            yield _object(_parse(text, where), where)
+            yield _object(_parse(text, where), number, where)
 
 
 def _json(path: Path) -> Iterator[Row]:
@@ -68,7 +77,7 @@ def _json(path: Path) -> Iterator[Row]:
     if not isinstance(rows, list):
         raise UserError(f"{path}: expected a list of objects, found {type(content).__name__}.")
     for number, row in enumerate(rows, start=1):
-        yield _object(row, f"{path}, row {number}")
+        yield _object(row, number, f"{path}, row {number}")
 
 
 def _table(path: Path, delimiter: str) -> Iterator[Row]:
@@ -79,7 +88,7 @@ def _table(path: Path, delimiter: str) -> Iterator[Row]:
             where = f"{path}, row {number}"
             if None in fields or None in fields.values():
                 raise UserError(f"{where}: expected {len(reader.fieldnames or ())} cells, found another number.")
-            yield Row(where, dict(fields))
+            yield Row(number, where, dict(fields))
     except csv.Error as error:
         raise UserError(f"{path}, line {reader.line_num}: expected a table of cells, found: {error}.") from error
 
@@ -96,7 +105,7 @@ def _parquet(path: Path) -> Iterator[Row]:
     except (OSError, pyarrow.ArrowException) as error:
         raise UserError(f"{path}: expected a Parquet file, found: {str(error).splitlines()[0]}") from error
     for number, fields in enumerate(rows, start=1):
-        yield Row(f"{path}, row {number}", fields)
+        yield Row(number, f"{path}, row {number}", fields)
 
 
 def _parse(text: str, where: str) -> Any:
@@ -106,7 +115,7 @@ def _parse(text: str, where: str) -> Any:
         raise UserError(f"{where}: expected JSON, found invalid JSON ({error}).") from error
 
 
-def _object(value: Any, where: str) -> Row:
+def _object(value: Any, number: int, where: str) -> Row:
     if not isinstance(value, dict):
         raise UserError(f"{where}: expected a JSON object, found {str(value)[:60]!r} ({type(value).__name__}).")
-    return Row(where, value)
+    return Row(number, where, value)

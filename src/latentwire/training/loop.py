@@ -70,26 +70,11 @@ class Training:
         started = time.monotonic()
         torch.manual_seed(seed_of(settings.seed, f"step/{self.done}"))
         trainee.mode(True)
-        parts = trainee.parts(self.done, accelerator.process_index, accelerator.num_processes)
-        labels = _summed(accelerator, {"labels": sum(map(trainee.labels, parts))})["labels"]
         logged = self.done % settings.log_steps == 0
         adapting = trainee.adapting
-        sums: dict[str, Tensor | int] = defaultdict(int)
-        norms: dict[str, float] = {}
-        for part in parts:
-            losses: Losses = self.step(part, self.done / settings.steps)
-            adapts = adapting.wants_norms and losses.firsts > 0
-            if not norms and (logged or adapts):
-                norms = _gradient_norms(losses)
-            # Gradients are averaged over processes: the sum over all labels needs their number back.
-            accelerator.backward(losses.total * accelerator.num_processes / labels)
-            sums["total"] += losses.total.detach()
-            sums["right"] += losses.first_right
-            sums["firsts"] += losses.firsts
-            for name, term in losses.terms.items():
-                sums[f"term/{name}"] += term.detach()
-            for name, count in losses.skipped.items():
-                sums[f"skipped/{name}"] += count
+        while (passed := self._passes(logged)) is None:
+            torch.manual_seed(seed_of(settings.seed, f"step/{self.done}"))
+        labels, sums, norms = passed
         norm = accelerator.clip_grad_norm_(self.step.parameters(), settings.clip)
         share = learning_rate_share(
             settings.schedule, self.done, settings.steps, settings.warmup_steps, settings.final_share
@@ -126,6 +111,48 @@ class Training:
             }
             self.diagnostics.write(line)
         self.stopped = self.judge.trained(self.done - 1, loss) or ""
+
+    def _passes(self, logged: bool) -> tuple[float, dict[str, Tensor | int], dict[str, float]] | None:
+        """Forward and backward of all parts of a step.
+
+        Returns:
+            How many tokens were learned in all processes, sums over the parts, and the objectives' gradient norms.
+            None if it ran out of memory and its parts are smaller from now on.
+        """
+        try:
+            return self._pass_all(logged)
+        except torch.OutOfMemoryError:
+            # Processes that cut a step differently would wait for each other.
+            if self.accelerator.num_processes > 1 or not self.trainee.split_further():
+                raise
+        # After the handler: the exception holds on to the tensors of the pass that failed.
+        self.optimizer.zero_grad()
+        if self.trainee.device.type == "cuda":
+            torch.cuda.empty_cache()
+        self.log(f"out of memory in step {self.done}: steps are split into twice as many parts")
+        return None
+
+    def _pass_all(self, logged: bool) -> tuple[float, dict[str, Tensor | int], dict[str, float]]:
+        accelerator, trainee, adapting = self.accelerator, self.trainee, self.trainee.adapting
+        parts = trainee.parts(self.done, accelerator.process_index, accelerator.num_processes)
+        labels = _summed(accelerator, {"labels": sum(map(trainee.labels, parts))})["labels"]
+        sums: dict[str, Tensor | int] = defaultdict(int)
+        norms: dict[str, float] = {}
+        for part in parts:
+            losses: Losses = self.step(part, self.done / self.settings.steps)
+            adapts = adapting.wants_norms and losses.firsts > 0
+            if not norms and (logged or adapts):
+                norms = _gradient_norms(losses)
+            # Gradients are averaged over processes: the sum over all labels needs their number back.
+            accelerator.backward(losses.total * accelerator.num_processes / labels)
+            sums["total"] += losses.total.detach()
+            sums["right"] += losses.first_right
+            sums["firsts"] += losses.firsts
+            for name, term in losses.terms.items():
+                sums[f"term/{name}"] += term.detach()
+            for name, count in losses.skipped.items():
+                sums[f"skipped/{name}"] += count
+        return labels, sums, norms
 
     def _evaluate(self) -> None:
         self.trainee.mode(False)

@@ -57,6 +57,9 @@ class Trainee(Protocol):
     def parts(self, step: int, process: int, processes: int) -> Sequence[Any]:
         """This process's share of a step's data, in as many passes as accumulation asks for."""
 
+    def split_further(self) -> bool:
+        """Cut steps into smaller parts from now on, after one ran out of memory; False if none is smaller."""
+
     def labels(self, part: Any) -> int:
         """How many tokens are learned in a part."""
 

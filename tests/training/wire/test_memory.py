@@ -25,7 +25,7 @@ def out_of_memory_above(monkeypatch, rows):
     return sizes
 
 
-def test_a_teacher_out_of_memory_halves_its_chunk_goes_on_and_says_so(tmp_path, monkeypatch):
+def test_a_teacher_out_of_memory_halves_its_chunk_continues_and_reports_it(tmp_path, monkeypatch):
     objectives = (Distill(), DistillHidden(weight=0.1))
     run(tmp_path / "whole", objectives=objectives)
     with monkeypatch.context() as patch:
@@ -56,9 +56,9 @@ def test_a_distillation_that_cannot_run_is_counted_and_reported(tmp_path, monkey
 def test_a_pass_in_chunks_is_the_pass():
     _, step, part = one_step(objectives=(DistillHidden(),))
     one = step.evidence(part)[0]
-    whole, states = one._teaching.read(one.questions, one.text, (0, 2))
-    one._teaching.rows = 2
-    chunked, again = one._teaching.read(one.questions, one.text, (0, 2))
+    whole, states = one._teacher.read(one.questions, one.text, (0, 2))
+    one._teacher.rows = 2
+    chunked, again = one._teacher.read(one.questions, one.text, (0, 2))
     torch.testing.assert_close(chunked.hidden, whole.hidden)
     assert torch.equal(chunked.labels, whole.labels)
     assert set(states) == set(again) == {0, 2}

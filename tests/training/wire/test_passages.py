@@ -18,7 +18,8 @@ from latentwire.training.data import task as task_data
 from latentwire.training.data import world as world_data
 from latentwire.training.data.task import TaskData
 from latentwire.training.data.world import WorldPassages
-from latentwire.training.wire.passages import Asking, passages
+from latentwire.training.wire.asking import Asking
+from latentwire.training.wire.passages import passages
 from latentwire.wires import parse
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.reader_text import asking
@@ -55,7 +56,7 @@ def tokenizing(tokenizer, **how):
     ids=["metaspace", "merging", "delimiter", "byte-level"],
 )
 def test_answers_are_trained_as_the_tokens_that_they_are_scored_by(reader, alone):
-    pairs = reader.told(EXAMPLES)[1]
+    pairs = reader.contexts([EXAMPLES])[0].pairs
     ends = sorted(reader.eos_ids)
     for example, (behind, answer) in zip(EXAMPLES, pairs, strict=True):
         assert answer == [*reader.format.encode(example, reader)[1][0], *ends]
@@ -80,7 +81,7 @@ def test_a_context_that_changes_the_answers_tokens_is_refused():
     example = EXAMPLES[0]
     assert len(example.context) % 3 != 2  # with its line break no whole number of tokens
     with pytest.raises(UserError, match=f"tiny cuts the answer to {example.id} in another way"):
-        tokenizing(Strides()).told(EXAMPLES)
+        tokenizing(Strides()).contexts([EXAMPLES])
 
 
 def drawn(data, split, count=40):
@@ -146,7 +147,7 @@ def test_a_task_with_a_format_of_its_own_is_trained_on_the_tokens_it_is_evaluate
     assert trained == evaluated
 
 
-def test_a_prompt_that_is_all_context_leaves_latents_nothing_to_answer_behind(monkeypatch):
+def test_a_prompt_that_is_all_context_is_refused_since_nothing_follows_the_latents(monkeypatch):
     task = Task(name="own", answer="span", source=lambda split: WHOLE, format=BENCHMARK)
     monkeypatch.setattr(task_data, "resolve", lambda names, path: [task])
     data = TaskData(kind="task", task="own", data="own.jsonl")

@@ -5,7 +5,7 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.train import train_wire
 from latentwire.wires.latent.adapters import DeepPrefixConfig
 from latentwire.wires.latent.modules import key_of
 from tests.support.wire_training import KEYS, SOFT, STAGE_B, config, lines_of, run, settings, start, weights_of
@@ -44,7 +44,9 @@ def test_a_wire_to_start_from_gets_readers_beside_those_it_has(learned, tmp_path
     for name, rate in (("still", 1e-9), ("moved", 1e-2)):
         (tmp_path / name).mkdir()
         given = settings(first, wire=wire, steps=2, learning_rate=rate, **learned)
-        fit(readers, first, given, tmp_path / name, start=tmp_path / "a" / "checkpoints" / "final", log=print)
+        train_wire(
+            readers, first, given, tmp_path / name, start=tmp_path / "a" / "checkpoints" / "final", log=print
+        )
     still, moved = weights_of(tmp_path / "still"), weights_of(tmp_path / "moved")
     assert all(torch.allclose(still[name], each, atol=1e-6) for name, each in alone.items())
     assert any(not torch.allclose(moved[name], each, atol=1e-4) for name, each in alone.items())
@@ -52,29 +54,29 @@ def test_a_wire_to_start_from_gets_readers_beside_those_it_has(learned, tmp_path
     assert any(name.startswith(f"readers.{key_of('qwen3')}") for name in still) == bool(learned)
 
 
-def test_another_adapter_of_a_reader_begins_anew_behind_the_same_encoder(tmp_path):
+def test_another_adapter_for_a_reader_starts_anew_with_the_same_encoder(tmp_path):
     """How a bridge begins: with an encoder that its own model already reads."""
     run(tmp_path / "a")
     begin = tmp_path / "a" / "checkpoints" / "final"
     generator = DeepPrefixConfig(hidden=8)
     _, lm, said = run(tmp_path / "b", generator, begin, steps=2, learning_rate=1e-9)
-    assert f"the adapter of {lm.name} begins anew" in said
+    assert f"the adapter of {lm.name} starts anew" in said
     before, after = weights_of(tmp_path / "a"), weights_of(tmp_path / "b")
     encoder = [name for name in before if name.startswith("encoder.")]
     assert encoder
     assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in encoder)
     assert any(name.startswith(f"adapters.{key_of(lm.name)}") for name in after)
     _, _, told = run(tmp_path / "c", generator, tmp_path / "b" / "checkpoints" / "final", steps=2)
-    assert not any("begins anew" in line for line in told)
+    assert not any("starts anew" in line for line in told)
     # Dropout has no weights: what the generator has learned stays.
     drops, slow = DeepPrefixConfig(hidden=8, dropout=0.1), {"steps": 2, "learning_rate": 1e-9}
     _, _, told = run(tmp_path / "d", drops, tmp_path / "b" / "checkpoints" / "final", **slow)
-    assert not any("begins anew" in line for line in told)
+    assert not any("starts anew" in line for line in told)
     kept = weights_of(tmp_path / "d")
     assert all(torch.allclose(kept[name], each, atol=1e-6) for name, each in after.items())
 
 
-def test_what_a_reader_has_learned_goes_with_its_adapter(tmp_path):
+def test_a_readers_trained_weights_go_with_its_adapter(tmp_path):
     learned = {"reader_lora": Lora(rank=2)}
     run(tmp_path / "a", **learned)
     with pytest.raises(UserError, match="lacks adapters"):

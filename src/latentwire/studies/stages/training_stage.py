@@ -12,7 +12,7 @@ from latentwire.runs.log import Log, duration
 from latentwire.runs.store import Input
 from latentwire.studies.stages.base import Stage
 from latentwire.tasks import resolve
-from latentwire.tasks.data_files import read_bytes
+from latentwire.tasks.data_files import check_readable
 from latentwire.training.trainee import Trained
 
 
@@ -60,5 +60,5 @@ def left_out(skipped: Mapping[str, int]) -> str:
 
 def hashed_file(path: Path) -> Input:
     """A file with its hash. Raises `UserError` with the reason if it cannot be read."""
-    read_bytes(path)
+    check_readable(path)
     return Input(path=str(path), sha256=file_sha256(path))

@@ -24,13 +24,13 @@ from latentwire.studies.stages.base import (
 )
 from latentwire.studies.stages.training_stage import TrainingStage, reported
 from latentwire.training.objectives import Imitate
-from latentwire.training.wire.config import PRESETS, Fit
+from latentwire.training.wire.wire_training_config import PRESETS, WireTraining
 from latentwire.wires.latent.latent_config import LatentConfig, read_config
 from latentwire.wires.latent.latent_wire import BEST, locate
 
 
-class TrainWire(Fit, TrainingStage):
-    """The training of a latent wire; its other settings are those of `training.wire.config.Fit`.
+class TrainWire(WireTraining, TrainingStage):
+    """The training of a latent wire; its other settings are those of `WireTraining`.
 
     Attributes:
         start_from: An earlier wire stage, whose wire is trained on. The objective `imitate` follows the wire of a
@@ -90,13 +90,13 @@ class TrainWire(Fit, TrainingStage):
     def imitations(self) -> list[Imitate]:
         return [objective for objective in self.objectives if isinstance(objective, Imitate)]
 
-    def settings(self, trained: Callable[[str], Path] | None = None) -> Fit:
+    def settings(self, trained: Callable[[str], Path] | None = None) -> WireTraining:
         """What the training itself is configured by.
 
         Args:
             trained: The folder of the wire that a stage has trained; without it, `stage:NAME` stays as written.
         """
-        settings = Fit.model_validate(self.model_dump(include=set(Fit.model_fields)))
+        settings = WireTraining.model_validate(self.model_dump(include=set(WireTraining.model_fields)))
         if trained is None:
             return settings
         objectives = tuple(
@@ -177,31 +177,31 @@ class TrainWire(Fit, TrainingStage):
 
     @classmethod
     def check_all(cls, stages: Mapping[str, Self], context: StudyContext, models: ModelLoader) -> None:
-        from latentwire.training.wire import accept, fit
+        from latentwire.training.wire import accept, train
 
         for name, stage in stages.items():
             with naming(name):
-                loaded = models.together(stage.loads())
+                loaded = models.together(stage.loads(), stage.frozen_dtype)
                 models.prepare_wires(loaded, stage.readers, stage.imitated_wires())
                 start = locate(stage.start_wire) if stage.start_wire else None
                 readers = {reader: loaded[reader] for reader in stage.readers}
-                fit.check(readers, loaded[stage.wire.source], stage.settings(), start)
+                train.check(readers, loaded[stage.wire.source], stage.settings(), start)
                 if stage.accept:
                     accept.check(stage.data, stage.gates, stage.accept_examples)
 
     def run(self, work: StageWork) -> dict[str, Any]:
-        """Train the wire and judge it by its gates; see `training.wire.fit.fit` and `training.wire.accept`."""
+        """Train the wire and judge it by its gates; see `train_wire` and `training.wire.accept`."""
         from latentwire.training.wire import accept
-        from latentwire.training.wire.fit import fit
+        from latentwire.training.wire.train import train_wire
 
         models, folder, log = work.models, work.folder, work.log
         try:
-            loaded, settings = models.together(self.loads()), self.settings(models.wire)
+            loaded, settings = models.together(self.loads(), self.frozen_dtype), self.settings(models.wire)
             imitated = (each.finished for each in settings.objectives if isinstance(each, Imitate))
             models.prepare_wires(loaded, self.readers, [path for path in imitated if path is not None])
             readers, source = {name: loaded[name] for name in self.readers}, loaded[self.wire.source]
             with log.progress(folder.parent.name, "steps") as progress:
-                trained = fit(
+                trained = train_wire(
                     readers, source, settings, folder, start=self._start(models), log=log, progress=progress
                 )
             results = reported(trained, log)

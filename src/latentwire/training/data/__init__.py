@@ -10,11 +10,10 @@ from latentwire.kinds import KindOf
 from latentwire.training.data.base import ContextExamples as ContextExamples
 from latentwire.training.data.base import Source as Source
 from latentwire.training.data.base import TrainingData as TrainingData
-from latentwire.training.data.base import Turn as Turn
-from latentwire.training.data.instructions import FileData, HubData
+from latentwire.training.data.rows import FileData, HubData
 from latentwire.training.data.task import TaskData
 from latentwire.training.data.text import TextData
 from latentwire.training.data.world import WorldData, WorldPassages
 
 DocumentData = Annotated[WorldData | TaskData | FileData | HubData, KindOf(TrainingData)]
-PassageData = Annotated[WorldPassages | TaskData | TextData, KindOf(TrainingData)]
+PassageData = Annotated[WorldPassages | TaskData | FileData | HubData | TextData, KindOf(TrainingData)]

@@ -15,12 +15,11 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.data_files import digest
+from latentwire.tasks.records import Turn
 
 HELD_OUT = 20
 """One group (or text) in this many is held out for evaluation, where a source has no splits of its own."""
 
-Turn = tuple[str, str]
-"""Role (`user` or `assistant`) and text."""
 Source = Example | list[Turn]
 """What one training document is made from: an example or a conversation."""
 
@@ -82,6 +81,10 @@ class TrainingData(Kind, ABC):
         """
         return {}
 
+    def remarks(self) -> list[str]:
+        """Sentences for the log on how the data was read, such as how many rows were skipped."""
+        return []
+
     def world_tasks(self) -> Sequence[str]:
         """Names of the made-up world's tasks whose validation split chooses the checkpoint."""
         return ()
@@ -131,6 +134,10 @@ def kept(split: Split, task: Task) -> Iterator[Example]:
         yield from task.source(split)
         return
     for example in task.source("test"):
-        held_out = int(digest(example.group)[:8], 16) % HELD_OUT == 0
-        if held_out == (split != "train"):
+        if held_out(example) == (split != "train"):
             yield example
+
+
+def held_out(example: Example) -> bool:
+    """Whether the example's group is one of those that are `validation` where a source has no splits."""
+    return int(digest(example.group)[:8], 16) % HELD_OUT == 0

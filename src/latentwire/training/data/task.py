@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from latentwire.errors import UserError
-from latentwire.tasks import FILE_KINDS, data_files, resolve
+from latentwire.tasks import DATA_KINDS, FILE_KINDS, data_files, resolve
 from latentwire.tasks.base import Split, Task, examples_sha256
 from latentwire.training.data.base import ContextExamples, TrainingData, in_turns, kept
 from latentwire.training.data.world import SAMPLE
@@ -48,7 +48,7 @@ class TaskData(TrainingData):
 
     def files(self) -> dict[str, Path]:
         if self.data is not None:
-            return data_files(self.task, self.data)
+            return data_files(self.task, self.data) if self.task in DATA_KINDS else {"documents": self.data}
         if self.task in FILE_KINDS:
             raise UserError(f"data: found the task {self.task!r} without data, expected a file to train on.")
         return {}

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
+import hashlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split
 from latentwire.tasks.data_files import decode, digest, read_bytes
+from latentwire.tasks.hub import hub_rows, named
+from latentwire.tasks.rows import TABLES, Row, read_rows, suffix
 from latentwire.training.data.base import HELD_OUT, ContextExamples, TrainingData
 
 
@@ -24,38 +26,74 @@ class TextData(TrainingData):
     One text in twenty, chosen by hash and at least one, is held out for evaluation.
 
     Attributes:
-        path: JSONL lines with a `text` each, or a file of any other ending with one text a line.
+        path: a table with a column `text` (JSON Lines, JSON, CSV, TSV, Parquet, also as `.gz` or `.xz`), or a file
+            of any other ending with one text a line.
+        name, config, split, revision: instead of `path`, a dataset of the hub, as of `HubData`.
+        fields: `{text: COLUMN}` where the column is called otherwise.
         context: words of a piece that are encoded.
         continuation: at most this many words after them are the answer.
     """
 
     kind: Literal["text"]
-    path: Path
+    path: Path | None = None
+    name: str | None = None
+    config: str | None = None
+    split: str = "train"
+    revision: str | None = None
+    fields: dict[str, str] = Field(default_factory=dict)
     context: int = Field(default=128, ge=1)
     continuation: int = Field(default=64, ge=1)
 
     asks: ClassVar[bool] = False
 
+    @model_validator(mode="after")
+    def _one_source(self) -> Self:
+        if (self.path is None) == (self.name is None):
+            raise ValueError(
+                "found both or neither of path and name, expected one of them: where the text is from"
+            )
+        return self
+
     def contexts(self, split: Split, start: int = 0) -> Iterator[ContextExamples]:
         # By hash: copies of a text are one text, and adding others moves none to the other side.
-        texts = sorted({digest(text): text for text in _texts(self.path)}.items())
+        texts = sorted({digest(text): text for text in self._texts()}.items())
         held_out = -(-len(texts) // HELD_OUT) if len(texts) > 1 else 0
         chosen = texts[held_out:] if split == "train" else texts[:held_out]
         pieces = (piece for name, text in chosen for piece in self._pieces(name, text))
         first = next(pieces, None)
         if first is None:
             raise UserError(
-                f"data.path: found {len(texts)} different texts in {self.path} and none of the {split} split with "
+                f"data: found {len(texts)} different texts in {self.place} and none of the {split} split with "
                 f"more than {self.context} words, expected some on both sides."
             )
         for example in islice((each for part in ([first], pieces) for each in part), start, None):
             yield ContextExamples([example], continues=True)
 
+    @property
+    def place(self) -> str:
+        """What messages call the source."""
+        return str(self.path or self.name)
+
     def files(self) -> dict[str, Path]:
-        return {"": self.path}
+        return {} if self.path is None else {"": self.path}
 
     def identity(self, files: Mapping[str, str]) -> Any:
-        return [files[""], self.context, self.continuation]
+        if self.path is None:
+            sha256 = hashlib.sha256("\0".join(self._texts()).encode()).hexdigest()
+            return [self.model_dump(mode="json", exclude_defaults=True), sha256]
+        own = [dict(self.fields)] if self.fields else []
+        return [files[""], self.context, self.continuation, *own]
+
+    def _texts(self) -> Iterator[str]:
+        if self.path is not None and suffix(self.path) not in TABLES:
+            lines = decode(read_bytes(self.path), str(self.path)).split("\n")
+            return (line.strip() for line in lines if line.strip())
+        if self.path is not None:
+            rows, column = read_rows(self.path), self.fields.get("text", "text")
+        else:
+            dataset = named(str(self.name), self.config, self.split, self.revision, self.fields)
+            rows, column = hub_rows(dataset), dataset.fields.get("text", "text")
+        return (_text(row, column) for row in rows)
 
     def _pieces(self, name: str, text: str) -> Iterator[Example]:
         starts: Sequence[int] = [match.start() for match in re.finditer(r"\S+", text)]
@@ -66,18 +104,11 @@ class TextData(TrainingData):
             yield Example(id=f"{name}/{at}", group=name, context=context, question="", answers=(continuation,))
 
 
-def _texts(path: Path) -> Iterator[str]:
-    for number, line in enumerate(decode(read_bytes(path), str(path)).split("\n"), start=1):
-        if not line.strip():
-            continue
-        yield _field(line, f"{path}, line {number}") if path.suffix == ".jsonl" else line.strip()
-
-
-def _field(line: str, where: str) -> str:
-    try:
-        text = json.loads(line)["text"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise UserError(f'{where}: expected an object with a "text", found {line[:60]!r}.') from error
+def _text(row: Row, column: str) -> str:
+    text = row.fields.get(column)
     if not isinstance(text, str):
-        raise UserError(f"{where}: text: expected a string, found {text!r}.")
+        found = repr(text) if column in row.fields else f"the columns {', '.join(row.fields)}"
+        raise UserError(
+            f'{row.where}: found {found[:60]}, expected a text as "{column}"; name another column by fields.text.'
+        )
     return text.strip()

@@ -11,7 +11,8 @@ from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.scoring.questions import IGNORE
-from latentwire.training.data import Source, Turn
+from latentwire.tasks.records import Turn
+from latentwire.training.data import Source
 from latentwire.wires import Wire
 
 

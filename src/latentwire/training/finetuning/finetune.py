@@ -75,6 +75,8 @@ class _Finetuning:
     def __init__(self, lm: LM, wire: Wire, settings: Finetuning, log: Callable[[str], None]) -> None:
         self.lm, self.wire, self.settings, self.log = lm, wire, settings, log
         held_out = list(settings.data.sources("validation", settings.eval_samples, settings.eval_samples))
+        for remark in settings.data.remarks():
+            log(remark)
         self.held_out = held_out
         self.eval_rows = self._eval_batches(self._documents(held_out))
         self.plan = self._plan()
@@ -87,6 +89,7 @@ class _Finetuning:
         self.step: Step = RowStep(lm, settings.objectives, self.adapting, self.trainable.teacher)
         self._stream: Iterator[list[list[Document]]] = iter(())
         self._step = -1
+        self._passes = settings.accumulation
         self._current: list[list[Document]] = []
 
     @property
@@ -108,10 +111,16 @@ class _Finetuning:
 
     def parts(self, step: int, process: int, processes: int) -> list[Rows]:
         mine = self._rows(step)[process::processes]
-        size = -(-len(mine) // self.settings.accumulation)
+        size = -(-len(mine) // self._passes)
         answers = [length for row in self._rows(step) for document in row for length in document.answers]
         parts = [self._collate(mine[at : at + size], size) for at in range(0, len(mine), size)]
         return [replace(part, answers=answers) for part in parts]
+
+    def split_further(self) -> bool:
+        if self._passes >= self.settings.rows:
+            return False
+        self._passes *= 2
+        return True
 
     def labels(self, part: Rows) -> int:
         return labels_of(part)

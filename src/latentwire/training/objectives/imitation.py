@@ -13,7 +13,7 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.lm.masks.reading import Memory
 from latentwire.training.objectives.term import Term
-from latentwire.training.wire.teacher import TEXT, Teaching
+from latentwire.training.wire.teacher import TEXT, Teacher
 from latentwire.wires.latent.reader_text import SAMPLE, OwnText
 
 if TYPE_CHECKING:
@@ -65,7 +65,7 @@ class Imitate(Term):
                 continue
             text = OwnText.of([lm.format.before(LONG, lm)], lm)
             made = modules.deliver(modules([LONG]), name, text).memory
-            teaching = Teaching(lm, lambda told: None)
+            teaching = Teacher(lm, lambda told: None)
             if self.wire == TEXT:
                 aims = teaching.memory(text.tokens)
             else:

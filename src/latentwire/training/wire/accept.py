@@ -1,4 +1,4 @@
-"""Whether a trained wire is accepted: its readers' answers to validation examples, held against gates."""
+"""Gates of a trained wire: thresholds that its readers' answers to validation examples must reach."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split, Task
 from latentwire.training.data import PassageData
-from latentwire.training.wire.config import Fit
 from latentwire.training.wire.passages import groups
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent.latent_wire import Latent
 
 
 def check(data: PassageData, gates: Sequence[Gate], examples: int) -> None:
-    """Refuse gates that could not be held.
+    """Refuse gates that cannot be judged.
 
     Raises:
-        UserError: no such metric, too small a sample, or data without questions.
+        UserError: a metric does not exist, the sample is too small, or the data has no questions.
     """
     tasks = data.evaluation_tasks()
     known = {name for task in tasks for name in METRICS[task.answer]} | {"nll"}
@@ -40,32 +40,34 @@ def check(data: PassageData, gates: Sequence[Gate], examples: int) -> None:
     available = sum(len(task.examples("validation", EXAMPLES)) for task in tasks)
     if examples < min(EXAMPLES, available):
         raise UserError(
-            f"accept_examples: found {examples}, expected at least {min(EXAMPLES, available)}: on fewer, a gate "
-            "would be held or not by chance."
+            f"accept_examples: found {examples}, expected at least {min(EXAMPLES, available)}; on fewer, chance "
+            "decides whether a gate holds."
         )
 
 
 def judge(
     wire: Path,
     readers: Mapping[str, LM],
-    settings: Fit,
+    settings: WireTraining,
     gates: Sequence[Gate],
     examples: int,
     folder: Path,
     log: Callable[[str], None],
 ) -> list[dict[str, Any]]:
-    """Hold every reader's answers over a trained wire against the gates: the bound of the interval counts.
+    """Evaluate every reader over a trained wire and compare the bounds of its intervals with the gates.
 
-    The passages whose loss chose the checkpoint (the first `eval_samples`) judge nothing, nor what shares a group
-    with them, unless too few examples are left without them: then all count, and the log says so.
+    Examples that share a group with those whose loss chose the checkpoint (the first `eval_samples`) are left out,
+    unless too few remain without them: then all count, and the log says so.
 
-    Writes `outcomes.jsonl` and `metrics.json` into `folder`, an arm for each reader.
+    Writes `outcomes.jsonl` and `metrics.json` into `folder`, with one arm for each reader.
 
     Args:
-        examples: validation examples, shared out among the tasks; fewer where there are no more.
+        wire: the folder of the wire.
+        readers: who reads over it, by name.
+        examples: how many validation examples to use in all tasks together, as far as there are as many.
 
     Returns:
-        A gate and reader each: `gate`, `reader`, `value`, `low`, `high`, `n`, `groups` and `held`.
+        For each gate and reader: `gate`, `reader`, `value`, `low`, `high`, `n`, `groups` and `held`.
     """
     tasks = _unseen(settings, examples, log)
     limit = _limit(tasks, examples)
@@ -83,24 +85,24 @@ def judge(
     return judged
 
 
-def _unseen(settings: Fit, examples: int, log: Callable[[str], None]) -> list[Task]:
-    """The tasks without the groups that chose the checkpoint, if so many examples are left."""
+def _unseen(settings: WireTraining, examples: int, log: Callable[[str], None]) -> list[Task]:
+    """The tasks without the groups that chose the checkpoint, if enough examples remain."""
     data, tasks = settings.data, settings.data.evaluation_tasks()
     seen = groups(data, "validation", settings.eval_samples, whole=settings.wire.carry == "prompt")
 
     def source(task: Task, split: Split) -> Iterator[Example]:
-        return (each for each in task.source(split) if each.group not in seen)
+        return (example for example in task.source(split) if example.group not in seen)
 
     unseen = [replace(task, source=partial(source, task)) for task in tasks]
     left = sum(len(task.examples("validation", examples)) for task in unseen)
     if left >= examples and all(task.examples("validation", 1) for task in unseen):
         return unseen
-    log(f"accept: {left} examples are left beside those that chose the checkpoint, expected {examples}; all count")
+    log(f"accept: {left} examples remain beside those that chose the checkpoint, expected {examples}; all count")
     return tasks
 
 
 def _limit(tasks: Sequence[Task], examples: int) -> int:
-    """The smallest limit for each task under which all together have so many examples, if there are as many."""
+    """The smallest limit for each task under which all together have `examples`, or as many as there are."""
     sizes = [len(task.examples("validation", examples)) for task in tasks]
     wanted = min(examples, sum(sizes))
     return next(limit for limit in range(1, max(sizes) + 1) if sum(min(size, limit) for size in sizes) >= wanted)

@@ -1,4 +1,4 @@
-"""What the objectives of one step look at; each part is computed at most once, and only if one asks for it."""
+"""Lazily cached inputs of one step's losses: every pass runs at most once, and only if an objective needs it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from latentwire.lm.prefix import Forced
 from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.lm.tapping import States, depth
 from latentwire.training.wire.part import Part
-from latentwire.training.wire.teacher import TEXT, Teaching, states
+from latentwire.training.wire.teacher import TEXT, Teacher, states
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules
 from latentwire.wires.latent.reader_text import OwnText
@@ -25,7 +25,7 @@ from latentwire.wires.latent.translators import States as SourceStates
 
 
 class Encoded:
-    """The message of a part's contexts, for all readers of a step."""
+    """The message of a part's contexts; all readers of a step get the same one."""
 
     def __init__(self, modules: LatentModules, part: Part) -> None:
         self.modules, self.part = modules, part
@@ -49,11 +49,12 @@ class Encoded:
 
     @cached_property
     def message(self) -> Latents:
-        """What the readers get: `keep` of the latents, drawn anew for every context and step."""
+        """The latents that readers get: a share `keep` of them, drawn anew for every context and step."""
         return self.whole if self.part.keep >= 1 else self._thinned(self.whole)
 
     @cached_property
     def deranged(self) -> Latents:
+        """The message with every context's latents exchanged for those of a context of another group."""
         return self.message.select(torch.tensor(self.part.other, device=self.message.valid.device))
 
     def _thinned(self, latents: Latents) -> Latents:
@@ -61,16 +62,21 @@ class Encoded:
         for row, valid in enumerate(latents.valid.tolist()):
             draw = self.part.draw("keep", row)
             kept = [known and draw.random() < self.part.keep for known in valid]
-            # Something must be left to read: the first latent, which readers lean on, if nothing else.
+            # At least one latent must remain: the first, which readers lean on.
             rows.append(kept if any(kept) else [n == valid.index(True) for n in range(len(valid))])
         return replace(latents, valid=latents.valid & torch.tensor(rows, device=latents.valid.device))
 
 
 class Evidence:
-    """One reader's part of a step; N is the number of answer tokens.
+    """One reader's part of a step. N is the number of answer tokens.
 
-    lm: as it is trained, with its adapters where it has any. teaching: the same reader without them.
-    taps: the layers whose hidden states objectives ask for. best_accuracy: the highest running one so far.
+    Args:
+        encoded: the message and the part it is made of.
+        reader: its name.
+        lm: the reader as it is trained, with its adapters where it has any.
+        teacher: the reader as it was before training.
+        taps: the layers whose hidden states objectives need.
+        best_accuracy: the highest running accuracy of first answer tokens so far.
     """
 
     def __init__(
@@ -78,16 +84,16 @@ class Evidence:
         encoded: Encoded,
         reader: str,
         lm: LM,
-        teaching: Teaching,
+        teacher: Teacher,
         taps: Sequence[int] = (),
         best_accuracy: float = 0.0,
     ) -> None:
-        self.encoded, self.reader, self.lm, self._teaching = encoded, reader, lm, teaching
+        self.encoded, self.reader, self.lm, self._teacher = encoded, reader, lm, teacher
         self._taps, self.best_accuracy = tuple(taps), best_accuracy
 
     @property
     def teacher_lm(self) -> LM:
-        return self._teaching.lm
+        return self._teacher.lm
 
     @property
     def depth(self) -> int:
@@ -104,17 +110,17 @@ class Evidence:
 
     @property
     def questions(self) -> Questions:
-        """What is asked behind each context's latents."""
+        """The questions and answers that follow each context's latents."""
         return self.encoded.part.questions[self.reader]
 
     @property
     def plain(self) -> Questions:
-        """The same questions and answers as they are asked behind the text."""
+        """The same questions and answers as they follow the text."""
         return self.encoded.part.plain[self.reader]
 
     @property
     def text(self) -> Shared:
-        """What latents are made of as the reader's own tokens: contexts, or whole prompts."""
+        """The contexts, or whole prompts, that latents are made of, as the reader's own tokens."""
         return self.encoded.part.text[self.reader]
 
     @property
@@ -139,15 +145,15 @@ class Evidence:
 
     @property
     def textual(self) -> bool:
-        """The readers read the text in this step instead of the latents."""
+        """Whether the readers read the text in this step instead of the latents."""
         return self.encoded.part.textual
 
     @property
     def at(self) -> tuple[Tensor, ...]:
         """Where gradient norms of single objectives are taken.
 
-        It is the message, or the hidden states where gradients end before it: in a textual step, and where nothing
-        of the encoder is trained, as for a new reader.
+        That is the message, or the hidden states where no gradient reaches the message: in a textual step, and
+        where nothing of the encoder is trained, as for a new reader.
         """
         tensors = () if self.textual else self.message.tensors
         return tensors if any(tensor.requires_grad for tensor in tensors) else (self.student.hidden,)
@@ -158,16 +164,21 @@ class Evidence:
 
     @property
     def message(self) -> Latents:
+        """The latents that all readers of the step get."""
         return self.encoded.message
 
     @cached_property
     def delivered(self) -> Shared:
-        """The latents as the reader gets them, without text. Raises `UserError` where they are nothing alone."""
+        """The latents as this reader's adapter delivers them, without text.
+
+        Raises:
+            UserError: the adapter delivers nothing without a text.
+        """
         return self.encoded.modules.deliver(self.message, self.reader)
 
     @cached_property
     def before(self) -> Shared:
-        """What stands before the questions: the latents, and the text too where the wire's layout says so."""
+        """What precedes the questions: the latents, and the text too where the wire's layout says so."""
         if self.encoded.modules.config.shown != "text":
             return self.delivered
         return self._beside(self.message)
@@ -183,46 +194,46 @@ class Evidence:
 
     @property
     def student(self) -> Forced:
-        """The reader behind the latents (behind the text in a textual step): hidden `(N, D)`, labels `(N,)`."""
+        """The reader after the latents (after the text in a textual step): hidden `(N, D)`, labels `(N,)`."""
         return self._student[0]
 
     @property
     def student_states(self) -> States:
-        """Its hidden states `(N, D)` behind the tapped layers."""
+        """Its hidden states `(N, D)` after the tapped layers."""
         return self._student[1]
 
     @cached_property
     def deranged(self) -> Forced:
-        """The reader behind another context's latents, all else as it is."""
+        """The reader after the latents of another context, all else unchanged."""
         return self.questions.forced(self._beside(self.encoded.deranged), self.lm)
 
     @cached_property
-    def _taught(self) -> tuple[Forced, States] | None:
-        return self._teaching.read(self.plain, self.text, self._taps)
+    def _teacher_pass(self) -> tuple[Forced, States] | None:
+        return self._teacher.read(self.plain, self.text, self._taps)
 
     @property
     def teacher(self) -> Forced | None:
-        """The same reader behind the text itself; nothing flows into it. None if there was no memory for it."""
-        return None if self._taught is None else self._taught[0]
+        """The reader as it was, after the text itself, without gradients; None if it did not fit into memory."""
+        return None if self._teacher_pass is None else self._teacher_pass[0]
 
     @property
     def teacher_states(self) -> States:
-        """The teacher's hidden states behind the tapped layers; only where there is a teacher."""
-        assert self._taught is not None
-        return self._taught[1]
+        """The teacher's hidden states `(N, D)` after the tapped layers; only where there is a teacher."""
+        assert self._teacher_pass is not None
+        return self._teacher_pass[1]
 
     def imitated(self, wire: str) -> Memory | None:
-        """Keys and values that a finished wire gives this reader for the same contexts; nothing flows into it.
+        """Keys and values that a finished wire gives this reader for the same contexts, without gradients.
 
         Args:
-            wire: `TEXT` for those that the reader itself has of their text.
+            wire: its folder, or `TEXT` for the keys and values that the reader itself has of the text.
 
         Returns:
-            None if there was no memory for it.
+            None if it did not fit into memory.
         """
         if wire == TEXT:
-            return self._teaching.memory(self.text)
-        return self._teaching.delivered(wire, self.reader, self.contexts, self.encoded.modules.config.carry)
+            return self._teacher.memory(self.text)
+        return self._teacher.delivered(wire, self.reader, self.contexts, self.encoded.modules.config.carry)
 
     @property
     def _text_columns(self) -> Columns:
@@ -231,7 +242,7 @@ class Evidence:
 
     @property
     def text_valid(self) -> Tensor:
-        """`(B, T)`: the text's tokens that are no padding."""
+        """`(B, T)` bool: which columns of the text are not padding."""
         return self._text_columns.valid
 
     @cached_property
@@ -247,31 +258,31 @@ class Evidence:
 
     @property
     def soft_valid(self) -> Tensor:
-        """`(B, M)`: the reader's soft tokens that are no padding."""
+        """`(B, M)` bool: which of the reader's soft tokens are not padding."""
         return self._soft_columns.valid
 
     @cached_property
     def spans(self) -> Tensor:
-        """`(B, M, T)` in float32: one where a text's token stands in the span that a soft token stands for.
+        """`(B, M, T)` in float32: 1 where a token of the text lies in the span that a soft token stands for.
 
-        A span ends where its soft token stands and begins behind the one before; their positions, in the source's
-        tokens or by rank, are scaled to the reader's tokens. Those behind the text (slots) share it equally.
+        A span ends at its soft token's position and begins after the one before it. Positions, in the source's
+        tokens or by rank, are scaled to the reader's tokens. Soft tokens after the text (slots) share it equally.
         """
         soft = self._soft_columns
         return self._spans(soft.valid, soft.positions, self.delivered.end)
 
     @property
     def source_spans(self) -> Tensor:
-        """`spans` of all latents of the message, whatever the reader gets of them."""
-        found, device = self.encoded.whole, self._text_columns.valid.device
-        return self._spans(found.valid.to(device), found.positions.to(device), found.length.to(device))
+        """`spans` of all latents, dropped ones included."""
+        latents, device = self.encoded.whole, self._text_columns.valid.device
+        return self._spans(latents.valid.to(device), latents.positions.to(device), latents.length.to(device))
 
     def _spans(self, valid: Tensor, positions: Tensor, end: Tensor) -> Tensor:
         columns, source = self._text_columns, end[:, None].clamp_min(1)
         rank = valid.long().cumsum(1) * valid
         count = rank.amax(1, keepdim=True).clamp_min(1)
-        behind = torch.where(valid, positions, 0).amax(1, keepdim=True) >= source
-        ends = torch.where(behind, rank / count, (positions + 1) / source)
+        after_text = torch.where(valid, positions, 0).amax(1, keepdim=True) >= source
+        ends = torch.where(after_text, rank / count, (positions + 1) / source)
         ends = torch.where(valid, ends, 0.0)
         starts = torch.cat([torch.zeros_like(ends[:, :1]), ends.cummax(1).values[:, :-1]], 1)
         place = ((columns.positions + 0.5) / self.text.end[:, None].clamp_min(1))[:, None]
@@ -280,5 +291,5 @@ class Evidence:
 
     @property
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the reader's embeddings: mean and spread of each channel `(D,)`, and their mean square."""
-        return self._teaching.table
+        """Mean and standard deviation of each channel of the reader's embeddings `(D,)`, and their mean square."""
+        return self._teacher.table

@@ -1,47 +1,63 @@
-"""What each step of a fit reads: a function of the seed and the step, made while the step before is computed."""
+"""The data of each training step: a function of the seed and the step, prepared while the step before runs."""
 
 from __future__ import annotations
 
 import hashlib
 import random
-from array import array
+from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import replace
 from functools import cached_property, lru_cache
+from threading import Lock
 
 import torch
 
 from latentwire.errors import UserError
-from latentwire.training.wire.config import Fit
-from latentwire.training.wire.part import Part
-from latentwire.training.wire.passages import Passage
-from latentwire.training.wire.step import collate
+from latentwire.lm.prefix import STEADY, rounded
+from latentwire.training.wire.part import Part, collate
+from latentwire.training.wire.passage import Passage
+from latentwire.training.wire.wire_training_config import WireTraining
+
+SEEN = 200
+"""Steps whose sizes are looked at before the first one."""
+WINDOW = 4096
+"""Passages of similar length are looked for among this many neighbours of a shuffled epoch."""
 
 
 class Feed:
-    """Passages in the order of a training, a step's share for each process.
+    """Passages in the order of a training, each step shared out among processes.
 
     Args:
-        after: as `collate`. ahead: told the contexts of a step before it, in another thread.
+        identity: a digest of the data and of the tokenizers.
+        after: as `collate` takes it.
+        ahead: called in another thread with the contexts of a step before it runs.
+
+    Attributes:
+        passes: how many parts a process's share of a step is split into, so that each fits into memory.
     """
 
     def __init__(
         self,
-        settings: Fit,
-        found: Sequence[Passage],
+        settings: WireTraining,
+        passages: Sequence[Passage],
         devices: Mapping[str, torch.device],
+        identity: str,
         after: Mapping[str, list[int]] | None = None,
         ahead: Callable[[Sequence[str]], None] = lambda contexts: None,
     ) -> None:
-        self._settings, self._passages, self._devices, self._after = settings, found, devices, after
-        self._tell = ahead
-        self._order = lru_cache(maxsize=2)(self._shuffled)
+        self._settings, self._passages, self._devices, self._after = settings, passages, devices, after
+        self._identity, self._notify = identity, ahead
+        self._epoch = lru_cache(maxsize=2)(self._batches)
+        self._ends: list[int] = []
+        self._counting = Lock()
         self._ahead: dict[tuple[int, int, int], Future[list[Part]]] = {}
         self._helper = ThreadPoolExecutor(1)
+        self.passes = settings.accumulation
 
     def parts(self, step: int, process: int, processes: int) -> list[Part]:
-        """A step's parts; those of the next one are made meanwhile."""
-        if self._settings.passages % processes:
+        """A process's parts of a step; those of the next step are prepared meanwhile."""
+        if self._settings.step_tokens is None and self._settings.passages % processes:
             raise UserError(
                 f"passages: found {self._settings.passages}, expected a multiple of the {processes} processes."
             )
@@ -51,6 +67,33 @@ class Feed:
             self._ahead = {following: self._helper.submit(self._parts, *following)}
         return self._parts(step, process, processes) if ready is None else ready.result()
 
+    def split_further(self) -> bool:
+        """Split every step into twice as many parts from now on; False if a part is a single passage already."""
+        if self.passes >= self.largest:
+            return False
+        self.passes *= 2
+        self._ahead.clear()
+        return True
+
+    @property
+    def largest(self) -> int:
+        """How many passages the largest step has."""
+        if self._settings.step_tokens is None:
+            return self._settings.passages
+        return max(len(batch) for batch in self._epoch(0))
+
+    @cached_property
+    def columns(self) -> int:
+        """The most columns of a step among its first ones, padding included: rows times the longest."""
+        steps = (self._numbers(step) for step in range(min(self._settings.steps, SEEN)))
+        return max(len(numbers) * max(map(self._width, numbers)) for numbers in steps)
+
+    def probe(self, count: int = 2) -> tuple[Part, int]:
+        """A part of the `count` longest passages, and its columns."""
+        longest = sorted(range(len(self._passages)), key=self._width)[-count:]
+        part = self._part(0, [(number, self._questions(0, number)) for number in longest], {})
+        return replace(part, textual=False), len(longest) * max(map(self._width, longest))
+
     def _parts(self, step: int, process: int, processes: int) -> list[Part]:
         asked = [(number, self._questions(step, number)) for number in self._numbers(step)]
         lengths = {
@@ -58,8 +101,14 @@ class Feed:
             for name in self._devices
         }
         mine = asked[process::processes]
-        self._tell([self._passages[number].context for number, _ in mine])
-        size = -(-len(mine) // self._settings.accumulation)
+        if not mine:
+            raise UserError(
+                f"step_tokens: found a step of fewer passages than the {processes} processes, expected more."
+            )
+        self._notify([self._passages[number].context for number, _ in mine])
+        if self.passes > 1:  # passages of one length share a part, which leaves little padding
+            mine.sort(key=lambda passage: self._width(passage[0]))
+        size = -(-len(mine) // self.passes)
         return [self._part(step, mine[at : at + size], lengths) for at in range(0, len(mine), size)]
 
     def _questions(self, step: int, number: int) -> list[int]:
@@ -81,29 +130,62 @@ class Feed:
         )
 
     def _numbers(self, step: int) -> list[int]:
-        """The contexts of a step: every pass over them is shuffled anew."""
+        """The passages of a step: every pass over all of them is shuffled anew."""
+        if self._settings.step_tokens is not None:
+            with self._counting:  # the thread that prepares the next step asks too
+                while not self._ends or self._ends[-1] <= step:
+                    done = self._ends[-1] if self._ends else 0
+                    self._ends.append(done + len(self._epoch(len(self._ends))))
+            epoch = bisect_right(self._ends, step)
+            return self._epoch(epoch)[step - (self._ends[epoch - 1] if epoch else 0)]
         count, size = len(self._passages), self._settings.passages
-        found: list[int] = []
-        for at in range(step * size, (step + 1) * size):
-            epoch, place = divmod(at, count)
-            found.append(self._order(epoch)[place])
-        return found
+        places = (divmod(at, count) for at in range(step * size, (step + 1) * size))
+        return [self._epoch(epoch)[0][place] for epoch, place in places]
 
-    def _shuffled(self, epoch: int) -> list[int]:
+    def _batches(self, epoch: int) -> list[list[int]]:
+        """One pass over all passages, in batches of `step_tokens`; without it a single batch, cut by the steps."""
         order = list(range(len(self._passages)))
-        random.Random(f"{self._settings.seed}/order/{epoch}").shuffle(order)
-        return order
+        draw = random.Random(f"{self._settings.seed}/order/{epoch}")
+        draw.shuffle(order)
+        limit = self._settings.step_tokens
+        if limit is None:
+            return [order]
+        batches = []
+        for at in range(0, len(order), WINDOW):
+            batch: list[int] = []
+            for number in sorted(order[at : at + WINDOW], key=self._width):
+                # Ascending widths: the newest one is what all are padded to.
+                if batch and (len(batch) + 1) * self._width(number) > limit:
+                    batches.append(batch)
+                    batch = []
+                batch.append(number)
+            batches.append(batch)
+        draw.shuffle(batches)
+        return batches
+
+    def _width(self, number: int) -> int:
+        """The columns that a passage takes, padding included: of its text, with the most questions of a step."""
+        return self._widths[number]
+
+    @cached_property
+    def _widths(self) -> list[int]:
+        count = self._settings.questions
+        return [
+            max(
+                rounded(len(ids), STEADY) + sum(sorted(len(q) + len(a) for q, a in passage.pairs[name])[-count:])
+                for name, ids in passage.text.items()
+            )
+            for passage in self._passages
+        ]
 
     def tokens(self, step: int) -> int:
+        """How many tokens of text a step reads, without padding, in all processes."""
         numbers = self._numbers(step)
         return sum(len(ids) for number in numbers for ids in self._passages[number].text.values())
 
     @cached_property
     def sha256(self) -> str:
-        digest = hashlib.sha256(repr((self._settings.passages, self._settings.questions)).encode())
-        for passage in self._passages:
-            for name, ids in passage.text.items():
-                digest.update(array("q", ids).tobytes())
-                for question, answer in passage.pairs[name]:
-                    digest.update(array("q", [*question, -1, *answer, -1]).tobytes())
-        return digest.hexdigest()
+        """A digest of the data, the tokenizers and of what cuts them into steps."""
+        settings = self._settings
+        cut = (len(self._passages), settings.passages, settings.questions, settings.step_tokens, settings.seed)
+        return hashlib.sha256(repr((self._identity, cut)).encode()).hexdigest()

@@ -1,21 +1,32 @@
-"""A part of a training step: some contexts, and what is asked about them."""
+"""The data of a step, or of a share of it, as tensors."""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import torch
+
+from latentwire.lm.prefix import STEADY
 from latentwire.lm.scoring.questions import Questions, Shared
+from latentwire.training.wire.asking import Pair
+from latentwire.training.wire.passage import Passage
 
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """B contexts and what is asked about them.
+    """B contexts with their questions: all of a step, or a share of it.
 
-    groups: of the contexts. other: for each another one of another group. questions, plain, text: by reader; see
-    `Evidence`. names: what each context's random draws follow. keep: the share of latents that is delivered.
-    textual: the readers read the text instead. lengths: by reader, tokens of every answer in the whole step, of
-    which this part may be a share.
+    Attributes:
+        contexts: their texts.
+        groups: what each shares with others, such as an article.
+        other: for each the index of a context of another group; its own where there is none.
+        questions, plain, text: by reader; see `Evidence`.
+        names: what the random draws of each context are a function of.
+        lengths: by reader, tokens of every answer in the whole step.
+        keep: the share of latents that is delivered.
+        textual: the readers read the text instead of the latents.
     """
 
     contexts: list[str]
@@ -31,9 +42,64 @@ class Part:
 
     @property
     def labels(self) -> int:
-        """How many answer tokens are learned, those of all readers."""
+        """How many answer tokens are learned, over all readers."""
         return sum(len(each.place) for each in self.questions.values())
 
     def draw(self, name: str, row: int) -> random.Random:
         """A stream of draws for a context: a function of seed, step, context and name, not of the batch."""
         return random.Random(f"{self.names[row]}/{name}")
+
+
+def collate(
+    passages: Sequence[Passage],
+    chosen: Sequence[Sequence[int]],
+    devices: Mapping[str, torch.device],
+    names: Sequence[str] = (),
+    *,
+    after: Mapping[str, list[int]] | None = None,
+    lengths: dict[str, list[int]] | None = None,
+    keep: float = 1.0,
+    textual: bool = False,
+) -> Part:
+    """Make a part of passages.
+
+    Args:
+        chosen: for each passage, the numbers of its questions.
+        names, lengths, keep, textual: as `Part` has them.
+        after: by reader, token ids between the anchor and an answer that follows latents.
+    """
+    groups = [passage.group for passage in passages]
+    count = len(groups)
+    other = [
+        next((n % count for n in range(at + 1, at + count) if groups[n % count] != groups[at]), at)
+        for at in range(count)
+    ]
+    pairs: dict[str, list[list[Pair]]] = {
+        reader: [[p.pairs[reader][n] for n in numbers] for p, numbers in zip(passages, chosen, strict=True)]
+        for reader in devices
+    }
+    plain = {name: Questions.of(pairs[name], device, STEADY) for name, device in devices.items()}
+    asked = dict(plain)
+    for name, device in devices.items():
+        ids = (after or {}).get(name) or []
+        if ids or any(passage.behind for passage in passages):
+            asked_after = [
+                [([*p.asks(name, n), *ids], p.pairs[name][n][1]) for n in numbers]
+                for p, numbers in zip(passages, chosen, strict=True)
+            ]
+            asked[name] = Questions.of(asked_after, device, STEADY)
+    return Part(
+        contexts=[passage.context for passage in passages],
+        groups=groups,
+        other=other,
+        questions=asked,
+        plain=plain,
+        text={
+            name: Shared.of_tokens([p.text[name] for p in passages], device, STEADY)
+            for name, device in devices.items()
+        },
+        names=list(names),
+        lengths=lengths or {r: [len(answer) for row in rows for _, answer in row] for r, rows in pairs.items()},
+        keep=keep,
+        textual=textual,
+    )

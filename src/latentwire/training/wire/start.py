@@ -1,4 +1,4 @@
-"""What a wire's training begins with: nothing, a finished wire, or one that gets one more reader."""
+"""Where a wire's training starts: new modules, a finished wire, or one that gets one more reader."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Size, Tensor
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import departure
-from latentwire.training.wire.config import Fit
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent import checkpoint
 from latentwire.wires.latent.modules import LatentModules, key_of, read_config
 from latentwire.wires.latent.trained_readers import ReaderConfig, attach, restore, saved
@@ -19,19 +19,26 @@ from latentwire.wires.latent.trained_readers import ReaderConfig, attach, restor
 def begin(
     modules: LatentModules,
     readers: Mapping[str, LM],
-    settings: Fit,
+    settings: WireTraining,
     start: Path | None,
     log: Callable[[str], None],
 ) -> tuple[dict[str, LM], ReaderConfig]:
-    """Make the modules what training begins with; returns the readers as they learn, and what they learn.
+    """Give the modules the weights that training starts from.
 
-    Readers of a wire in which they have learned nothing begin to learn. Readers that the wire to start from does
-    not have begin anew beside the others, which is logged. A `new_reader` learns its adapter alone, and nothing
-    else learns.
+    Readers of the wire to start from that were frozen may learn from now on. Readers that it does not have start
+    with new adapters beside the others, which is logged. With `new_reader`, only that reader's adapter is trained.
+
+    Args:
+        modules: the wire, changed in place.
+        readers: the frozen readers, by name.
+        start: the folder of a finished wire, or None.
+
+    Returns:
+        The readers as they are trained, and what is trained of them.
 
     Raises:
-        UserError: the readers of the wire to start from have learned other pieces than these, or it is another
-            wire than the one that the new reader is to be added to.
+        UserError: the readers of the wire to start from were trained with other adapters than these, or the new
+            reader is to be added to a wire with other settings.
     """
     config = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
     if start is None:
@@ -44,12 +51,12 @@ def begin(
         return _add(modules, readers, settings.new_reader, before, start)
     if not before.nothing and config != before.model_copy(update={"without": ()}):
         raise UserError(
-            f"start: found a wire whose readers have learned {before.model_dump(exclude_none=True)}, expected "
-            "reader_lora and reader_prefix to be the same."
+            f"start: found a wire whose readers were trained with {before.model_dump(exclude_none=True)}, "
+            "expected the same reader_lora and reader_prefix."
         )
     new = _anew(modules, start)
     for name in new:
-        log(f"the adapter of {name} begins anew")
+        log(f"the adapter of {name} starts anew")
     if not before.nothing:
         return restore(modules, readers, start, new=new), before
     modules.restore(start, new=new)
@@ -57,41 +64,41 @@ def begin(
 
 
 def _anew(modules: LatentModules, start: Path) -> list[str]:
-    """The readers whose adapters a wire does not bring: it does not have them, or of another kind or size.
+    """The readers for which a wire has no adapter, or one of another kind or size.
 
-    Of a wire whose readers have learned, what they have learned belongs to their adapters: none is another's.
+    Where the wire's readers were trained too, their own weights belong to their adapters: none is replaced.
     """
-    known, learned = read_config(start).adapters, not saved(start).nothing
-    found, wanted = _shapes(checkpoint.read(start)), _shapes(modules.pieces())
+    known, trained = read_config(start).adapters, not saved(start).nothing
+    there, wanted = _shapes(checkpoint.read(start)), _shapes(modules.pieces())
 
     def fits(name: str) -> bool:
-        if learned or key_of(name) not in modules.adapters:
+        if trained or key_of(name) not in modules.adapters:
             return True
-        mine = f"adapters.{key_of(name)}."
-        pieces = [{each: shape for each, shape in of.items() if each.startswith(mine)} for of in (found, wanted)]
-        return known[name].kind == modules.config.adapters[name].kind and pieces[0] == pieces[1]
+        own = f"adapters.{key_of(name)}."
+        old, new = ({key: shape for key, shape in of.items() if key.startswith(own)} for of in (there, wanted))
+        return known[name].kind == modules.config.adapters[name].kind and old == new
 
     return [name for name in modules.config.adapters if name not in known or not fits(name)]
 
 
 def _shapes(pieces: Mapping[str, Tensor]) -> dict[str, Size]:
-    return {name: each.shape for name, each in pieces.items()}
+    return {name: piece.shape for name, piece in pieces.items()}
 
 
 def _add(
     modules: LatentModules, readers: Mapping[str, LM], new: str, before: ReaderConfig, start: Path
 ) -> tuple[dict[str, LM], ReaderConfig]:
     known = read_config(start)
-    rest = {name: each for name, each in modules.config.adapters.items() if name != new}
+    rest = {name: adapter for name, adapter in modules.config.adapters.items() if name != new}
     recorded = {"fingerprints": known.fingerprints, "formats": known.formats}
     wanted = modules.config.model_copy(update={"adapters": rest, **recorded})
-    # What a wire leaves to its layout is what another one writes out.
-    mine, theirs = (each.model_copy(update={"positions": each.spread}) for each in (wanted, known))
+    # One configuration may leave to its layout what the other writes out.
+    mine, theirs = (config.model_copy(update={"positions": config.spread}) for config in (wanted, known))
     if new not in known.adapters and mine != theirs:
-        field = next(each for each in type(known).model_fields if getattr(mine, each) != getattr(theirs, each))
+        field = next(name for name in type(known).model_fields if getattr(mine, name) != getattr(theirs, name))
         raise UserError(
-            f"wire.{field}: found {getattr(wanted, field)}, expected {getattr(known, field)} as in {start}: the "
-            f"wire there with {new} as one reader more."
+            f"wire.{field}: found {getattr(wanted, field)}, expected {getattr(known, field)} as in {start}, to "
+            f"which {new} is added as one more reader."
         )
     config = before if before.nothing else before.model_copy(update={"without": (*before.without, new)})
     modules.restore(start, new=[new])

@@ -1,4 +1,4 @@
-"""Forward passes behind what is shared, with hidden states of chosen layers; the teacher's in chunks that fit."""
+"""Teachers: a frozen reader that reads the text, or over a finished wire, in chunks that fit into memory."""
 
 from __future__ import annotations
 
@@ -19,24 +19,30 @@ from latentwire.wires.latent.latent_config import Carry
 from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import LatentModules
 
-Part = TypeVar("Part")
+Chunk = TypeVar("Chunk")
 TEXT = "text"
-"""Stands for a finished wire where what is followed are the reader's own keys and values of the text."""
+"""Instead of a finished wire: what is imitated are the reader's own keys and values of the text."""
 
 
 def states(questions: Questions, shared: Shared, lm: LM, taps: Sequence[int] = ()) -> tuple[Forced, States]:
-    """`Questions.forced`, and hidden states `(N, D)` behind the tapped layers."""
-    with tapping(lm, taps) as found:
+    """`Questions.forced`, with the hidden states `(N, D)` after the tapped layers."""
+    with tapping(lm, taps) as tapped:
         forced = questions.forced(shared, lm)
     width = questions.ids.shape[1]
-    return forced, {layer: questions.at(hidden[:, -width:]) for layer, hidden in found.items()}
+    return forced, {layer: questions.at(hidden[:, -width:]) for layer, hidden in tapped.items()}
 
 
-class Teaching:
-    """A frozen reader that reads the text, or over a finished wire, as many rows at a time as memory allows.
+class Teacher:
+    """A frozen reader whose answers a student follows; it reads as many rows at a time as memory allows.
 
-    rows, contexts: how many that is of either; None until memory has run out. It depends on the machine: no
-    checkpoint holds it. multiple: of columns to which a wire's contexts are padded.
+    Args:
+        lm: the reader as it was before training.
+        log: told when memory runs out.
+        multiple: contexts of finished wires are padded to a multiple of this many columns.
+
+    Attributes:
+        rows, contexts: how many texts, or contexts of a finished wire, are read at a time; None until memory has
+            run out once. They depend on the machine, so no checkpoint holds them.
     """
 
     def __init__(self, lm: LM, log: Callable[[str], None], multiple: int = 1) -> None:
@@ -47,48 +53,48 @@ class Teaching:
 
     @torch.no_grad()
     def read(self, questions: Questions, text: Shared, taps: Sequence[int] = ()) -> tuple[Forced, States] | None:
-        """All rows behind the text; None if there is no memory for a single one, which is said in the log."""
+        """The answers after the text; None, and a line in the log, if not even one row fits into memory."""
 
-        def some(rows: slice) -> tuple[Forced, States]:
+        def read(rows: slice) -> tuple[Forced, States]:
             return states(questions.select(rows), text.select(rows), self.lm, taps)
 
-        parts, self.rows = self._fitting(some, len(questions.ids), self.rows, "read", "texts")
-        if parts is None or len(parts) == 1:
-            return None if parts is None else parts[0]
+        chunks, self.rows = self._in_chunks(read, len(questions.ids), self.rows, "read", "texts")
+        if chunks is None or len(chunks) == 1:
+            return None if chunks is None else chunks[0]
         forced = Forced(
-            torch.cat([each.hidden for each, _ in parts]), torch.cat([each.labels for each, _ in parts])
+            torch.cat([chunk.hidden for chunk, _ in chunks]), torch.cat([chunk.labels for chunk, _ in chunks])
         )
-        return forced, {layer: torch.cat([found[layer] for _, found in parts]) for layer in taps}
+        return forced, {layer: torch.cat([tapped[layer] for _, tapped in chunks]) for layer in taps}
 
-    def _fitting(
-        self, some: Callable[[slice], Part], count: int, size: int | None, does: str, what: str
-    ) -> tuple[list[Part] | None, int | None]:
-        """`some` of all rows in chunks that fit, halved where memory runs out, and how many rows those have."""
-        parts: list[Part] = []
+    def _in_chunks(
+        self, run: Callable[[slice], Chunk], count: int, size: int | None, does: str, what: str
+    ) -> tuple[list[Chunk] | None, int | None]:
+        """`run` over all rows in chunks, halved when memory runs out; the chunks, and how many rows they have."""
+        chunks: list[Chunk] = []
         at = 0
         while at < count:
             now = min(size or count, count - at)
-            part = self._try(some, slice(at, at + now))
-            if part is None and now == 1:
+            chunk = self._try(run, slice(at, at + now))
+            if chunk is None and now == 1:
                 single = what.removesuffix("s")
                 self._log(
                     f"out of memory: {self.lm.name} cannot {does} one {single} as teacher; the step goes without"
                 )
                 return None, size
-            if part is None:
+            if chunk is None:
                 size = now // 2
                 self._log(f"out of memory: {self.lm.name} {does}s {size} instead of {now} {what} as teacher")
                 continue
-            parts.append(part)
+            chunks.append(chunk)
             at += now
-        return parts, size
+        return chunks, size
 
-    def _try(self, some: Callable[[slice], Part], rows: slice) -> Part | None:
+    def _try(self, run: Callable[[slice], Chunk], rows: slice) -> Chunk | None:
         try:
-            return some(rows)
+            return run(rows)
         except torch.OutOfMemoryError:
             pass
-        # Behind the handler: the exception holds on to the tensors of the pass that failed.
+        # After the handler: the exception holds on to the tensors of the pass that failed.
         if self.lm.device.type == "cuda":
             torch.cuda.empty_cache()
         return None
@@ -100,16 +106,17 @@ class Teaching:
         """Keys and values that a finished wire gives the reader for these contexts.
 
         Args:
-            carry: what the contexts are.
+            wire: its folder.
+            carry: whether the contexts are contexts or whole prompts.
 
         Returns:
-            None if there is no memory for a single context, which is said in the log.
+            None, and a line in the log, if not even one context fits into memory.
 
         Raises:
             UserError: as `Latent.bind`, or the wire carries something else or gives no keys and values.
         """
         if wire not in self._wires:
-            # A wire is tried before it has its weights: autocast would keep what it had then, all the step.
+            # Binding tries a wire before it has its weights: autocast would keep those for all of the step.
             with torch.autocast(self.lm.device.type, enabled=False):
                 self._wires[wire] = Latent(path=wire).bind(self.lm).modules
             self._wires[wire].pad_to(self.multiple)
@@ -118,36 +125,36 @@ class Teaching:
         if modules.config.carry != carry:
             raise UserError(f"objectives: found {wire} with carry: {modules.config.carry}, expected {carry}.")
 
-        def some(rows: slice) -> Memory:
+        def deliver(rows: slice) -> Memory:
             memory = modules.deliver(modules(contexts[rows]), reader).memory
             if memory is None:
                 raise UserError(f"objectives: {wire} gives {reader} no keys and values, expected both.")
             return memory
 
-        parts, self.contexts = self._fitting(some, len(contexts), self.contexts, "encode", "contexts")
-        if parts is None or len(parts) == 1:
-            return None if parts is None else parts[0]
-        return Memory.join(parts)
+        chunks, self.contexts = self._in_chunks(deliver, len(contexts), self.contexts, "encode", "contexts")
+        if chunks is None or len(chunks) == 1:
+            return None if chunks is None else chunks[0]
+        return Memory.join(chunks)
 
     @torch.no_grad()
     def memory(self, text: Shared) -> Memory | None:
-        """The reader's own keys and values of a text. None if there is no memory for a single one, as above."""
+        """The reader's own keys and values of a text; None, and a line in the log, if not even one row fits."""
 
-        def some(rows: slice) -> Memory:
-            part = text.select(rows)
-            assert part.columns is not None
-            return self.lm.memorize(Prefix(ids=part.content, columns=part.columns))[1]
+        def memorize(rows: slice) -> Memory:
+            chunk = text.select(rows)
+            assert chunk.columns is not None
+            return self.lm.memorize(Prefix(ids=chunk.content, columns=chunk.columns))[1]
 
-        parts, self.rows = self._fitting(some, len(text.end), self.rows, "read", "texts")
-        return None if parts is None else Memory.join(parts)
+        chunks, self.rows = self._in_chunks(memorize, len(text.end), self.rows, "read", "texts")
+        return None if chunks is None else Memory.join(chunks)
 
     def ahead(self, contexts: Sequence[str]) -> None:
-        """As `LatentModules.ahead`, of the wires that are followed."""
+        """`LatentModules.ahead` of the finished wires that are imitated."""
         for modules in list(self._wires.values()):
             modules.ahead(contexts)
 
     @cached_property
     def table(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Of the reader's embeddings: mean and spread of each channel `(D,)`, and their mean square."""
+        """Mean and standard deviation of each channel of the reader's embeddings `(D,)`, and their mean square."""
         table = self.lm.embeddings().detach().float()
         return table.mean(0), table.std(0).clamp_min(1e-6), table.square().mean()

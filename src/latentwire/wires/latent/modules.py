@@ -99,6 +99,10 @@ class LatentModules(nn.Module):
         """Pad contexts to a multiple of this many columns, where the encoder reads them with a decoder."""
         self.encoder.multiple = multiple
 
+    def recompute(self, recomputes: bool) -> None:
+        """Let the layers of an encoder that gradients flow through run again in the backward pass."""
+        self.encoder.recompute(recomputes)
+
     def ahead(self, contexts: Sequence[str]) -> None:
         """Prepare contexts that will be read soon, without a model; may run in another thread."""
         self.encoder.ahead(contexts)

@@ -71,7 +71,8 @@ def asking(
         pairs = [lm.format.split(*prompt, lm, whole=config.carry == "prompt") for prompt in prompts]
         return [text for text, _ in pairs], [rest for _, rest in pairs]
     if config.shown == "only":
-        return None, [lm.format.ending(lm) for _ in prompts]
+        ending = lm.format.ending(lm)
+        return None, [list(ending) for _ in prompts]
     return None, lm.format.behind_all([question for _, question in prompts], lm)
 
 

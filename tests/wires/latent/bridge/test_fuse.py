@@ -15,11 +15,12 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.scoring.questions import Shared
 from latentwire.training.objectives import AnswerCrossEntropy, Contrast, Distill, Reconstruct
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.part import collate
 from latentwire.training.wire.passages import passages
-from latentwire.training.wire.step import FitStep, collate
-from latentwire.training.wire.teacher import Teaching
+from latentwire.training.wire.teacher import Teacher
+from latentwire.training.wire.train import train_wire
+from latentwire.training.wire.wire_step import WireStep
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent.adapters import FuseConfig
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import zero
@@ -150,9 +151,11 @@ def test_a_fuse_adapter_learns_and_its_readers_do_not_change(targets, tmp_path, 
     lm, before = targets["qwen3"], fingerprint(targets["qwen3"])
     wire = fused_config(lm).model_copy(update={"carry": carry})
     objectives = (AnswerCrossEntropy(), Distill(), Contrast())
-    settings = Fit(wire=wire, data=DATA, objectives=objectives, steps=3, passages=3, questions=2, contexts=6)
+    settings = WireTraining(
+        wire=wire, data=DATA, objectives=objectives, steps=3, passages=3, questions=2, contexts=6
+    )
     settings = settings.model_copy(update={"eval_samples": 2, "eval_steps": 3, "samples": 1, "warmup_steps": 1})
-    fit({lm.name: lm}, source(), settings, tmp_path, log=lambda told: None)
+    train_wire({lm.name: lm}, source(), settings, tmp_path, log=lambda told: None)
     assert fingerprint(lm) == before
     trained = modules_of(wire, lm)
     assert trained.adapters[next(iter(trained.adapters))].gates.abs().sum() == 0
@@ -166,7 +169,7 @@ def test_before_the_first_step_the_student_equals_its_teacher(targets):
     modules, found = modules_of(config, lm), passages(DATA, {lm.name: lm}, "train", 3, config)
     part = collate(found, [range(2)] * 3, {lm.name: lm.device}, [str(n) for n in range(3)])
     terms = (AnswerCrossEntropy(),)
-    step = FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, terms, Adapting(terms))
+    step = WireStep(modules, {lm.name: lm}, {lm.name: Teacher(lm, print)}, terms, Adapting(terms))
     one = step.evidence(part)[0]
     torch.testing.assert_close(one.student.hidden, one.teacher.hidden, atol=1e-4, rtol=0)
     assert one.deranged.hidden.shape == one.student.hidden.shape

@@ -23,12 +23,14 @@ from latentwire.training.data.task import TaskData
 from latentwire.training.data.text import TextData
 from latentwire.training.objectives import AnswerCrossEntropy, Contrast, Distill
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.wire.config import Fit
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.asking import Asking
 from latentwire.training.wire.layout import settled
-from latentwire.training.wire.passages import Asking, passages, tokenize
-from latentwire.training.wire.step import FitStep, collate
-from latentwire.training.wire.teacher import Teaching
+from latentwire.training.wire.part import collate
+from latentwire.training.wire.passages import passages, tokenize
+from latentwire.training.wire.teacher import Teacher
+from latentwire.training.wire.train import train_wire
+from latentwire.training.wire.wire_step import WireStep
+from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent.adapters import BothConfig, DeepPrefixConfig, EmbeddingsConfig
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents
@@ -142,7 +144,7 @@ def test_a_wire_is_trained_on_what_it_is_evaluated_with(lm, carry, layout):
     asked = [0, 1] if carry == "context" else [0]
     part = collate(found[:1], [asked], {lm.name: lm.device}, ["0"])
     terms = (AnswerCrossEntropy(),)
-    step = FitStep(modules, {lm.name: lm}, {lm.name: Teaching(lm, print)}, terms, Adapting(terms))
+    step = WireStep(modules, {lm.name: lm}, {lm.name: Teacher(lm, print)}, terms, Adapting(terms))
     with torch.no_grad():
         one = step.evidence(part)[0]
         at = 0
@@ -184,7 +186,7 @@ def test_readers_that_word_prompts_differently_cannot_share_a_message(lm):
     built = config(lm, carry="prompt")
     both = {"one": Asking.of(lm, built), "other": replace(other, wire=built)}
     with pytest.raises(UserError, match="word a prompt differently"):
-        tokenize(ContextExamples(EXAMPLES[:1]), both)
+        tokenize([ContextExamples(EXAMPLES[:1])], both)
 
 
 @pytest.mark.parametrize(("carry", "layout"), LAYOUTS)
@@ -288,7 +290,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
 
     def settings(**changes):
         wanting = (AnswerCrossEntropy(), Wanting())
-        plain = Fit(wire=config(lm, **changes), data=DATA, steps=1, warmup_steps=0)
+        plain = WireTraining(wire=config(lm, **changes), data=DATA, steps=1, warmup_steps=0)
         return plain.model_copy(update={"objectives": wanting})
 
     said = []
@@ -297,7 +299,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
     assert settled(settings(carry="prompt", layout="text"), said.append).wire.layout == "text"
     assert settled(settings(), said.append).wire.shown == "question"
     text = settings(carry="prompt").model_copy(update={"data": TextData(kind="text", path=tmp_path / "x")})
-    with pytest.raises(UserError, match="data: found text, which makes no prompts, under carry: prompt"):
+    with pytest.raises(UserError, match="data: found kind text, which has no questions, under carry: prompt"):
         settled(text, said.append)
     assert len(said) == 2
 
@@ -306,7 +308,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
 def test_each_layout_trains_and_leaves_its_models_as_they_were(lm, tmp_path, carry, layout):
     before, reads = fingerprint(lm), source()
     objectives = (AnswerCrossEntropy(), Distill(), Contrast())
-    settings = Fit(
+    settings = WireTraining(
         wire=config(lm, carry=carry, layout=layout),
         data=DATA,
         objectives=objectives,
@@ -319,7 +321,7 @@ def test_each_layout_trains_and_leaves_its_models_as_they_were(lm, tmp_path, car
         samples=1,
         warmup_steps=1,
     )
-    done = fit({lm.name: lm}, reads, settings, tmp_path, log=lambda told: None)
+    done = train_wire({lm.name: lm}, reads, settings, tmp_path, log=lambda told: None)
     assert done.steps == 3
     assert fingerprint(lm) == before
     saved = LatentConfig.model_validate_json((tmp_path / "checkpoints" / "best" / "wire.json").read_text())
@@ -343,7 +345,8 @@ def test_training_and_evaluation_divide_a_prompt_with_the_same_function(lm):
     for carry, layout in LAYOUTS:
         built = config(lm, carry=carry, layout=layout)
         texts, asked = asking(built, pair, lm)
-        text, pairs, behind = Asking.of(lm, built).told(EXAMPLES[:1])
+        (asked,) = Asking.of(lm, built).contexts([EXAMPLES[:1]])
+        text, pairs, behind = asked.text, asked.pairs, asked.after_latents
         assert asked == ([question for question, _ in pairs] if behind is None else behind)
         assert texts in (None, [text])
         assert (texts is None) is (layout != "text")

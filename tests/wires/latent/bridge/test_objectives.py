@@ -11,7 +11,7 @@ from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY
 from latentwire.training.objectives import AnswerCrossEntropy, FlowMatching, Imitate, imitation
-from latentwire.training.wire.fit import check
+from latentwire.training.wire.train import check
 from latentwire.wires.latent.adapters import EmbeddingsConfig
 from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.latent_config import LatentConfig
@@ -154,13 +154,13 @@ def test_an_imitated_wire_out_of_memory_is_read_in_halves(imitated, reader, monk
 
         _, step, part = one_step(source, reader, (objective,), "deep_prefix", **made)
         evidence = step.evidence(part)[0]
-        monkeypatch.setattr(evidence._teaching, "_log", said.append)
+        monkeypatch.setattr(evidence._teacher, "_log", said.append)
         with monkeypatch.context() as patch:
             patch.setattr(LatentModules, "forward", forward)
             return evidence, what(evidence)
 
     evidence, halves = short_of_memory(1, lambda evidence: evidence.imitated(folder))
-    assert evidence._teaching.contexts == 1
+    assert evidence._teacher.contexts == 1
     assert torch.equal(halves.columns.valid, whole.columns.valid)
     valid = whole.columns.valid[:, None, :, None]
     for ours, theirs in zip((*halves.keys, *halves.values), (*whole.keys, *whole.values), strict=True):

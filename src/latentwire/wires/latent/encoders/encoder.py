@@ -46,6 +46,9 @@ class Encoder(nn.Module, ABC):
     def align_to(self, form: PromptFormat) -> None:
         """Count another model's tokens as in prompts of this format (`EncoderConfig.counts_tokens_of`)."""
 
+    def recompute(self, recomputes: bool) -> None:
+        """Whether a decoder's layers keep their input only and run again in the backward pass."""
+
     def ahead(self, contexts: Sequence[str]) -> None:
         """Prepare contexts that will be read soon, without a model; may run in another thread."""
 

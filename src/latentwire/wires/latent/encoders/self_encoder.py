@@ -164,6 +164,10 @@ class SelfEncoder(Encoder):
         self.adapters.to(dtype)
         return True
 
+    def recompute(self, recomputes: bool) -> None:
+        """Whether layers keep their input only and run again in the backward pass."""
+        self._lm.recomputes = recomputes
+
     def align_to(self, form: PromptFormat) -> None:
         """Count the other model's tokens as in prompts of this format, instead of its files' own."""
         assert self._counted is not None

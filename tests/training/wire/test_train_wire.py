@@ -23,8 +23,8 @@ from latentwire.training.objectives import (
     Scale,
 )
 from latentwire.training.objectives.adapting import SMOOTHING
-from latentwire.training.wire.config import Fit, KeepProb, TextSteps
-from latentwire.training.wire.fit import fit
+from latentwire.training.wire.train import train_wire
+from latentwire.training.wire.wire_training_config import KeepProb, TextSteps, WireTraining
 from latentwire.wires.latent import trained_readers as pieces
 from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
@@ -59,7 +59,7 @@ ADAPTIVE = (
     ],
     ids=["adaptive", "dropout", "readers"],
 )
-def test_an_interrupted_fit_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, changes):
+def test_an_interrupted_training_resumes_exactly_where_it_stopped(tmp_path, monkeypatch, changes):
     run(tmp_path / "whole", **changes)
 
     class Killed(BaseException):
@@ -82,7 +82,7 @@ def test_an_interrupted_fit_goes_on_exactly_where_it_stopped(tmp_path, monkeypat
     assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
 
 
-def test_what_adapts_has_moved_in_the_interrupted_fit(tmp_path):
+def test_running_numbers_have_moved_in_the_interrupted_training(tmp_path):
     """Else the test above would hold for a state that is never saved."""
     run(tmp_path / "run", objectives=ADAPTIVE)
     states = [line["adapting"] for line in lines_of(tmp_path / "run") if "adapting" in line]
@@ -100,7 +100,7 @@ def test_an_automatic_scale_brings_the_gradient_to_the_first_objectives(tmp_path
     assert scale * norms["scale"] == pytest.approx(norms["answer_ce"], rel=0.5)
 
 
-def test_the_readers_own_weights_stay_and_what_they_learn_is_saved_with_the_wire(tmp_path):
+def test_the_readers_own_weights_stay_and_their_trained_adapters_are_saved_with_the_wire(tmp_path):
     before = fingerprint(start())
     _, lm, _ = run(tmp_path / "b", **STAGE_B)
     assert fingerprint(lm) == before
@@ -136,12 +136,12 @@ def test_a_piece_of_a_reader_that_is_missing_is_an_error(tmp_path):
         pieces.restore(LatentModules(config(lm), {lm.name: lm}, lm), {lm.name: lm}, folder)
 
 
-def test_the_teacher_reads_without_what_the_reader_learns(tmp_path):
+def test_the_teacher_reads_without_the_readers_trained_adapters(tmp_path):
     """Distillation towards a teacher that learns along would have no fixed aim."""
-    from latentwire.training.wire.fit import _Fitting
+    from latentwire.training.wire.train import _WireTrainee
 
     lm = start()
-    trainee = _Fitting({lm.name: lm}, lm, settings(lm, reader_lora=Lora(rank=2)), print)
+    trainee = _WireTrainee({lm.name: lm}, lm, settings(lm, reader_lora=Lora(rank=2)), tmp_path, print)
     part = trainee.parts(0, 0, 1)[0]
 
     def hidden():
@@ -158,7 +158,7 @@ def test_the_teacher_reads_without_what_the_reader_learns(tmp_path):
     assert not torch.allclose(student, moved)
 
 
-def test_latents_behind_a_learned_prefix_stand_where_the_text_would():
+def test_latents_after_a_learned_prefix_have_the_positions_of_the_text():
     """One layer: there the text's keys and values do not depend on the prefix, and ratio 1 is the text itself."""
     lm = start(num_hidden_layers=1)
     identity = SelfConfig(select=Anchors(ratio=1), mask="causal", rank=0, marks=False)
@@ -174,12 +174,13 @@ def test_latents_behind_a_learned_prefix_stand_where_the_text_would():
     assert not torch.allclose(text, bare, atol=1e-2)
 
 
-def test_text_steps_read_the_text_and_only_then_train_no_encoder(tmp_path):
-    from latentwire.training.wire.fit import _Fitting
+def test_text_steps_read_the_text_and_only_those_train_no_encoder(tmp_path):
+    from latentwire.training.wire.train import _WireTrainee
 
     lm = start()
     always = TextSteps(probability=1.0, tail=1.0, steps=1)
-    trainee = _Fitting({lm.name: lm}, lm, settings(lm, reader_lora=Lora(rank=2), text_steps=always), print)
+    given = settings(lm, reader_lora=Lora(rank=2), text_steps=always)
+    trainee = _WireTrainee({lm.name: lm}, lm, given, tmp_path, print)
     part = trainee.parts(0, 0, 1)[0]
     assert part.textual
     losses = trainee.step(part)
@@ -233,7 +234,7 @@ def test_several_readers_are_trained_in_one_step(tmp_path):
     objectives = (AnswerCrossEntropy(), Distill(), DistillHidden(layers=(-1,)), Align(), Reconstruct(limit=8))
     given = settings(first, wire=wire, objectives=objectives, reader_lora=Lora(rank=2), steps=2)
     (tmp_path / "run").mkdir()
-    fit(readers, first, given, tmp_path / "run", log=lambda line: None)
+    train_wire(readers, first, given, tmp_path / "run", log=lambda line: None)
     found = weights_of(tmp_path / "run")
     for name in readers:
         learned = [
@@ -254,7 +255,7 @@ def test_padding_to_widths_that_recur_changes_no_loss():
         torch.testing.assert_close(padded.terms[name], loss, rtol=1e-4, atol=0)
 
 
-def test_unlabelled_text_trains_a_reader_to_go_on(tmp_path):
+def test_unlabelled_text_trains_a_reader_to_continue_it(tmp_path):
     path = tmp_path / "texts.jsonl"
     texts = [" ".join(f"{word}{number}" for word in ("one", "two", "three", "four") * 5) for number in range(6)]
     path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
@@ -279,23 +280,26 @@ def test_unlabelled_text_trains_a_reader_to_go_on(tmp_path):
 
 def test_settings_that_cannot_teach_anything_are_refused(tmp_path):
     with pytest.raises(ValueError, match="auto on the first"):
-        Fit(steps=1, objectives=[{"kind": "answer_ce", "auto": True}])
+        WireTraining(steps=1, objectives=[{"kind": "answer_ce", "auto": True}])
     with pytest.raises(ValueError, match="reader_lora or reader_prefix"):
-        Fit(steps=1, text_steps={"steps": 10})
+        WireTraining(steps=1, text_steps={"steps": 10})
     with pytest.raises(UserError, match="align, which compares soft tokens"):
         run(tmp_path / "keys", KEYS, objectives=(Align(),))
     run(tmp_path / "soft", SOFT, objectives=(AnswerCrossEntropy(), Align(weight=0.1)), steps=1)
     assert not (tmp_path / "keys" / "diagnostics.jsonl").exists()
 
 
-def test_a_bos_after_the_anchor_stands_behind_latents_only_and_in_evaluation_too(tmp_path):
+def test_a_bos_after_the_anchor_follows_latents_only_in_training_and_in_evaluation(tmp_path):
     from latentwire.lm.prompts import Prompt
-    from latentwire.training.wire.fit import _Fitting
+    from latentwire.training.wire.train import _WireTrainee
     from latentwire.wires.latent.latent_wire import Latent
 
     lm = start()
     wire = config(lm).model_copy(update={"bos_after_anchor": True})
-    plain, marked = (_Fitting({lm.name: lm}, lm, settings(lm, **each), print) for each in ({}, {"wire": wire}))
+    plain, marked = (
+        _WireTrainee({lm.name: lm}, lm, settings(lm, **changes), tmp_path, print)
+        for changes in ({}, {"wire": wire})
+    )
     one, other = (each.step.evidence(each.parts(0, 0, 1)[0])[0] for each in (plain, marked))
     assert torch.equal(one.teacher.hidden, other.teacher.hidden)
     assert torch.equal(one.student.labels, other.student.labels)
@@ -312,7 +316,7 @@ def test_a_bos_after_the_anchor_stands_behind_latents_only_and_in_evaluation_too
         bound([Prompt(context="Ada lives here.", question="Where?", unstable=0, tokens=1)], lm)
 
 
-def test_every_step_is_told_before_it_is_read(tmp_path, monkeypatch):
+def test_the_contexts_of_every_step_are_announced_before_it_runs(tmp_path, monkeypatch):
     told, read, ahead, forward = [], [], LatentModules.ahead, LatentModules.forward
 
     def listening(modules, contexts):

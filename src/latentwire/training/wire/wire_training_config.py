@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import Field, model_validator
+import torch
+from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentwire.lm.loading.lora import Lora
 from latentwire.training.config import Loop
@@ -18,22 +19,27 @@ from latentwire.wires.latent.ridge import Ridge
 
 
 class KeepProb(Settings):
-    """Latent dropout: each latent is delivered with this probability, drawn anew for every context and step.
+    """Latent dropout: each latent is delivered with a probability, drawn anew for every context and step.
 
-    start: at the first step. final: at the last one, on a cosine between; None keeps it frozen at the start's.
+    Attributes:
+        start: the probability at the first step.
+        final: the probability at the last step, on a cosine between the two; None keeps it constant.
     """
 
     start: float = Field(default=1.0, gt=0, le=1)
     final: float | None = Field(default=None, gt=0, le=1)
 
     def at(self, share: float) -> float:
+        """The probability once `share` of the steps, 0 to 1, are done."""
         return annealed(self.start, self.final, share)
 
 
 class TextSteps(Settings):
-    """Steps in which the trained readers read the text instead of the latents, so that they stay at home in it.
+    """Steps in which trained readers read the text instead of the latents, so that they do not unlearn it.
 
-    probability: of such a step at first. tail: from `steps` steps on, with a cosine between.
+    Attributes:
+        probability: how likely such a step is at first.
+        tail: how likely it is from step `steps` on, with a cosine between the two.
     """
 
     probability: float = Field(default=1.0, ge=0, le=1)
@@ -41,19 +47,32 @@ class TextSteps(Settings):
     steps: int = Field(ge=1)
 
     def at(self, step: int) -> float:
+        """How likely a step is to read the text."""
         return annealed(self.probability, self.tail, step / self.steps)
 
 
-class Fit(Loop):
+class WireTraining(Loop):
     """One training of a latent wire; its readers' own weights stay frozen.
 
-    passages: contexts a step. questions: at most so many a context and step. contexts: how many different contexts
-        there are; None makes as many as the steps need. A wire that carries whole prompts has as many of
-        those, each with its one question.
-    reader_lora, reader_prefix: low-rank adapters, or so many virtual tokens of prefix tuning, that the readers
-        learn along with the wire (stage B); they are saved with it.
-    new_reader: train the adapter of this reader alone, one more for a finished wire: all else stays as it is.
-    ridge: begin a bridge as the linear map that regression finds, on contexts of the training.
+    Attributes:
+        wire: the wire that is trained.
+        data: what it is trained on.
+        objectives: the terms of the loss.
+        contexts: how many different contexts there are; None makes as many as the steps need. A wire that carries
+            whole prompts has this many prompts, each with its one question.
+        passages: contexts in each step.
+        questions: at most this many for each context and step.
+        step_tokens: instead of `passages`, fill each step with contexts of similar length up to this many tokens,
+            padding included. `passages` is then the size of evaluation batches, and the estimate by which `steps`
+            says how much data is generated.
+        activation_checkpointing: the layers of encoder and readers keep their input only and run again in the
+            backward pass; None does so where a step would not fit into memory otherwise.
+        keep_prob: dropout of latents.
+        text_steps: steps in which trained readers read the text.
+        reader_lora, reader_prefix: low-rank adapters, or this many virtual tokens of prefix tuning, trained in the
+            readers together with the wire (stage B) and saved with it.
+        new_reader: train only the adapter of this reader, which is added to a finished wire.
+        ridge: start a bridge from the linear map that regression finds, on contexts of the training.
     """
 
     wire: LatentConfig = LatentConfig()
@@ -62,6 +81,8 @@ class Fit(Loop):
     contexts: int | None = Field(default=None, ge=1)
     passages: int = Field(default=128, ge=1)
     questions: int = Field(default=8, ge=1)
+    step_tokens: int | None = Field(default=None, ge=1)
+    activation_checkpointing: bool | None = None
     keep_prob: KeepProb = KeepProb()
     text_steps: TextSteps | None = None
     reader_lora: Lora | None = None
@@ -72,9 +93,21 @@ class Fit(Loop):
     schedule: Literal["cosine", "linear", "constant"] = "linear"
     warmup_steps: int = Field(default=200, ge=0)
 
+    @model_serializer(mode="wrap")
+    def _settings_of_speed_count_where_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # A run's identity is made of these settings: one that was done before these two existed stays done.
+        fields: dict[str, Any] = serialize(self)
+        unset = [name for name in ("step_tokens", "activation_checkpointing") if fields.get(name, 0) is None]
+        return {name: value for name, value in fields.items() if name not in unset}
+
+    @property
+    def frozen_dtype(self) -> torch.dtype:
+        """What frozen models are held in: in bf16 training, float32 weights would be copied in every pass."""
+        return torch.bfloat16 if self.precision == "bf16" else torch.float32
+
     @property
     def readers(self) -> list[str]:
-        """The readers that learn: all of the wire's, or the new one."""
+        """Names of the readers that are trained for: all of the wire's, or the new one."""
         return list(self.wire.adapters) if self.new_reader is None else [self.new_reader]
 
     @model_validator(mode="after")
