@@ -21,7 +21,7 @@ def test_stage_b_starts_from_stage_a_at_its_first_step(tmp_path):
     assert all(torch.allclose(after[name], tensor, atol=1e-6) for name, tensor in first.items())
     run(tmp_path / "b2", begin=tmp_path / "b" / "checkpoints" / "final", steps=1, learning_rate=1e-9, **STAGE_B)
     assert weights_of(tmp_path / "b2").keys() == after.keys()
-    with pytest.raises(UserError, match=r"start: .* expected reader_lora"):
+    with pytest.raises(UserError, match=r"start: .* expected the same reader_lora"):
         run(tmp_path / "c", begin=tmp_path / "b" / "checkpoints" / "final")
 
 

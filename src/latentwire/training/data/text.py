@@ -63,7 +63,7 @@ class TextData(TrainingData):
         first = next(pieces, None)
         if first is None:
             raise UserError(
-                f"data: found {len(texts)} different texts in {self.place} and none of the {split} split with "
+                f"data.{'name' if self.path is None else 'path'}: found {len(texts)} different texts in {self.place} and none of the {split} split with "
                 f"more than {self.context} words, expected some on both sides."
             )
         for example in islice((each for part in ([first], pieces) for each in part), start, None):
