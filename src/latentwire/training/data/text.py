@@ -62,9 +62,10 @@ class TextData(TrainingData):
         pieces = (piece for name, text in chosen for piece in self._pieces(name, text))
         first = next(pieces, None)
         if first is None:
+            field = "name" if self.path is None else "path"
             raise UserError(
-                f"data.{'name' if self.path is None else 'path'}: found {len(texts)} different texts in {self.place} and none of the {split} split with "
-                f"more than {self.context} words, expected some on both sides."
+                f"data.{field}: found {len(texts)} different texts in {self.place} and none of the {split} split "
+                f"with more than {self.context} words, expected some on both sides."
             )
         for example in islice((each for part in ([first], pieces) for each in part), start, None):
             yield ContextExamples([example], continues=True)
