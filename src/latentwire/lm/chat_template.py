@@ -14,6 +14,10 @@ from latentwire.lm.reader import Tokenizes
 
 ANSWER = "Answered."
 """A finished assistant turn, to find out what a template writes around one."""
+MARKUP = frozenset("<>{}[]|")
+"""Characters of the marks that templates look for in what is said."""
+PROBES = ("Zq7 one.", "A zq8 question,\nof two lines: 1 + 1 = 2? No!", "zq9")
+"""Plain texts, to find out what a template writes around one."""
 THINKING = ("enable_thinking", "thinking")
 """What templates call the switch of a model's thinking, as far as they have one."""
 
@@ -55,6 +59,22 @@ def render(
             "turns that it knows, such as no system text."
         ) from error
     return str(text)
+
+
+def user_turn(text: str, lm: Tokenizes, *, system: str | None = None, thinking: bool = False) -> str:
+    """`render` of a user's turn that the model answers, without running the template for plain text.
+
+    A template that writes the same around each of `PROBES` is taken to do so around any plain text. Text with
+    markup, which templates look for, or with blanks at its ends, which some strip, is always rendered.
+
+    Raises:
+        UserError: as `render`.
+    """
+    plain = text == text.strip() and text != "" and not MARKUP.intersection(text)
+    frame = _frame(lm.tokenizer, lm.name, template_of(lm), system, thinking) if plain else None
+    if frame is not None:
+        return frame[0] + text + frame[1]
+    return render([*([] if system is None else [("system", system)]), ("user", text)], lm, thinking=thinking)
 
 
 def with_one_bos(ids: Sequence[int], lm: Tokenizes, begins: bool) -> tuple[list[int], int]:
@@ -102,6 +122,22 @@ class _Named:
     tokenizer: PreTrainedTokenizerBase
     name: str
     eos_ids: frozenset[int] = frozenset()
+
+
+@lru_cache(maxsize=64)
+def _frame(
+    tokenizer: PreTrainedTokenizerBase, name: str, template: str, system: str | None, thinking: bool
+) -> tuple[str, str] | None:
+    """What a template writes before and after a user's plain text; None if that depends on the text."""
+    before = [] if system is None else [("system", system)]
+    frames = set()
+    for probe in PROBES:
+        chat = render([*before, ("user", probe)], _Named(tokenizer, name), thinking=thinking)
+        if chat.count(probe) != 1:
+            return None
+        head, _, tail = chat.partition(probe)
+        frames.add((head, tail))
+    return frames.pop() if len(frames) == 1 else None
 
 
 @lru_cache(maxsize=16)

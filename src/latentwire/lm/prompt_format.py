@@ -228,8 +228,7 @@ class PromptFormat(BaseModel):
             return text, boundary
         if self.template == "question":
             return f"{text}\n{self.anchor}", boundary
-        system = [] if self.system is None else [("system", self.system)]
-        chat = chat_template.render([*system, ("user", text)], lm, thinking=self.thinking)
+        chat = chat_template.user_turn(text, lm, system=self.system, thinking=self.thinking)
         # Many templates strip what a user says. The last match: a system text may hold the same words.
         said, indent = text.strip(), len(text) - len(text.lstrip())
         start = chat.rfind(said)
@@ -295,7 +294,14 @@ class PromptFormat(BaseModel):
 
 
 def _token_ids(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[list[int]]:
-    return list(lm.tokenizer(list(texts), add_special_tokens=special)["input_ids"]) if texts else []
+    if not texts:
+        return []
+    if getattr(lm.tokenizer, "is_fast", False):
+        # Without masks, offsets and type ids, which take longer to make than the tokens.
+        core = lm.tokenizer.backend_tokenizer
+        if core.padding is None and core.truncation is None:
+            return [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=special)]
+    return list(lm.tokenizer(list(texts), add_special_tokens=special)["input_ids"])
 
 
 def _prompt_and_answers(
