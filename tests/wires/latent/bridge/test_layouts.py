@@ -214,7 +214,7 @@ def test_prompts_without_contexts_can_be_deranged_where_prompts_are_carried(lm):
     items = prepare(lm, task, "test", None)
     _, found = Arm(wire_of(lm, "prompt", "only"), "deranged").prepared(lm, task, items)
     assert all(item.prompt.sent.question != item.prompt.question for item in found)
-    with pytest.raises(UserError, match="without one of its own"):
+    with pytest.raises(UserError, match="without one of their own"):
         Arm(wire_of(lm, "context", "question"), "deranged").prepared(lm, task, items)
 
 
@@ -345,8 +345,8 @@ def test_training_and_evaluation_divide_a_prompt_with_the_same_function(lm):
     for carry, layout in LAYOUTS:
         built = config(lm, carry=carry, layout=layout)
         texts, asked = asking(built, pair, lm)
-        (asked,) = Asking.of(lm, built).contexts([EXAMPLES[:1]])
-        text, pairs, behind = asked.text, asked.pairs, asked.after_latents
+        (trained,) = Asking.of(lm, built).contexts([EXAMPLES[:1]])
+        text, pairs, behind = trained.text, trained.pairs, trained.after_latents
         assert asked == ([question for question, _ in pairs] if behind is None else behind)
         assert texts in (None, [text])
         assert (texts is None) is (layout != "text")
