@@ -70,7 +70,7 @@ def test_questions_about_one_passage_share_a_group_and_single_instructions_do_no
     told = read(*({"input": "c", "instruction": f"q{n}", "output": "a"} for n in range(2))).items
     assert len({example.group for example in asked}) == 1
     assert len({example.group for example in told}) == 2
-    assert len({example.id for example in [*asked, *told]}) == 4
+    assert len({example.id for example in asked}) == len({example.id for example in told}) == 2
 
 
 GOOD = {"question": "q", "answer": "a"}
@@ -82,11 +82,11 @@ GOOD = {"question": "q", "answer": "a"}
         ({"question": "q", "answer": " "}, "an empty answer"),
         ({"question": "q", "answers": []}, "no answer"),
         ({"question": "q", "answer": 3}, "answer that is no text"),
-        ({"question": "q"}, "no answers or answer"),
+        ({"question": "q"}, "question without answers or answer"),
         ({"instruction": "q", "output": ""}, "an empty output"),
         ({"messages": [{"role": "assistant", "content": "a"}]}, "no turn of the user"),
         ({"messages": [{"role": "user", "content": "q"}]}, "no turn of the assistant"),
-        ({"messages": [{"role": "user"}]}, "no text"),
+        ({"messages": [{"role": "user"}]}, "without role and content"),
         ({"messages": []}, "no list of turns"),
         ({"question": "q", "choices": ["a", "b"], "answer": 2}, "none of the choices"),
         ({"question": "q", "choices": "a", "answer": 0}, "fewer than two choices"),

@@ -97,13 +97,13 @@ def test_held_out_lines_are_never_trained_on(tmp_path):
 @pytest.mark.parametrize(
     ("content", "part"),
     [
-        (None, "cannot be read"),
+        (None, "expected a readable file"),
         ("{oops\n", "line 1"),
         ('{"question": "q"}\n', "found question"),
         ('["list"]\n', "found list"),
         ('{"prompt": "p", "response": "r"}\n', "1 examples"),
-        ('{"prompt": "p", "response": null}\n', "response: found None"),
-        ('{"prompt": "  ", "response": "r"}\n', "prompt: found"),
+        ('{"prompt": "p", "response": null}\n', "prompt without response"),
+        ('{"prompt": "  ", "response": "r"}\n', "an empty prompt"),
         ('{"messages": [{"role": "user", "content": "q"}]}\n', "no turn of the assistant"),
         ('{"messages": [{"role": "user"}]}\n', "role and content"),
         (b"\xff\xfe", "UTF-8"),

@@ -131,7 +131,7 @@ def record(row: Row, fields: Mapping[str, str]) -> Record:
             if asks in values and answer in values:
                 return _example(values, asks, answer, row)
         if asks in values:
-            raise Unusable(f"no {' or '.join(answers)}")
+            raise Unusable(f"{asks} without {' or '.join(answers)}")
     if "text" in values:
         return _text(values["text"], "text")
     raise Unusable(f"the fields {', '.join(row.fields) or 'none'}, expected {SHAPES}")
@@ -179,9 +179,9 @@ def _conversation(turns: Any, name: str) -> list[Turn]:
     made = []
     for turn in turns:
         role = turn.get("role", turn.get("from")) if isinstance(turn, dict) else None
-        if not isinstance(role, str):
+        text = turn.get("content", turn.get("value")) if isinstance(turn, dict) else None
+        if not isinstance(role, str) or text is None:
             raise Unusable(f"a turn in {name} without role and content (or from and value)")
-        text = turn.get("content", turn.get("value"))
         if isinstance(text, list):  # parts, as chat APIs have them
             text = "".join(part.get("text") or "" for part in text if isinstance(part, dict))
         made.append((ROLES.get(role, role), _text(text, f"{name}: {role}")))

@@ -117,5 +117,5 @@ def _parse(text: str, where: str) -> Any:
 
 def _object(value: Any, number: int, where: str) -> Row:
     if not isinstance(value, dict):
-        raise UserError(f"{where}: expected a JSON object, found {str(value)[:60]!r} ({type(value).__name__}).")
+        raise UserError(f"{where}: found {type(value).__name__} {str(value)[:60]!r}, expected a JSON object.")
     return Row(number, where, value)

@@ -151,7 +151,7 @@ def test_a_prompt_that_is_all_context_is_refused_since_nothing_follows_the_laten
     task = Task(name="own", answer="span", source=lambda split: WHOLE, format=BENCHMARK)
     monkeypatch.setattr(task_data, "resolve", lambda names, path: [task])
     data = TaskData(kind="task", task="own", data="own.jsonl")
-    with pytest.raises(UserError, match=r"found nothing behind the latents of .*, expected .*layout: text"):
+    with pytest.raises(UserError, match=r"found nothing after the latents of .*, expected .*layout: text"):
         [drawn(data, split) for split in ("train", "validation")]  # by its hash the only group is in one of them
 
 
