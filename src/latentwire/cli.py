@@ -7,6 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
@@ -150,18 +151,24 @@ def eval_(
     revision: Revision = None,
     max_memory: MaxMemory = None,
     trust_remote_code: TrustRemoteCode = False,
+    out: Annotated[
+        Path | None,
+        typer.Option("-o", "--out", help="Also leave a run folder here: run.json, outcomes, metrics, samples."),
+    ] = None,
 ) -> None:
     """Score a model on tasks, every wire on the same examples."""
     from latentwire.evaluation import arms as parsing
     from latentwire.evaluation.arms import relay_sources
+    from latentwire.evaluation.eval_report import Report
     from latentwire.evaluation.prompts_shown import departures, shown
-    from latentwire.evaluation.report import Report
     from latentwire.evaluation.several_readers import evaluate_readers
     from latentwire.files import check_writable, write_atomically
     from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
+    from latentwire.runs import evaluation_run
     from latentwire.runs.log import counted
     from latentwire.tasks import resolve
+    from latentwire.wires.latent.latent_wire import Latent, locate
 
     if limit is not None and limit < 1:
         raise UserError(f"limit: found {limit}, expected a whole number of examples, 1 or more.")
@@ -177,6 +184,8 @@ def eval_(
     tasks = resolve(task, data, include_path)
     if json_file is not None:
         check_writable(json_file, "json")
+    if out is not None:
+        evaluation_run.check_folder(out)
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
     lm = _load(model, adapter, loading, prompts)
     others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
@@ -187,11 +196,33 @@ def eval_(
     readers[None] = lm
     sources = relay_sources(readers, arms, prompts)
     remarks = departures(readers, arms)
-    started = time.monotonic()
-    with counted("eval", "answers", len(arms) * sum(len(each.examples("test", limit)) for each in tasks)) as add:
-        result = evaluate_readers(readers, tasks, arms, limit=limit, progress=lambda arm, task, done: add(done))
-    seconds = time.monotonic() - started
-    report = Report.of(readers, tasks, arms, result, limit)
+    asked = {
+        "model": model,
+        "adapter": None if adapter is None else str(adapter),
+        "tasks": task,
+        "arms": [arm.label for arm in arms],
+        "limit": limit,
+        "prompts": None if prompts is None else prompts.model_dump(mode="json", exclude_none=True),
+        "loading": loading.model_dump(mode="json", exclude_defaults=True),
+    }
+    count = len(arms) * sum(len(each.examples("test", limit)) for each in tasks)
+    with ExitStack() as stack:
+        run = None
+        if out is not None:
+            files = {
+                f"wire {arm.wire.path}": locate(arm.wire.path) for arm in arms if isinstance(arm.wire, Latent)
+            }
+            files |= {name: path for name, path in (("data", data), ("adapter", adapter)) if path is not None}
+            run = stack.enter_context(evaluation_run.recorded(out, asked, [model, *others], tasks, files))
+        started = time.monotonic()
+        with counted("eval", "answers", count) as add:
+            result = evaluate_readers(
+                readers, tasks, arms, limit=limit, progress=lambda arm, task, done: add(done)
+            )
+        seconds = time.monotonic() - started
+        report = Report.of(readers, tasks, arms, result, limit)
+        if run is not None:
+            evaluation_run.finish(run, report, limit, seconds)
     if show:
         _print(shown(readers, tasks, arms, result, show, limit))
     _print([*report.parts(model), *remarks])
@@ -203,7 +234,7 @@ def eval_(
         write_atomically(json_file, json.dumps(numbers, indent=1) + "\n")
     columns = sum(outcome.tokens for outcome in result.outcomes)
     print(f"{model}: {len(result.outcomes):,} answers, {columns:,} prompt tokens in {seconds:.0f} s", end="")
-    print(f"; numbers in {json_file}" if json_file else "")
+    print("".join([f"; numbers in {json_file}" if json_file else "", f"; run in {out}" if out else ""]))
 
 
 @app.command(cls=_WithWires)
@@ -228,7 +259,7 @@ def audit(
     """Check whether a model, with this attention, leaks labels or sees ahead; status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
-    from latentwire.evaluation.report import audited
+    from latentwire.evaluation.eval_report import audited
     from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.tasks import resolve

@@ -9,7 +9,7 @@ import pytest
 
 from latentwire import models, wires
 from latentwire.errors import UserError
-from latentwire.evaluation import arms, tables
+from latentwire.evaluation import arms, score_tables
 from latentwire.evaluation.answers import _outcome
 from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.matching import mentions
@@ -69,16 +69,16 @@ def test_a_wires_folder_is_found_whatever_its_name_holds_and_in_every_order(fold
         ("nth,ratio=4:4bits", "nearest: 4bit"),
         ("text:zero", "sends no latents"),
         ("txt:deranged", "nearest: text"),
-        ("text@", "behind '@'"),
-        ("text@:deranged", "behind '@'"),
-        ("text@a@b", "expected one reader, or a folder"),
-        ("text@embedded:wren:derangd", "found 'derangd' behind embedded:wren"),
+        ("text@", "after '@'"),
+        ("text@:deranged", "after '@'"),
+        ("text@a@b", "expected one reader, or an existing folder"),
+        ("text@embedded:wren:derangd", "found 'derangd' after embedded:wren"),
         ("text:deranged@embedded:wren:counterfactual", "expected one variant"),
         ("nth,ratio=4:zero:4bit", "one control at most"),
         ("embedded:heron-4y", "embedded:heron-4y"),
     ],
 )
-def test_a_wrong_arm_is_told_in_one_sentence(text, part):
+def test_a_wrong_arm_is_refused_in_one_sentence(text, part):
     with pytest.raises(UserError) as error:
         arms.parse(text)
     assert part in str(error.value)
@@ -98,7 +98,7 @@ def test_deranged_has_the_context_of_another_group_without_the_answer():
     assert all(kinds)
 
 
-def test_who_is_paired_with_whom_depends_on_the_set_alone():
+def test_partners_depend_on_the_set_of_examples_alone():
     forwards = {old.id: new.context for old, new in zip(ONE_HOP, deranged(ONE_HOP, "t"), strict=True)}
     turned = ONE_HOP[::-1]
     assert forwards == {old.id: new.context for old, new in zip(turned, deranged(turned, "t"), strict=True)}
@@ -225,7 +225,7 @@ def test_an_example_that_no_other_context_fits_is_left_out_counted_and_compared_
     assert result.skipped == {("text:deranged", "span"): 1}
     assert result.partners == {("text:deranged", "span"): {"same type": 2, "any type": 0, "none": 1}}
     assert [o.id for o in result.outcomes] == ["0", "1", "held", "0", "1"]
-    numbers = [str(cell) for cell in tables.scores(result).columns[3]._cells]
+    numbers = [str(cell) for cell in score_tables.scores(result).columns[4]._cells]
     assert numbers[:2] == ["3", "2"]
 
 

@@ -8,10 +8,10 @@ import torch
 
 from latentwire import wires
 from latentwire.errors import UserError
-from latentwire.evaluation import tables
+from latentwire.evaluation import score_tables
+from latentwire.evaluation.encoded import batches
 from latentwire.evaluation.evaluate import evaluate, prepare
-from latentwire.evaluation.items import batches
-from latentwire.evaluation.summary import rows, summarize
+from latentwire.evaluation.summarize import rows, summarize
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.prompts import Example
 from latentwire.lm.scoring.prefix_tree import Request
@@ -115,7 +115,7 @@ def test_generated_answers_are_what_the_model_generates_alone(lm, result):
     assert next(o for o in result.outcomes if (o.arm, o.id) == ("text", "span/3")).prediction == text
 
 
-def test_floors_and_tokens_are_told(result):
+def test_floors_and_tokens_are_reported(result):
     assert result.floors["choices/one"] == {"chance": pytest.approx((4 / 4 + 3 / 3) / 7)}
     assert result.floors["span"]["type_floor"] == 1.0
     read = {arm: sum(o.tokens for o in result.outcomes if o.arm == arm) for arm in ("none", "text", "repeat")}
@@ -123,7 +123,7 @@ def test_floors_and_tokens_are_told(result):
 
 
 def test_the_leaky_arm_is_marked_and_its_loss_is_not_the_prefix_arms(result):
-    shown = _text(tables.scores(result, ["leaky"]))
+    shown = _text(score_tables.scores(result, ["leaky"]))
     assert "leaky LEAKS" in shown
     nll = {
         arm: [o.metrics["nll"] for o in result.outcomes if o.arm == arm and o.task == "choices/one"]
@@ -144,18 +144,20 @@ def test_the_summary_has_every_arm_task_and_metric_and_is_json(result):
     json.dumps(summary, allow_nan=False)
 
 
-def test_families_stand_behind_their_members():
+def test_families_follow_their_members():
     assert rows(["a", "choices/x", "choices/y", "b"]) == ["a", "choices/x", "choices/y", "choices", "b", "macro"]
     assert rows(["a"]) == ["a"]
 
 
 def test_every_number_is_printed_with_its_interval_n_floor_and_baseline(result):
-    shown = _text(tables.scores(result))
+    shown = _text(score_tables.scores(result))
     assert "minus text" in shown
     assert shown.count("type_floor") == 1
     assert "[" in shown
     assert "macro" in shown
-    assert "not in the passage" in _text(tables.errors(result)) or "unreadable" in _text(tables.errors(result))
+    assert "not in the passage" in _text(score_tables.errors(result)) or "unreadable" in _text(
+        score_tables.errors(result)
+    )
 
 
 def test_a_prompt_that_does_not_fit_ends_the_evaluation_before_it_starts():

@@ -56,7 +56,7 @@ def test_without_text_and_none_nothing_is_derived():
     assert gaps([*arm("text", 0.9), *arm("x", 0.5)], {}) == {}
 
 
-def test_a_counterfactual_arm_has_no_gap_and_is_told_in_words():
+def test_a_counterfactual_arm_has_no_gap_and_is_described_in_words():
     changed = [replace(o, metrics={**o.metrics, "sticks": 0.25}) for o in arm("x:counterfactual", 0.7)]
     assert gaps([*ARMS, *changed], {}).keys() == {"x"}
     (sentence,) = followed([*ARMS, *changed])
@@ -82,7 +82,7 @@ def test_a_gate_is_held_against_the_bound_of_the_interval():
 
 
 @pytest.mark.parametrize("text", ["exact_match", "exact_match > 0.1", "exact_match >= x", ">= 1", "a >= nan"])
-def test_a_wrong_gate_is_told_in_one_sentence(text):
+def test_a_wrong_gate_is_refused_in_one_sentence(text):
     with pytest.raises(UserError, match="expected METRIC >= NUMBER"):
         Gate.parse(text)
 

@@ -69,7 +69,7 @@ def test_one_reader_twice_decides_as_it_would_alone(readers):
     assert [o.prediction for o in joint(pair, TASKS[1], [[], []])] == [o.prediction for o in alone]
 
 
-def test_costs_count_what_crosses_and_what_it_stands_for(readers):
+def test_costs_count_the_message_and_the_text_it_replaces(readers):
     found = measure(readers[None], TASKS[0], arms.parse("nth,ratio=3"), repeats=3)
     one = 2 * 3 * 2 * 8  # keys and values, layers, heads, width
     assert found.text_kv_bytes == pytest.approx(2 * one * found.context_tokens)

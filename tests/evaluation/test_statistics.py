@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from latentwire.evaluation.combinations import PairedArms
+from latentwire.evaluation.gates import Gate, hold
+from latentwire.evaluation.intervals import Table, interval
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.resampling import Table, bootstrap, sign_flip
-from latentwire.evaluation.statistics import Comparison, Estimate, compare, estimate, holm, members
+from latentwire.evaluation.significance import holm, sign_flip
+from latentwire.evaluation.statistics import Comparison, Estimate, compare, estimate, members
 
 
 def outcomes(scores, groups=None, task="one_hop", arm="text", metric="acc") -> list[Outcome]:
@@ -41,15 +44,15 @@ def test_the_interval_covers_the_truth_for_clustered_examples_where_one_over_exa
     covered = naive = 0
     for _ in range(300):
         scores, group = clustered(rng, groups=40, correlation=0.3)
-        found = estimate(outcomes(scores, group), resamples=400)
+        found = estimate(outcomes(scores, group))
         covered += found.low <= 0.6 <= found.high
-        alone = estimate(outcomes(scores), resamples=400)
+        alone = estimate(outcomes(scores))
         naive += alone.low <= 0.6 <= alone.high
     assert 0.912 <= covered / 300 <= 0.988
     assert naive / 300 < 0.85
 
 
-def test_the_interval_of_singletons_is_scipys_percentile_bootstrap():
+def test_the_interval_of_singletons_agrees_with_scipys_percentile_bootstrap():
     scores = np.random.default_rng(1).beta(2, 1, 400)
     found = estimate(outcomes(scores, metric="f1"))
     theirs = stats.bootstrap((scores,), np.mean, method="percentile", rng=np.random.default_rng(2))
@@ -150,14 +153,15 @@ def test_the_macro_covers_the_truth_when_groups_occur_in_some_of_the_tasks():
     rng = np.random.default_rng(6)
     truths = np.array([0.5, 0.8, 0.9])
     covered = 0
-    for seed in range(200):
+    for _ in range(200):
         counts = (rng.random((60, 3)) < 0.6).astype(float)
         counts = counts[counts.sum(1) > 0]
         latent = 0.8 * rng.normal(size=(len(counts), 1)) + 0.6 * rng.normal(size=counts.shape)
         sums = counts * (latent < stats.norm.ppf(truths))
-        table = Table(sums=sums, counts=counts, weights=np.full(3, 1 / 3), floor=0, ceiling=1)
-        interval = bootstrap(table, seed, 400)
-        covered += interval.low <= truths.mean() <= interval.high
+        bounds = np.zeros(3), np.ones(3)
+        table = Table(sums=sums, counts=counts, weights=np.full(3, 1 / 3), floors=bounds[0], ceilings=bounds[1])
+        found = interval(table)
+        covered += found.low <= truths.mean() <= found.high
     assert 0.904 <= covered / 200 <= 0.996
 
 
@@ -236,7 +240,7 @@ def compared(rng, difference: float) -> Comparison:
     rates = rng.beta(1.2, 0.8, 60)[group]
     a = rng.random(180) < rates
     b = np.where(rng.random(180) < 0.2, rng.random(180) < rates, a) | (rng.random(180) < difference / 0.4)
-    return compare(outcomes(b, group, arm="b"), outcomes(a, group, arm="a"), resamples=300)
+    return compare(outcomes(b, group, arm="b"), outcomes(a, group, arm="a"))
 
 
 def test_equal_arms_are_seldom_told_apart_and_a_resolvable_difference_mostly():
@@ -268,8 +272,9 @@ def test_holm_adjusts_stepwise_and_keeps_the_order():
 def test_every_number_is_printed_with_its_interval_and_what_it_rests_on():
     assert str(Estimate(0.9121, 0.8874, 0.9336, 500, 120)) == "0.912 [0.887, 0.934] n=500"
     resolved = Comparison(-0.41, -0.45, -0.36, 0.00002, 0.03, 500, 500)
-    assert str(resolved) == "-0.410 [-0.450, -0.360], p<1e-4, resolved"
-    assert str(Comparison(0.05, 0.01, 0.09, 0.0123, 0.03, 9, 9)) == "+0.050 [0.010, 0.090], p=0.012, resolved"
+    assert str(resolved) == "-0.410 [-0.450, -0.360], p<1e-4, resolved (this sample resolves ≥ 0.030)"
+    other = Comparison(0.05, 0.01, 0.09, 0.0123, 0.03, 9, 9)
+    assert str(other) == "+0.050 [0.010, 0.090], p=0.012, resolved (this sample resolves ≥ 0.030)"
     unresolved = Comparison(-0.0001, -0.01, 0.02, 0.7, 0.03, 500, 500)
     assert str(unresolved) == "+0.000 [-0.010, 0.020], not resolved (this sample resolves ≥ 0.030)"
 
@@ -293,3 +298,161 @@ def test_a_metric_has_one_interval_whether_it_is_named_or_is_the_primary_one():
         for at in range(90)
     ]
     assert estimate(outcomes) == estimate(outcomes, "exact_match")
+
+
+# --- coverage
+
+
+def grouped(rng, chances, groups, size, correlation):
+    """Which of several things each example is, shape (groups, size): those of one group are alike."""
+    if size == 1 or correlation == 0:
+        return rng.choice(len(chances), (groups, size), p=chances)
+    draws = rng.gamma(np.maximum(chances, 1e-9) * (1 / correlation - 1), size=(groups, len(chances)))
+    edges = np.cumsum(draws / draws.sum(1, keepdims=True), axis=1)
+    return (rng.random((groups, size, 1)) > edges[:, None, :-1]).sum(-1)
+
+
+def one(sums, counts, floor, ceiling):
+    """A table of one task."""
+    column = (np.asarray(sums, float)[:, None], np.asarray(counts, float)[:, None])
+    bounds = np.array([float(floor)]), np.array([float(ceiling)])
+    return Table(sums=column[0], counts=column[1], weights=np.ones(1), floors=bounds[0], ceilings=bounds[1])
+
+
+def arms_of(sums, size):
+    """Arms as sums over groups of `size` examples each."""
+    sums = {name: np.asarray(values, float) for name, values in sums.items()}
+    stacked = np.stack(list(sums.values()))[:, :, None]
+    first = one(stacked[0, :, 0], np.full(stacked.shape[1], size), 0, 1)
+    shape = (len(sums), 1)
+    return PairedArms(tuple(sums), stacked, np.zeros(shape), np.ones(shape), first)
+
+
+def share_covered(rng, p, groups, size, correlation, samples):
+    hits = 0
+    for _ in range(samples):
+        right = grouped(rng, [1 - p, p], groups, size, correlation)
+        found = interval(one(right.sum(1), np.full(groups, size), 0, 1))
+        assert found.low < found.high
+        hits += found.low <= p <= found.high
+    return hits / samples
+
+
+def difference_covered(rng, wins, losses, groups, size, correlation, samples):
+    hits = 0
+    for _ in range(samples):
+        outcome = grouped(rng, [1 - wins - losses, wins, losses], groups, size, correlation)
+        found = interval(one(((outcome == 1) * 1.0 - (outcome == 2)).sum(1), np.full(groups, size), -1, 1))
+        assert found.low < found.high
+        hits += found.low <= wins - losses <= found.high
+    return hits / samples
+
+
+def ratio_covered(rng, both, only_b, groups, size, samples):
+    """x is right only where b is: the true ratio is both / (both + only_b)."""
+    hits = defined = 0
+    for _ in range(samples):
+        outcome = grouped(rng, [1 - both - only_b, both, only_b], groups, size, 0.3)
+        arms = arms_of({"x": (outcome == 1).sum(1), "b": (outcome > 0).sum(1)}, size)
+        found = arms.ratio({"x": 1}, {"b": 1})
+        if found.value is not None:
+            low = -math.inf if found.low is None else found.low
+            high = math.inf if found.high is None else found.high
+            assert low < high
+            defined += 1
+            hits += low <= both / (both + only_b) <= high
+    return hits / max(defined, 1)
+
+
+SAMPLES = 1500
+LOWEST = 0.93 - 2.6 * math.sqrt(0.05 * 0.95 / SAMPLES)  # what 93 % may show in so many samples
+
+
+def highest(events):
+    """98 %; more where few differing groups are expected, for their number is whole."""
+    return 0.98 + 2.6 * math.sqrt(0.02 * 0.98 / SAMPLES) if events >= 15 else 1.0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [20, 50, 100, 200, 500])
+@pytest.mark.parametrize(("size", "correlation"), [(1, 0.0), (5, 0.0), (5, 0.3)])
+def test_intervals_of_shares_cover_the_truth_in_93_to_98_percent_of_samples(n, size, correlation):
+    rng = np.random.default_rng(n)
+    for p in (0.01, 0.03, 0.06, 0.1, 0.3, 0.5, 0.9, 0.97, 0.99):
+        covered = share_covered(rng, p, n // size, size, correlation, SAMPLES)
+        assert LOWEST <= covered <= highest(min(p, 1 - p) * n / size), (p, covered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [20, 50, 100, 200, 500])
+@pytest.mark.parametrize(("size", "correlation"), [(1, 0.0), (5, 0.0), (5, 0.3)])
+def test_intervals_of_differences_cover_the_truth_in_93_to_98_percent_of_samples(n, size, correlation):
+    rng = np.random.default_rng(n)
+    for wins, losses in ((0, 0), (0.01, 0.01), (0.03, 0), (0.06, 0.06), (0.2, 0.05), (0.3, 0.3), (0.9, 0.05)):
+        covered = difference_covered(rng, wins, losses, n // size, size, correlation, SAMPLES)
+        events = min(wins, losses) * n / size
+        assert LOWEST <= covered <= highest(events), (wins, losses, covered)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("n", "size"), [(20, 1), (100, 1), (100, 5), (500, 1), (500, 5)])
+def test_intervals_of_ratios_cover_the_truth_in_at_least_93_percent_of_samples(n, size):
+    rng = np.random.default_rng(n)
+    samples = 300
+    for both, only_b in ((0.5, 0.01), (0.5, 0.1), (0.1, 0.5), (0.01, 0.8), (0.45, 0.45)):
+        covered = ratio_covered(rng, both, only_b, n // size, size, samples)
+        assert covered >= 0.93 - 2.6 * math.sqrt(0.05 * 0.95 / samples), (both, only_b, covered)
+
+
+@pytest.mark.parametrize(("right", "n"), [(0, 200), (1, 200), (3, 50), (7, 20), (499, 500)])
+def test_a_share_of_independent_examples_has_clopper_and_pearsons_interval(right, n):
+    found = estimate(outcomes([1] * right + [0] * (n - right)))
+    exact = stats.binomtest(right, n).proportion_ci(method="exact")
+    assert (found.low, found.high) == (pytest.approx(exact.low), pytest.approx(exact.high))
+
+
+def test_rare_answers_are_covered_where_a_bootstrap_missed_one_sample_in_seven():
+    """50 examples, 6 % right: the percentile bootstrap covered 86 % of samples."""
+    assert share_covered(np.random.default_rng(0), 0.06, 50, 1, 0.0, 400) >= 0.93
+
+
+def test_one_answer_that_differs_does_not_make_the_others_certain():
+    """199 ties and one win: the interval reaches further up than that of 200 ties, and no less far down."""
+    ties = compare(outcomes([1, 0] * 100, arm="a"), outcomes([1, 0] * 100, arm="b"))
+    one_win = compare(outcomes([1, 1] + [1, 0] * 99, arm="a"), outcomes([1, 0] * 100, arm="b"))
+    assert one_win.high > ties.high
+    assert one_win.low < -0.01 < 0.01 < ties.high
+
+
+@pytest.mark.parametrize(("right", "n"), [(5, 10), (10, 10), (1, 10), (20, 40)])
+def test_the_ratio_of_identical_arms_is_known_only_as_far_as_the_sample_goes(right, n):
+    scores = np.array([1.0] * right + [0.0] * (n - right))
+    arms = arms_of({"x": scores, "b": scores}, 1)
+    found = arms.ratio({"x": 1}, {"b": 1})
+    if found.value is None:
+        assert right == 1, "one right of ten is not resolved above nothing"
+        return
+    assert found.value == 1
+    assert found.low <= 0.99
+    assert found.high is None or found.high >= 1.01
+
+
+def test_retention_of_nothing_has_the_width_of_the_score_it_is_made_of():
+    arms = arms_of({"x": np.zeros(300), "b": np.repeat([1.0, 0.0], [240, 60])}, 1)
+    score, ratio = arms.linear({"x": 1}), arms.ratio({"x": 1}, {"b": 1})
+    assert (ratio.value, ratio.low) == (0, pytest.approx(0, abs=0.02))
+    assert ratio.high == pytest.approx(score.high / 0.8, rel=0.1)
+
+
+def test_a_gate_is_held_by_the_bound_of_few_events():
+    """One right of 600 has an upper bound of 0.0093: a gate at 0.008 does not hold, one at 0.01 does."""
+    rare = outcomes([1] + [0] * 599)
+    assert not hold(Gate.parse("acc <= 0.008"), rare).held
+    assert hold(Gate.parse("acc <= 0.01"), rare).held
+
+
+def test_a_metric_without_bounds_that_never_differs_is_not_known_exactly():
+    same = compare(outcomes([2.0] * 50, metric="nll", arm="a"), outcomes([2.0] * 50, metric="nll", arm="b"))
+    assert (same.low, same.high) == (-math.inf, math.inf)
+    assert not same.equal
+    assert not same.resolved

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 
 from latentwire.errors import UserError
+from latentwire.evaluation.eval_report import of_questions
 from latentwire.evaluation.outcomes import read_outcomes
-from latentwire.evaluation.report import of_questions
 from latentwire.evaluation.statistics import estimate
 from latentwire.runs.log import Log
 from latentwire.studies import loading, plan, runner

@@ -13,7 +13,7 @@ import pytest
 from safetensors.torch import load_file
 
 from latentwire.errors import UserError
-from latentwire.evaluation.report import of_questions
+from latentwire.evaluation.eval_report import of_questions
 from latentwire.runs.log import Log
 from latentwire.studies import curves, drawing, figures, loading, plan, runner
 from latentwire.studies.study_summary import JSON, MARKDOWN

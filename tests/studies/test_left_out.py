@@ -67,6 +67,9 @@ def test_what_an_arm_was_not_asked_and_where_answers_stick_stand_in_the_summary(
     sticks = carried.summary["stages"]["reading"]["metrics"]["foil"]["first"]["sticks"]
     assert f"first over reading/foil sticks to the old answer in {sticks['value']:.3f} [" in text
     assert "over reading/text sticks" not in text
+    f1 = carried.summary["stages"]["reading"]["metrics"]["foil"]["first"]["f1"]
+    assert "## F1" in text
+    assert f"{f1['value']:.3f} [{f1['low']:.3f}, {f1['high']:.3f}]" in text.partition("## F1")[2]
     carried.summary["derived"]["evaluations"]["reading"]["skipped"] = {}
     assert "Left out" not in summary_tables.markdown(carried.plan.study, carried.runs, carried.summary)
 

@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from latentwire.evaluation.report import of_questions
+from latentwire.evaluation.eval_report import of_questions
 from latentwire.lm.model import LM
 from latentwire.runs.log import Log
 from latentwire.runs.store import Run

@@ -14,8 +14,8 @@ import datasets
 
 from latentwire import wires
 from latentwire.errors import UserError
+from latentwire.evaluation.encoded import prepare, reader_of
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.items import prepare, reading
 from latentwire.evaluation.metrics import chance
 from latentwire.studies import loading, plan
 from latentwire.tasks import harness, resolve
@@ -108,7 +108,7 @@ def test_without_its_context_only_the_beginning_of_a_text_is_read(official: Path
     lm = tiny_lm(max_position_embeddings=512)
     for task in resolve(["piqa", "winogrande"], official):
         for item in prepare(lm, task, "test", None):
-            reader = reading(lm, task)
+            reader = reader_of(lm, task)
             prefix = wires.parse("none")(list(item.prompts), reader)
             assert prefix.ids is not None
             assert prefix.ids.tolist() == [[lm.tokenizer.bos_token_id]] * len(item.prompts)

@@ -27,7 +27,7 @@ def read(tmp_path: Path, rows: Any) -> Any:
     return task
 
 
-def test_paragraphs_stand_behind_their_titles_in_the_files_order(tmp_path: Path) -> None:
+def test_paragraphs_follow_their_titles_in_the_files_order(tmp_path: Path) -> None:
     task = read(tmp_path, [ROW, ROW | {"_id": "other"}])
     first, second = task.examples()
     assert first.context == "Ada: Ada is a pilot. Her brother is Bob.\nBob: Bob lives in Tarn."

@@ -93,7 +93,7 @@ def test_blank_lines_byte_order_marks_and_unicode_line_separators_do_no_harm(tmp
         (without(CHOICE, "gold"), "one of 'gold' and 'answer', from 0 to 1, found neither"),
         (CHOICE | {"choices": ["Bob"]}, "two or more, all different"),
         (CHOICE | {"choices": ["Bob", "Bob"]}, "two or more, all different"),
-        ([1], r"expected a JSON object, found \[1\]"),
+        ([1], r"found list '\[1\]', expected a JSON object"),
     ],
 )
 def test_a_bad_line_is_refused_in_one_sentence_with_its_number(tmp_path, row, message):
@@ -120,9 +120,9 @@ def test_answers_and_choices_in_one_file_are_refused(tmp_path):
     [
         (b"", "at least one example, found none"),
         (b"\n \n", "at least one example, found none"),
-        (b'\n{"context": ', "line 2: expected a JSON object, found invalid JSON"),
+        (b'\n{"context": ', "line 2: expected JSON, found invalid JSON"),
         (b'\n{"context": "caf\xe9"}', "line 2: expected UTF-8 text, found byte 0xe9 at offset 16"),
-        (b'{"context": "\\ud800"}', "line 1: expected a JSON object, found invalid JSON"),
+        (b'{"context": "\\ud800"}', "line 1: expected JSON, found invalid JSON"),
     ],
 )
 def test_a_file_of_another_format_is_refused(tmp_path, content, message):

@@ -13,8 +13,8 @@ from lm_eval.evaluator import evaluate as lm_eval
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
 
+from latentwire.evaluation.encoded import reader_of
 from latentwire.evaluation.evaluate import evaluate, prepare
-from latentwire.evaluation.items import reading
 from latentwire.lm.loading import weights
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
@@ -76,7 +76,7 @@ def compare(
     for item, outcome, sample in zip(items, outcomes, reference, strict=True):
         scores = []
         for prompt, answers in item.rows():
-            prefilled = lm.prefill(parse("text")([prompt], reading(lm, task)))
+            prefilled = lm.prefill(parse("text")([prompt], reader_of(lm, task)))
             scores += lm.score(prefilled, [answers])[0]
         expected = [(float(value), greedy) for ((value, greedy),) in sample["resps"]]
         # lm-eval sums in float32, which holds a sum of 2,000 nats to about 1e-7 of it.

@@ -59,7 +59,7 @@ def test_the_world_has_its_tiers_sums_and_four_choices() -> None:
 
 
 @pytest.mark.parametrize("name", WITH_CANDIDATES)
-def test_no_answer_stands_in_its_question(name: str) -> None:
+def test_no_question_contains_its_answer(name: str) -> None:
     assert not any(right_answer(example).lower() in example.question.lower() for example in some(name))
 
 
@@ -72,7 +72,7 @@ def test_every_asked_relation_has_four_different_values_in_the_passage(name: str
 
 
 @pytest.mark.parametrize("name", WITH_CANDIDATES)
-def test_a_reader_who_ignores_whom_the_question_is_about_earns_little(name: str) -> None:
+def test_a_reader_that_ignores_whom_the_question_is_about_scores_little(name: str) -> None:
     assert type_floor(TASKS[name].examples("test")) <= 0.30
 
 
@@ -229,7 +229,7 @@ def test_a_prompt_is_a_token_prefix_of_itself_with_its_answer(grown_tokenizer) -
                     assert is_answer.index(True) == len(before)
 
 
-def test_an_unknown_embedded_model_is_told_the_nearest() -> None:
+def test_for_an_unknown_embedded_model_the_nearest_is_named() -> None:
     with pytest.raises(UserError, match="heron"):
         folder("herron")
     assert folder("wren").joinpath("recipe.json").is_file()

@@ -12,14 +12,14 @@ from rich.table import Table
 
 from latentwire.api.spelling import ModelLike, TaskLike, WireLike, as_arms, as_model, as_tasks
 from latentwire.errors import UserError, one_of
-from latentwire.evaluation import statistics, tables, wire_tables
+from latentwire.evaluation import score_tables, statistics, wire_tables
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import Evaluation, Progress
 from latentwire.evaluation.gaps import Gap, gaps
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.evaluation.statistics import Comparison, Estimate
-from latentwire.evaluation.summary import Metrics, by_arm, rows, summarize
+from latentwire.evaluation.summarize import Metrics, by_arm, rows, summarize
 from latentwire.lm.model import LM
 from latentwire.printing import text_of
 from latentwire.tasks.base import Split
@@ -124,7 +124,7 @@ class Results:
 
     def table(self) -> Table:
         """Scores, intervals and paired differences, one row for each task and arm."""
-        return tables.scores(self.evaluation, self.leaking, self.question_aware)
+        return score_tables.scores(self.evaluation, self.leaking, self.question_aware)
 
     def to_pandas(self) -> DataFrame:
         """The outcomes as a DataFrame: one row for each outcome, one column for each metric.
@@ -172,7 +172,7 @@ class Results:
     def _shown(self) -> Iterator[Table | str]:
         yield self.table()
         yield from wire_tables.followed(self.outcomes)
-        if (wrong := tables.errors(self.evaluation)) is not None:
+        if (wrong := score_tables.errors(self.evaluation)) is not None:
             yield wrong
 
     def __str__(self) -> str:

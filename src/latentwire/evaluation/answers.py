@@ -1,4 +1,4 @@
-"""What a reader answers under one wire: its scores and texts, turned into outcomes."""
+"""A reader's answers over one wire: its scores and texts, turned into outcomes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, batches
+from latentwire.evaluation.encoded import EncodedExample, batches
 from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.variants import right_answers
@@ -32,18 +32,18 @@ def answers(
     lm: LM,
     task: Task,
     arm: Arm,
-    items: Sequence[Item],
+    items: Sequence[EncodedExample],
     batch_tokens: int,
     work: Work,
     begin_suppress_tokens: tuple[str, ...] = (),
 ) -> Iterator[Outcome]:
-    """Every item's outcome under one (bound and prepared) arm, in the order in which they are done.
+    """The outcome of each example under one (bound and prepared) arm, in the order in which they are done.
 
     No generated answer begins with one of `begin_suppress_tokens`, and `first_token_top1` and `_top5` rank the
-    others; what is scored is not changed by it.
+    other tokens; log-likelihoods do not change.
 
-    Choices behind plain tokens are scored together, so that what prompts share is read once
-    (`lm.together`); whatever else a wire delivers is read batch by batch.
+    Choices after plain tokens are scored together, so that what prompts share is read once
+    (`lm.scoring.together`); whatever else a wire delivers is read batch by batch.
     """
     reader = arm.reading(lm, task)
     how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop, begin_suppress_tokens=begin_suppress_tokens)
@@ -57,12 +57,13 @@ def answers(
         if prefix.memory is not None:
             read = read + prefix.memory.columns.valid.sum(1)
         columns = _by_item(batch, read.tolist())
-        behind = [answers for _, answers in rows]
-        requests = Request.of(prefix, behind) if task.answer == "choice" else None
+        continuations = [answers for _, answers in rows]
+        requests = Request.of(prefix, continuations) if task.answer == "choice" else None
         if requests is not None:
             waiting.add(batch, columns, requests, prefix.layers)
             continue
-        asked = _by_item(batch, _ask(Stepwise(arm.wire, message, prompts, reader), task, prefix, behind, how))
+        stepwise = Stepwise(arm.wire, message, prompts, reader)
+        asked = _by_item(batch, _ask(stepwise, task, prefix, continuations, how))
         for item, count, rows_of in zip(batch, columns, asked, strict=True):
             scores = [score for each in rows_of for score in each.scores]
             yield _outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank)
@@ -71,24 +72,24 @@ def answers(
         yield _outcome(task, arm, item, None, found, total)
 
 
-def _by_item(batch: Sequence[Item], rows: Sequence[T]) -> list[Sequence[T]]:
-    """What was found of each row, put together for each item."""
+def _by_item(batch: Sequence[EncodedExample], rows: Sequence[T]) -> list[Sequence[T]]:
+    """Results of rows, put together for each example."""
     ends = [*accumulate(len(item.prompts) for item in batch)]
     return [rows[end - len(item.prompts) : end] for end, item in zip(ends, batch, strict=True)]
 
 
 @dataclass
 class _Waiting:
-    """Items whose choices are to be scored together, with the requests of their rows and their columns."""
+    """Examples whose choices will be scored together, with the requests of their rows and their columns."""
 
-    items: list[tuple[Item, int]] = field(default_factory=list)
+    items: list[tuple[EncodedExample, int]] = field(default_factory=list)
     requests: list[Request] = field(default_factory=list)
     of: list[int] = field(default_factory=list)
     layers: LayerRange | None = None
 
     def add(
         self,
-        batch: Sequence[Item],
+        batch: Sequence[EncodedExample],
         columns: Sequence[Sequence[int]],
         requests: Sequence[Request],
         layers: LayerRange | None,
@@ -99,8 +100,8 @@ class _Waiting:
             self.items.append((item, sum(count)))
             self.requests += mine
 
-    def scored(self, together: Together) -> Iterator[tuple[Item, int, list[Score]]]:
-        """Items with their columns and the scores of their answers, each as soon as its last row is done."""
+    def scored(self, together: Together) -> Iterator[tuple[EncodedExample, int, list[Score]]]:
+        """Examples with their columns and the scores of their answers, each as soon as its last row is done."""
         found: dict[int, dict[int, list[Score]]] = {}
         for row, scores in together.score(self.requests):
             at = self.of[row]
@@ -113,8 +114,8 @@ class _Waiting:
 
 @dataclass(frozen=True)
 class _Asked:
-    """What a row was answered with. text: what was generated, if anything; then rank is how many tokens were
-    likelier than the first of the gold answer."""
+    """Scores of a row's answers and, where an answer was generated, its text and how many tokens were likelier
+    than the gold answer's first."""
 
     scores: list[Score]
     text: str | None = None
@@ -144,7 +145,7 @@ def _ask(
 def _outcome(
     task: Task,
     arm: Arm,
-    item: Item,
+    item: EncodedExample,
     text: str | None,
     scores: list[Score],
     columns: int,

@@ -1,4 +1,4 @@
-"""An arm: a wire as it is evaluated, with what is done to the examples and who reads them."""
+"""An arm: a wire as it is evaluated, with the variant of the examples and the model that reads."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, get_args
 
 from latentwire.errors import UserError, one_of
-from latentwire.evaluation.items import Item, item_of, reading
+from latentwire.evaluation.encoded import EncodedExample, encode, reader_of
 from latentwire.evaluation.variants import Variant, counterfactual, deranged, partners
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import PromptSettings
@@ -21,15 +21,21 @@ from latentwire.wires.relay import Relay
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
 SAMPLE = 64
-"""How many contexts, each of another group, a wire meets before a task: what `mean` is the average of."""
+"""How many contexts, each of a different group, a wire is calibrated on before a task; `mean` averages them."""
 
 
 @dataclass(frozen=True)
 class Arm:
-    """Written `WIRE[:VARIANT][@READER]`, as in `embedded:heron-4x:deranged@embedded:wren`.
+    """A wire as it is evaluated, written `WIRE[:VARIANT][@READER]`: `embedded:heron-4x:deranged@embedded:wren`.
 
-    variant: what is done to the examples (what is done to the message belongs to the wire). reader: the model
-    that reads, where a study has several; None for the one that is evaluated.
+    Attributes:
+        wire: delivers the contexts. What is done to its message (`zero`, `mean`, `4bit`) belongs to it.
+        variant: what is done to the examples.
+        reader: the model that reads, where there are several; None for the one that is evaluated.
+
+    Example:
+        >>> parse("nth,ratio=4:deranged").variant
+        'deranged'
     """
 
     wire: Wire
@@ -38,6 +44,7 @@ class Arm:
 
     @classmethod
     def of(cls, arm: Wire | Arm) -> Arm:
+        """An arm as it is; a wire as an arm without variant."""
         return arm if isinstance(arm, Arm) else cls(arm)
 
     @property
@@ -48,6 +55,7 @@ class Arm:
 
     @property
     def leaks(self) -> bool:
+        """Whether a scored token can see its own label."""
         return self.wire.leaks
 
     def bind(self, lm: LM) -> Self:
@@ -55,16 +63,18 @@ class Arm:
         return replace(self, wire=self.wire.bind(lm))
 
     def reading(self, lm: LM, task: Task) -> LM:
-        """Who reads over this (bound) arm, with the task's own prompt format where it has one."""
-        return reading(self.wire.reader(lm), task)
+        """The model that reads over this (bound) arm, with the task's own prompt format where it has one."""
+        return reader_of(self.wire.reader(lm), task)
 
-    def prepared(self, lm: LM, task: Task, items: Sequence[Item]) -> tuple[Self, list[Item]]:
-        """This (bound) arm and its own examples of a task, in order: those that its variant cannot change lack.
+    def prepared(self, lm: LM, task: Task, items: Sequence[EncodedExample]) -> tuple[Self, list[EncodedExample]]:
+        """This (bound) arm, calibrated on the task's contexts, and its examples in order.
+
+        Examples that its variant cannot change are left out.
 
         Raises:
-            UserError: the variant has nothing to change, or the wire too few contexts to meet.
+            UserError: the variant can change no example, or there are too few contexts to calibrate the wire on.
         """
-        reader, first = reading(lm, task), dict[str, Prompt]()
+        reader, first = reader_of(lm, task), dict[str, Prompt]()
         for item in items:
             first.setdefault(item.example.group, item.prompts[0])
         sample = dict(zip(first, self.wire.carried(list(first.values())[:SAMPLE], reader), strict=False))
@@ -74,21 +84,23 @@ class Arm:
             if item.example.group in sample
             for text in self.wire.carried(item.prompts, reader)
         }
-        met = replace(self, wire=self.wire.sampled(list(sample.values()), akin))
+        calibrated = replace(self, wire=self.wire.sampled(list(sample.values()), akin))
         if self.variant is None:
-            return met, list(items)
+            return calibrated, list(items)
         examples = [item.example for item in items]
         if self.variant == "deranged" and self.wire.keeps_text:
             others = partners(examples, task.name, whole=self.wire.question_aware)
             pairs = [(example, other) for example, other in zip(examples, others, strict=True) if other]
-            return met, [_sending(example, example, other.example, reader) for example, other in pairs]
+            return calibrated, [_sending(example, example, other.example, reader) for example, other in pairs]
         change = deranged if self.variant == "deranged" else counterfactual
         changes = zip(examples, change(examples, task.name), strict=True)
         changed = [(old, new) for old, new in changes if new is not None]
         if self.wire.keeps_text:
             # Text that the reader sees itself would bring the changed answer without the message.
-            return met, [_sending(old, replace(new, context=old.context), new, reader) for old, new in changed]
-        return met, [replace(item_of(new, reader), original=old) for old, new in changed]
+            return calibrated, [
+                _sending(old, replace(new, context=old.context), new, reader) for old, new in changed
+            ]
+        return calibrated, [replace(encode(new, reader), original=old) for old, new in changed]
 
     def partner_types(self, examples: Sequence[Example], task: str) -> dict[str, int]:
         """How many examples are `deranged` with a partner that wants the `same type` of answer, how many with one
@@ -101,10 +113,10 @@ class Arm:
         return {"same type": same, "any type": len(found) - same - none, "none": none}
 
 
-def _sending(original: Example, asked: Example, of: Example, reader: LM) -> Item:
-    """An example asked over the message of another's context and question."""
+def _sending(original: Example, asked: Example, of: Example, reader: LM) -> EncodedExample:
+    """An example asked over the message that another's context and question make."""
     sent = Prompt(context=of.context, question=of.question)
-    return replace(item_of(asked, reader, sent), original=original)
+    return replace(encode(asked, reader, sent), original=original)
 
 
 def relay_sources(
@@ -128,8 +140,14 @@ def parse_all(texts: Sequence[str | Wire | Arm], model: str, *, controls: bool =
     """Arms as the command line writes them, or as they are, each once.
 
     Args:
-        model: who reads where no reader is named. controls: what tells of a trained wire how much goes over it,
-            and whether that is of its message: `text`, `none`, `deranged`, `mean` and `counterfactual`.
+        texts: spellings, wires or arms.
+        model: the reader where none is named.
+        controls: add what shows for a trained wire how much crosses it, and whether its message is what crosses:
+            `text`, `none`, `deranged`, `mean` and `counterfactual`.
+
+    Example:
+        >>> [arm.label for arm in parse_all(["embedded:heron-4x"], "embedded:heron", controls=True)][:2]
+        ['text', 'none']
 
     Raises:
         UserError: as `parse`.
@@ -152,40 +170,44 @@ def _controls(arm: Arm) -> list[Arm]:
 
 
 def parse(text: str) -> Arm:
-    """An arm from `WIRE[:VARIANT][@READER]`; the variant may also stand behind the reader.
+    """An arm from `WIRE[:VARIANT][@READER]`; the variant may also follow the reader.
 
-    A folder that is there is taken whole, whatever its name holds.
+    An existing folder is taken whole, whatever characters its name holds.
+
+    Example:
+        >>> parse("text@embedded:wren").reader
+        'embedded:wren'
 
     Raises:
-        UserError: an unknown wire or variant (the nearest valid is named), a variant or reader too many, or no
-            reader behind `@`.
+        UserError: an unknown wire or variant (the nearest valid one is named), a second variant or reader, or no
+            reader after `@`.
     """
     text = text.strip()
     kept = _folder(text)
     rest, at, reader = text[len(kept) :].partition("@")
     if at and not reader.partition(":")[0]:
-        raise UserError(f"wire: found {text!r}, expected a model behind '@'.")
+        raise UserError(f"wire: found {text!r}, expected a model after '@'.")
     rest, before = _words(kept, rest)
-    reader, behind = _words("", reader)
+    reader, after = _words("", reader)
     if "@" in reader and not Path(reader).exists():
-        raise UserError(f"wire: found {text!r}, expected one reader, or a folder that is there.")
+        raise UserError(f"wire: found {text!r}, expected one reader, or an existing folder.")
     spec, unknown = split(kept + rest) if rest or not kept else (kept, "")
     if unknown:
         parse_wire(spec)
     for named, word in ((spec, unknown), _unread(reader)):
         if word:
             valid = one_of(word, (*VARIANTS, *CONTROLS))
-            raise UserError(f"wire: found {word!r} behind {named}, expected {valid}.")
-    variants = [each for each in VARIANTS if each in (*before, *behind)]
-    controls = [each for each in CONTROLS if each in (*before, *behind)]
-    if len(before) + len(behind) > len(variants[:1]) + len(controls[:1]):
-        found = " and ".join([*before, *behind])
+            raise UserError(f"wire: found {word!r} after {named}, expected {valid}.")
+    variants = [each for each in VARIANTS if each in (*before, *after)]
+    controls = [each for each in CONTROLS if each in (*before, *after)]
+    if len(before) + len(after) > len(variants[:1]) + len(controls[:1]):
+        found = " and ".join([*before, *after])
         raise UserError(f"wire: found {found} in {text!r}, expected one variant and one control at most.")
     return Arm(parse_wire(":".join([spec, *controls])), variants[0] if variants else None, reader or None)
 
 
 def _folder(text: str) -> str:
-    """What a text begins with up to the end of the longest folder that it names, as a wire or as an option."""
+    """The beginning of a text up to the end of the longest folder that it names, as a wire or as an option."""
     ends = [at for at, letter in enumerate(text) if letter in ":@,"]
     for end in [len(text), *reversed(ends)]:
         begun = text[:end]
@@ -196,7 +218,7 @@ def _folder(text: str) -> str:
 
 
 def _words(kept: str, text: str) -> tuple[str, list[str]]:
-    """A text without the variants and controls that it ends with, and these in order. kept: what stands before."""
+    """A text without the variants and controls that it ends with, and these in order. kept: what precedes it."""
     found: list[str] = []
     while not Path(text).exists():
         spec, colon, word = text.rpartition(":")
@@ -207,6 +229,6 @@ def _words(kept: str, text: str) -> tuple[str, list[str]]:
 
 
 def _unread(reader: str) -> tuple[str, str]:
-    """A reader and the word behind its last colon, "" where that colon belongs to its name."""
+    """A reader and the word after its last colon; "" where that colon belongs to its name."""
     name, _, word = reader.rpartition(":")
     return (name, word) if name not in ("", "embedded") and not Path(reader).exists() else (reader, "")

@@ -1,4 +1,4 @@
-"""What a latent wire costs beside the text: bytes, and seconds to the first token of an answer."""
+"""What a latent wire costs beside the text: bytes, and milliseconds to the first token of an answer."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, prepare, reading
+from latentwire.evaluation.encoded import EncodedExample, prepare, reader_of
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.tasks.base import Split, Task
@@ -21,22 +21,26 @@ from latentwire.wires import Wire, parse
 from latentwire.wires.latent.message import Latents, quantize
 
 REPEATS = 20
-"""Contexts that are timed, each by itself; a median counts."""
+"""How many contexts are timed, one at a time; the median is reported."""
 WARM_UP = 2
 
 
 @dataclass(frozen=True)
 class Costs:
-    """Of one arm on one task: means of sizes and medians of times, a context and a question at a time.
+    """Costs of one arm on one task: means of sizes and medians of times, one context and question at a time.
 
-    context_tokens, latents: of what is carried, as text, and as it crosses. text_bytes: the text as UTF-8.
-    text_kv_bytes: its keys and values in bfloat16, all layers. latent_bytes: by bits a number, the scales of
-    quantized ones included.
-    encode_ms: context to latents. text_ms: context and question as text, to the first token's probabilities.
-    cold_ms: encoding, then the question behind the latents. warm_ms: the question alone, latents there already.
-    pays_after: the number of questions about one context from which encoding it once is faster than reading its
-    text again for each; None if it never is.
-    question_aware: every question has a message of its own, so that encoding never pays off later.
+    Attributes:
+        contexts: how many were measured.
+        context_tokens: tokens of the carried context as text.
+        latents: latent vectors or key/value pairs of its message.
+        text_bytes: the context as UTF-8.
+        text_kv_bytes: the context's keys and values in bfloat16, all layers.
+        latent_bytes: the message by bits per number (16, 8, 6, 4), scales included.
+        encode_ms: from context to latents.
+        text_ms: from context and question as text to the first token's probabilities.
+        cold_ms: encoding, then the question after the latents.
+        warm_ms: the question alone, with latents already there.
+        question_aware: each question has a message of its own, so that encoding never pays off later.
     """
 
     contexts: int
@@ -57,6 +61,8 @@ class Costs:
 
     @property
     def pays_after(self) -> int | None:
+        """From how many questions about one context on encoding it once is faster than reading its text again for
+        each; None if it never is."""
         saved = self.text_ms - self.warm_ms
         return math.ceil(self.encode_ms / saved) if saved > 0 and not self.question_aware else None
 
@@ -67,14 +73,22 @@ def measure(
 ) -> Costs:
     """Measure an arm whose wire `compresses`.
 
+    Example:
+        >>> measure(lm, task, Arm(parse("nth,ratio=4")), limit=50).warm_ms
+
     Args:
-        limit: as `evaluate` was given it; of those, `repeats` examples are taken, again from the first if fewer.
+        lm: the reader.
+        task: whose examples are measured.
+        arm: what is measured.
+        split: which examples.
+        limit: the first N of them; None takes all.
+        repeats: how many of these are timed, starting over at the first if there are fewer.
 
     Raises:
         UserError: as `evaluate`.
     """
     arm, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
-    plain, reader, text = reading(lm, task), arm.reading(lm, task), parse("text")
+    plain, reader, text = reader_of(lm, task), arm.reading(lm, task), parse("text")
     chosen = [items[at % len(items)] for at in range(WARM_UP + repeats)]
     sizes = [_sizes(arm, item, plain) for item in chosen[:repeats]]
     as_text = [partial(_read, plain, text, item) for item in chosen]
@@ -96,7 +110,7 @@ def measure(
     )
 
 
-def _sizes(arm: Arm, item: Item, lm: LM) -> list[float]:
+def _sizes(arm: Arm, item: EncodedExample, lm: LM) -> list[float]:
     [context] = arm.wire.carried([item.prompt], lm)
     found = arm.wire.encode([context])
     assert isinstance(found, Latents), "expected a wire that compresses"
@@ -107,11 +121,11 @@ def _sizes(arm: Arm, item: Item, lm: LM) -> list[float]:
     return [*count, *found.nbytes(), *(quantize(found, bits).nbytes()[0] for bits in (8, 6, 4))]
 
 
-def _read(lm: LM, text: Wire, item: Item) -> None:
+def _read(lm: LM, text: Wire, item: EncodedExample) -> None:
     lm.prefill(text([item.prompt], lm))
 
 
-def _times(arm: Arm, item: Item, lm: LM, as_text: Callable[[], None]) -> Sequence[float]:
+def _times(arm: Arm, item: EncodedExample, lm: LM, as_text: Callable[[], None]) -> Sequence[float]:
     """Milliseconds to encode, to read as text, cold and warm."""
 
     carried = arm.wire.carried([item.prompt], lm)

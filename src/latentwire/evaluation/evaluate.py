@@ -9,7 +9,7 @@ from latentwire.errors import UserError
 from latentwire.evaluation import metrics
 from latentwire.evaluation.answers import answers
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import Item, prepare
+from latentwire.evaluation.encoded import EncodedExample, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.decoding import suppressed
 from latentwire.lm.model import LM
@@ -26,17 +26,18 @@ Progress = Callable[[str, str, int], None]
 
 @dataclass
 class Evaluation:
-    """What came of it.
+    """The result of an evaluation.
 
-    outcomes: task by task, arm by arm, examples in the task's order.
-    floors: per task what a reader earns who reads nothing (`chance`) or ignores whom the question is about
-        (`type_floor`), where that is known.
-    unstable: per task how many prompts end in tokens that the answer would change; those tokens stay
-        outside the bidirectional block.
-    skipped: per arm and task how many examples the arm's variant could not change; they have no outcome.
-    partners: per deranged arm and task how many examples have a partner of the same type, of any type, or none;
-        see `Arm.partner_types`.
-    work: per arm and task what scoring its choices cost, where rows were plain tokens and read together.
+    Attributes:
+        outcomes: task by task, arm by arm, examples in the task's order.
+        floors: by task the score of guessing (`chance`) and of the best rule that looks at the asked relation only
+            (`type_floor`, see `tasks.floors`), where they are known.
+        unstable: by task how many prompts end in tokens that the answer would change; those tokens stay outside
+            the bidirectional block.
+        skipped: by arm and task how many examples the arm's variant could not change; they have no outcome.
+        partners: by deranged arm and task how many examples have a partner of the same type, of any type, or none;
+            see `Arm.partner_types`.
+        work: by arm and task what scoring its choices cost, where rows were plain tokens and read together.
     """
 
     outcomes: list[Outcome] = field(default_factory=list)
@@ -63,14 +64,24 @@ def evaluate(
     Everything is tokenized and measured before the first forward pass, so that a prompt that does not fit
     ends the evaluation before it costs anything.
 
+    Example:
+        >>> lm = LM.load("embedded:heron")
+        >>> result = evaluate(lm, resolve(["one_hop"], None), [parse("text"), parse("none")], limit=100)
+        >>> print(estimate(by_arm(result.outcomes)["text"]))
+
     Args:
-        limit: the first so many examples of each task; None takes all.
-        batch_tokens: the size of a batch; results do not depend on it beyond rounding.
+        lm: the reader, unless an arm's wire names another.
+        tasks: what is asked.
+        arms: wires, or wires with a variant.
+        split: which examples.
+        limit: the first N examples of each task; None takes all.
+        batch_tokens: the most tokens of a batch; results do not depend on it beyond rounding.
+        progress: called with the arm, the task and how many examples were just answered.
         begin_suppress_tokens: tokens, as text, with which no generated answer may begin.
 
     Raises:
-        UserError: no such token, a task without examples, a prompt longer than the model, or what an arm cannot
-            do.
+        UserError: no such token, a task without examples, a prompt longer than the model, or something that an arm
+            cannot do.
     """
     suppressed(lm, begin_suppress_tokens)
     bound = [Arm.of(arm).bind(lm) for arm in arms]
@@ -117,8 +128,8 @@ def ready(
 
 def _ready(
     lm: LM, tasks: Sequence[Task], bound: Sequence[Arm], split: Split, limit: int | None
-) -> dict[str, tuple[list[Item], list[tuple[Arm, list[Item]]]]]:
-    """By task its examples, and every arm with those that it is asked."""
+) -> dict[str, tuple[list[EncodedExample], list[tuple[Arm, list[EncodedExample]]]]]:
+    """By task its examples, and every arm with the examples that it answers."""
     prepared = {}
     for task in tasks:
         items = prepare(lm, task, split, limit)
@@ -138,15 +149,15 @@ def _floors(examples: Sequence[Example]) -> dict[str, float]:
     return floors
 
 
-def _check_lengths(lm: LM, task: Task, arm: Arm, items: Sequence[Item]) -> None:
+def _check_lengths(lm: LM, task: Task, arm: Arm, items: Sequence[EncodedExample]) -> None:
     longest = max(items, key=lambda item: item.prompt.tokens)
-    behind = max(len(answer) for item in items for answer in item.answers)
+    answer_tokens = max(len(answer) for item in items for answer in item.answers)
     if task.answer != "choice":
-        behind = max(behind, task.max_new_tokens)
+        answer_tokens = max(answer_tokens, task.max_new_tokens)
     reader = arm.reading(lm, task)
-    columns = int(arm.wire([longest.prompt], reader).next_position.max()) + behind
+    columns = int(arm.wire([longest.prompt], reader).next_position.max()) + answer_tokens
     if columns > reader.max_positions:
         raise UserError(
             f"{task.name}: {longest.example.id} needs {columns:,} tokens over {arm.label} with its answer, "
-            f"expected at most {reader.max_positions:,}, which is what {lm.name} was built for."
+            f"expected at most {reader.max_positions:,}, the most that {lm.name} was built for."
         )

@@ -1,14 +1,14 @@
-"""How much of what a context is worth goes over a wire: retention, raw, and the gap closed, above the floor."""
+"""How much of what a context is worth crosses a wire: retention (raw) and gap closed (above the floor)."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from latentwire.evaluation.combinations import Arms, Combination
+from latentwire.evaluation.combinations import Combination, PairedArms
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import members, shared
-from latentwire.evaluation.summary import by_arm, rows
+from latentwire.evaluation.summarize import by_arm, rows
 
 TEXT, NONE, FLOOR = "text", "none", "floor"
 
@@ -17,8 +17,12 @@ TEXT, NONE, FLOOR = "text", "none", "floor"
 class Gap:
     """One arm on one task, by the primary metric.
 
-    retention: arm / text. closed: (arm − floor) / (text − floor), undefined where text is not resolved above the
-    floor. floor_is: what the floor is made of, the highest of `none`, `type_floor` and `chance` task by task.
+    Attributes:
+        retention: arm / text.
+        closed: (arm − floor) / (text − floor), undefined where text is not resolved above the floor.
+        floor: the highest of `none`, `type_floor` and `chance`, task by task.
+        floor_is: which of them it is.
+        n: how many examples the arm shares with `text` and `none`.
     """
 
     retention: Combination
@@ -29,14 +33,19 @@ class Gap:
 
 
 def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, Gap]]:
-    """By arm and task, families and `macro` included, for arms whose reader has `text` and `none` among the arms.
+    """Gaps by arm and task, families and `macro` included, for arms whose reader has `text` and `none` among the
+    arms.
 
-    Arms are compared on the examples that they share with both, groups resampled for all of them together: so a
-    floor that is an arm brings its own uncertainty, one that is a number brings none. Counterfactual arms have
+    Arms are compared on the examples that they share with both. A floor that is an arm brings its own uncertainty,
+    one that is a number brings none. Counterfactual arms have
     no gap: other answers are expected of them than of the text.
 
     Args:
-        floors: of each task those that are numbers (`Evaluation.floors`).
+        outcomes: of all arms.
+        floors: by task, the floors that are numbers (`Evaluation.floors`).
+
+    Example:
+        >>> gaps(result.outcomes, result.floors)["nth,ratio=4"]["squad"].closed.value
     """
     arms = by_arm(outcomes)
     found: dict[str, dict[str, Gap]] = {}
@@ -55,7 +64,7 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
 
 
 def _gap(name: str, part: Mapping[str, Sequence[Outcome]], floors: Mapping[str, Mapping[str, float]]) -> Gap:
-    arms = Arms.of(part)
+    arms = PairedArms.of(part)
     picks: list[str | float] = []
     called = []
     for task, blind in zip(sorted({o.task for o in part[name]}), arms.means(NONE), strict=True):

@@ -1,4 +1,4 @@
-"""Acceptance gates: a metric's interval, and not its value, must clear a bound on enough examples."""
+"""Acceptance gates: a metric's whole interval, not only its value, must clear a bound, on enough examples."""
 
 from __future__ import annotations
 
@@ -12,13 +12,19 @@ from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import Estimate, estimate
 
 EXAMPLES = 500
-"""Fewer tell too little: a peak over many small batches is noise."""
+"""The fewest examples of a gate: the peak over many small batches is noise."""
 _WRITTEN = re.compile(r"\s*([a-z][a-z0-9_]*)\s*(>=|<=)\s*(\S+)\s*")
 
 
 @dataclass(frozen=True)
 class Gate:
-    """`METRIC >= BOUND` or `METRIC <= BOUND`."""
+    """A bound on a metric, written `METRIC >= BOUND` or `METRIC <= BOUND`.
+
+    Attributes:
+        metric: its name, such as `first_token_top1`.
+        sign: `>=` or `<=`.
+        bound: in the metric's unit.
+    """
 
     metric: str
     sign: str
@@ -26,7 +32,15 @@ class Gate:
 
     @classmethod
     def parse(cls, text: str) -> Gate:
-        """From `first_token_top1 >= 0.12`. Raises `UserError` for anything else."""
+        """A gate from its text.
+
+        Example:
+            >>> Gate.parse("first_token_top1 >= 0.12").bound
+            0.12
+
+        Raises:
+            UserError: it is written otherwise.
+        """
         found = _WRITTEN.fullmatch(text)
         try:
             bound = float(found[3]) if found else math.nan
@@ -42,7 +56,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Held:
-    """Whether a gate held, and against what."""
+    """A gate, the estimate that it was held against, and whether it held."""
 
     gate: Gate
     found: Estimate
@@ -54,7 +68,15 @@ class Held:
 
 
 def hold(gate: Gate, outcomes: Sequence[Outcome], examples: int = EXAMPLES) -> Held:
-    """Hold one arm's outcomes against a gate: the lower bound of the interval for >=, the upper one for <=.
+    """Hold one arm's outcomes against a gate: the interval's lower bound for >=, its upper bound for <=.
+
+    Args:
+        gate: the gate.
+        outcomes: of one arm.
+        examples: the fewest that count.
+
+    Example:
+        >>> hold(Gate.parse("exact_match >= 0.3"), outcomes).held
 
     Raises:
         UserError: fewer than `examples` outcomes, or they lack the metric.

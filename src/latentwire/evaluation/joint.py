@@ -1,4 +1,4 @@
-"""Several readers of one wire: their oracle, and their joint answer by rescoring each other's."""
+"""Several readers of one wire: their oracle, and their joint answer by rescoring each other's answers."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.encoded import batches, encode, prepare
 from latentwire.evaluation.evaluate import BATCH_TOKENS
-from latentwire.evaluation.items import batches, item_of, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
@@ -19,16 +19,21 @@ from latentwire.wires.stepwise import Stepwise
 
 
 def union(arms: Sequence[Sequence[Outcome]]) -> list[Outcome]:
-    """The oracle over arms on the same examples, in the first one's order: of each example the best outcome by its
-    primary metric, of equals the first arm's. Its label is `union(A + B)`.
+    """The oracle over arms on the same examples: for each example the best outcome by its primary metric.
 
-    Raises ValueError if the arms' examples differ.
+    The first arm's outcome wins a tie, and its order is kept. The label is `union(A + B)`.
+
+    Example:
+        >>> best = union(shared([heron_outcomes, wren_outcomes]))
+
+    Raises:
+        ValueError: the arms' examples differ.
     """
     by_example = [{(o.task, o.id): o for o in arm} for arm in arms]
-    if any(each.keys() != by_example[0].keys() for each in by_example):
+    if any(outcomes.keys() != by_example[0].keys() for outcomes in by_example):
         raise ValueError("an oracle needs arms on the same examples")
     label = f"union({' + '.join(arm[0].arm for arm in arms)})"
-    best = [max((each[key] for each in by_example), key=_primary) for key in by_example[0]]
+    best = [max((outcomes[key] for outcomes in by_example), key=_primary) for key in by_example[0]]
     return [replace(outcome, arm=label) for outcome in best]
 
 
@@ -45,13 +50,17 @@ def joint(
     split: Split = "test",
     limit: int | None = None,
 ) -> list[Outcome]:
-    """Readers decide together: of all candidates the one with the largest sum of their log-probabilities.
+    """The readers' joint answer: of all candidates the one with the largest sum of their log-probabilities.
 
-    Candidates are the choices, or what the readers said by themselves. A sum over tokens of whole answers compares
-    readers with different tokenizers. The label is `joint(A + B)`; metrics are those of the task's kind alone.
+    Candidates are the choices, or the readers' own answers. Sums over the tokens of whole answers make readers
+    with different tokenizers comparable. The label is `joint(A + B)`; metrics are those of the task's kind alone.
 
     Args:
+        readers: each model with its arm.
+        task: what is asked.
         said: the readers' own outcomes on this task.
+        split: which examples.
+        limit: the first N of them; None takes all.
 
     Raises:
         UserError: as `evaluate`.
@@ -69,7 +78,7 @@ def joint(
             chosen[example.id] = example
             sums.setdefault(example.id, [0.0] * len(offered))
             if offered:
-                asked.append(item_of(replace(example, choices=offered, answers=(), gold=0), reader, sent))
+                asked.append(encode(replace(example, choices=offered, answers=(), gold=0), reader, sent))
         for batch in batches(asked, BATCH_TOKENS):
             prompts = [item.prompt for item in batch]
             message = bound.wire.send(prompts, reader)
@@ -84,8 +93,8 @@ def joint(
 
 
 def _offered(example: Example, own: Sequence[Mapping[str, str]]) -> tuple[str, ...]:
-    """The choices, or what anyone said, each once; nothing where nobody said anything."""
-    return example.choices or tuple(dict.fromkeys(text for each in own if (text := each.get(example.id))))
+    """The choices, or every different answer of a reader; empty where no reader answered."""
+    return example.choices or tuple(dict.fromkeys(text for said in own if (text := said.get(example.id))))
 
 
 def _decided(
@@ -94,9 +103,9 @@ def _decided(
     offered = _offered(example, own)
     text = offered[sums.index(max(sums))] if sums else ""
     if example.choices:
-        found = metrics.score_choice(sums, example.choices, example.gold)
+        scores = metrics.score_choice(sums, example.choices, example.gold)
     elif task.answer == "span":
-        found = metrics.score_span(text, example.answers)
+        scores = metrics.score_span(text, example.answers)
     else:
-        found = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
-    return Outcome(task=task.name, arm=label, id=example.id, group=example.group, prediction=text, metrics=found)
+        scores = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
+    return Outcome(task=task.name, arm=label, id=example.id, group=example.group, prediction=text, metrics=scores)

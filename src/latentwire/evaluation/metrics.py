@@ -1,4 +1,4 @@
-"""The score of one answer, and what kind of mistake a wrong one is.
+"""Scores of one answer, and the class of mistake of a wrong one.
 
 Metric names are lm-eval's. Every metric is a number between 0 and 1 for one example; intervals and
 comparisons are made from many of them in `latentwire.evaluation.statistics`.
@@ -6,16 +6,15 @@ comparisons are made from many of them in `latentwire.evaluation.statistics`.
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
-from decimal import Decimal
 
 import numpy as np
 
 from latentwire.evaluation.matching import contains, normalize
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import AnswerKind
+from latentwire.tasks.solutions import MARK, solution_number
 
 METRICS: dict[AnswerKind, tuple[str, ...]] = {
     "span": ("exact_match", "f1"),
@@ -27,15 +26,16 @@ ALSO_SHARES = ("first_token_top1", "first_token_top5", "sticks")
 """Further metrics that lie in [0, 1]: whether the gold answer's first token is the likeliest, or one of the five
 likeliest, and whether a counterfactual example is still answered as before."""
 
-# Possessive quantifiers: without them `#### 13/4` would give back digits and be read as 1. As it
-# is, a fraction is unreadable rather than its numerator.
-_SOLUTION = re.compile(r"####\s*([-+]?\$?[-+]?(?:[0-9][0-9,]*+(?:\.[0-9]*+)?+|\.[0-9]++))(?!\s*/\s*[0-9])")
-
 
 def score_span(prediction: str, answers: Sequence[str]) -> dict[str, float]:
     """`exact_match` and token `f1` of SQuAD v1.1, each the best over the gold `answers`.
 
-    Raises ValueError if there is no gold answer.
+    Example:
+        >>> score_span("the old town hall", ["old town"])
+        {'exact_match': 0.0, 'f1': 0.8}
+
+    Raises:
+        ValueError: there is no gold answer.
     """
     if not answers:
         raise ValueError("a span needs at least one gold answer")
@@ -52,24 +52,21 @@ def _token_f1(predicted: list[str], gold: list[str]) -> float:
     return 2 * common / (len(predicted) + len(gold)) if common else 0.0
 
 
-def solution_number(text: str) -> Decimal | None:
-    """The number after the first readable `####`, or None where there is none.
-
-    Commas, `$` and a trailing period do not count, and 12.0 equals 12. The first, as in lm-eval's
-    `strict-match` filter for GSM8K: what follows it is the model making up the next problem.
-    """
-    found = _SOLUTION.search(text)
-    return Decimal(re.sub(r"[,$]", "", found[1])) if found else None
-
-
 def score_solution(prediction: str, answers: Sequence[str]) -> dict[str, float]:
     """`exact_match` of the number after `####`, and `unreadable`: 1 if there is no such number.
 
     A gold answer is a worked solution ending in `#### N`, or N alone. An unreadable prediction is
-    wrong. Raises ValueError if no gold answer is given or one has no number: that is the data's
-    mistake and must not count as the model's.
+    wrong.
+
+    Example:
+        >>> score_solution("3 + 4 = 7 #### 7", ["#### 7"])
+        {'exact_match': 1.0, 'unreadable': 0.0}
+
+    Raises:
+        ValueError: there is no gold answer or one has no number: that is the data's mistake and must not count as
+            the model's.
     """
-    golds = [solution_number(answer if "####" in answer else f"#### {answer}") for answer in answers]
+    golds = [solution_number(answer if MARK in answer else f"{MARK} {answer}") for answer in answers]
     if not golds or None in golds:
         raise ValueError(f"a gold solution must end in '#### N' or be a number, found {list(answers)!r}")
     predicted = solution_number(prediction)
@@ -79,13 +76,22 @@ def score_solution(prediction: str, answers: Sequence[str]) -> dict[str, float]:
 def score_choice(log_probabilities: Sequence[float], choices: Sequence[str], gold: int) -> dict[str, float]:
     """`acc` and `acc_norm` of a multiple-choice answer, exactly as lm-eval 0.4 defines them.
 
-    `log_probabilities[i]` is the sum over the tokens of choice i, in nats. `acc` takes the largest
-    sum, `acc_norm` the largest sum divided by `len(choice)`: characters (not bytes, not tokens) of
-    the bare choice, without the space that joins it to the prompt. The first of equals wins
-    (`ConfigurableTask.process_results` in lm_eval/api/task.py).
+    `acc` takes the largest sum, `acc_norm` the largest sum divided by `len(choice)`: characters (not
+    bytes, not tokens) of the bare choice, without the space that joins it to the prompt. The first
+    wins a tie (`ConfigurableTask.process_results` in lm_eval/api/task.py).
 
-    Raises ValueError if lengths disagree, `gold` is out of range, a choice is empty or a
-    log-probability is not a number.
+    Args:
+        log_probabilities: of each choice, summed over its tokens, in nats.
+        choices: the choices as text.
+        gold: the index of the right one.
+
+    Example:
+        >>> score_choice([-2.0, -3.0], ["a", "abcd"], 1)
+        {'acc': 0.0, 'acc_norm': 1.0}
+
+    Raises:
+        ValueError: lengths disagree, `gold` is out of range, a choice is empty or a log-probability is not a
+            number.
     """
     scores = np.asarray(log_probabilities, dtype=np.float64)
     lengths = np.array([float(len(choice)) for choice in choices])
@@ -102,7 +108,11 @@ def score_choice(log_probabilities: Sequence[float], choices: Sequence[str], gol
 def chance(examples: Sequence[Example]) -> float:
     """The accuracy of guessing among the choices of `examples`: the mean of 1 / number of choices.
 
-    Raises ValueError if there are no examples or one has no choices.
+    Example:
+        >>> chance(resolve(["choices/home"], None)[0].examples("test", 100))
+
+    Raises:
+        ValueError: there are no examples or one has no choices.
     """
     if not examples or not all(example.choices for example in examples):
         raise ValueError("chance is defined for examples with choices only")
@@ -110,15 +120,19 @@ def chance(examples: Sequence[Example]) -> float:
 
 
 def span_error(prediction: str, example: Example) -> str | None:
-    """What is wrong with a span: None if it is right, else the first of these that fits.
+    """The class of mistake of a generated span: None if it is right, else the first of these that fits.
 
     `unreadable`: nothing is left after normalisation, or bytes that are no character (U+FFFD).
     `wrong person`: the asked relation of someone else, another of `example.candidates`.
     `wrong boundary`: contains the answer or is part of it.
-    `wrong relation`: stands somewhere else in the passage.
+    `wrong relation`: is mentioned somewhere else in the passage.
     `not in the passage`: everything else.
 
     Spans are compared normalized and as whole words: `art` is not in `Martha` (`evaluation.matching`).
+
+    Example:
+        >>> span_error("town hall", replace(example, answers=("old town hall",)))
+        'wrong boundary'
     """
     predicted = normalize(prediction)
     golds = [normalize(answer) for answer in example.answers]

@@ -13,12 +13,18 @@ from latentwire.files import write_atomically
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a reader answered, and how right it was.
+    """One example under one arm: the answer and its scores.
 
-    `metrics` holds this example's scores, each in [0, 1], in the order of
-    `latentwire.evaluation.metrics.METRICS`: the first is the primary one, and the file keeps the
-    order. `error` is the class of a wrong answer, None where it is right or has no class. `tokens`
-    is the number of columns that the reader read before its answer, in tokens.
+    Attributes:
+        task: the task's name.
+        arm: the arm's label.
+        id: the example's.
+        group: what the example shares with others, such as a passage; statistics take groups as independent.
+        prediction: the answer, generated or chosen.
+        metrics: scores by name; those of `evaluation.metrics.METRICS` lie in [0, 1]. The first is the primary one,
+            and the file keeps the order.
+        error: the class of a wrong answer, None where it is right or has no class.
+        tokens: how many columns the reader read before its answer.
 
     Example:
         >>> import latentwire as lw
@@ -37,14 +43,19 @@ class Outcome:
     tokens: int = 0
 
     def to_json(self) -> str:
-        """One line of JSON without its line break. Raises ValueError if a metric is not finite."""
+        """One line of JSON without its line break.
+
+        Raises:
+            ValueError: a metric is not finite.
+        """
         return json.dumps(vars(self), ensure_ascii=False, allow_nan=False)
 
     @classmethod
     def from_json(cls, line: str) -> Outcome:
         """The outcome that `to_json` wrote, equal in every field.
 
-        Raises ValueError if `line` is not JSON or has other fields than an outcome.
+        Raises:
+            ValueError: `line` is not JSON or has other fields than an outcome.
         """
         found = json.loads(line)
         if not isinstance(found, dict) or found.keys() != cls.__dataclass_fields__.keys():
@@ -59,7 +70,14 @@ def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:
 
 
 def read_outcomes(path: Path) -> list[Outcome]:
-    """The outcomes in `path`, in order. Raises UserError naming the line that cannot be read."""
+    """The outcomes in `path`, in order.
+
+    Example:
+        >>> [outcome.prediction for outcome in read_outcomes(Path("run/outcomes.jsonl"))]
+
+    Raises:
+        UserError: a line cannot be read; it is named.
+    """
     outcomes = []
     # newline="\n": a prediction may hold a line separator of Unicode, which is not a line's end here.
     with path.open(encoding="utf-8", newline="\n") as file:

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
 
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.encoded import prepare
 from latentwire.evaluation.evaluate import Evaluation
-from latentwire.evaluation.items import prepare
 from latentwire.evaluation.variants import right_answers
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix

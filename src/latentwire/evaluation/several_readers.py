@@ -21,13 +21,19 @@ def evaluate_readers(
     progress: Progress | None = None,
     begin_suppress_tokens: tuple[str, ...] = (),
 ) -> Evaluation:
-    """`evaluate`, every arm by its own reader.
+    """`evaluate`, each arm by its own reader.
 
     Where several readers read the same wire without choices in the prompt, their oracle and their joint answer
     (`evaluation.joint`) follow as arms of their own.
 
+    Example:
+        >>> arms = [parse("text"), parse("text@embedded:wren")]
+        >>> evaluate_readers({None: heron, "embedded:wren": wren}, tasks, arms, limit=50)
+
     Args:
-        readers: by the name behind an arm's `@`; None for arms without one.
+        readers: by the name after an arm's `@`; None for arms without one.
+        tasks, split, limit, progress: as in `evaluate`.
+        arms: what is evaluated.
 
     Raises:
         UserError: as `evaluate`.
@@ -65,7 +71,7 @@ def evaluate_readers(
 
 
 def _together(arms: Sequence[Arm]) -> list[list[Arm]]:
-    """Arms that differ in their readers only, two or more of them."""
+    """Groups of two or more arms that differ in their readers only."""
     alike: dict[tuple[str, str | None], list[Arm]] = {}
     for arm in arms:
         alike.setdefault((arm.wire.label, arm.variant), []).append(arm)

@@ -1,4 +1,4 @@
-"""How large an arm's messages are, and how many facts they hold: where it stands on a curve."""
+"""How large an arm's messages are and how many facts they hold: where the arm lies on a curve."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from statistics import mean
 import torch
 
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.items import prepare, reading
+from latentwire.evaluation.encoded import prepare, reader_of
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Prompt
 from latentwire.tasks.base import Split, Task
@@ -25,10 +25,13 @@ _AT_ONCE = 8
 
 @dataclass(frozen=True)
 class Size:
-    """Means over contexts of one task. series: what an arm has in common with others of another size.
+    """Means over contexts of one task.
 
-    bytes: that cross. latents: how many, None where text crosses. facts: that a context states, None where
-    that is unknown.
+    Attributes:
+        series: what an arm has in common with the same arm at other sizes, such as `self, anchors`.
+        bytes: of one message.
+        latents: how many one message has; None where text is sent.
+        facts: how many a context states; None where that is unknown.
     """
 
     series: str
@@ -41,8 +44,15 @@ class Size:
 def message_sizes(
     lm: LM, tasks: Sequence[Task], arms: Mapping[str, Arm], split: Split, limit: int | None
 ) -> dict[str, dict[str, Size]]:
-    """By arm and task, for arms whose size says what reading them costs: nothing was done to what crosses but
-    rounding it.
+    """Message sizes by arm and task, for arms whose size says what reading them costs: their messages were not
+    changed, except for rounding.
+
+    Args:
+        lm: the reader.
+        tasks: whose contexts are encoded.
+        arms: by name.
+        split: which examples.
+        limit: the first N of them; None takes all. At most 32 contexts of a task are encoded.
 
     Raises:
         UserError: as `evaluate`.
@@ -56,7 +66,7 @@ def message_sizes(
         of_task = mean(known) if len(known) == len(facts) else None
         for name, arm in bound.items():
             wire = arm.prepared(lm, task, items)[0].wire
-            found[name][task.name] = _size(wire, [item.prompt for item in items], reading(lm, task), of_task)
+            found[name][task.name] = _size(wire, [item.prompt for item in items], reader_of(lm, task), of_task)
     return found
 
 

@@ -3,8 +3,8 @@
 The value of outcomes of one task is their mean. Of outcomes of several tasks it is the mean over
 top-level names, so that a family (`choices/city`, `choices/age`, … are the family `choices`) counts
 once, and within a family the unweighted mean over its tasks: `estimate(outcomes)` is the macro
-score, `estimate(members(outcomes, "choices"))` the family's. The intervals and tests resample
-groups; a group of the same name in several tasks is one group.
+score, `estimate(members(outcomes, "choices"))` the family's. Intervals and tests take groups, not
+examples, as independent; a group of the same name in several tasks is one group.
 
 The metrics of `latentwire.evaluation.metrics` are shares in [0, 1], and intervals use it. Any other
 (`nll`, in nats) is taken to have no bounds.
@@ -12,28 +12,26 @@ The metrics of `latentwire.evaluation.metrics` are shares in [0, 1], and interva
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from scipy import stats
 
-from latentwire.evaluation.metrics import ALSO_SHARES, METRICS
+from latentwire.evaluation.intervals import Array, Table, interval
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.resampling import Array, Table, bootstrap, sign_flip
+from latentwire.evaluation.scores import Scores, seed
+from latentwire.evaluation.significance import sign_flip
 
 EQUAL = 0.05
 """Two arms are equal when the interval of their difference lies inside ±EQUAL."""
 
-_SHARES = {name for names in METRICS.values() for name in names} | set(ALSO_SHARES)
-
 
 @dataclass(frozen=True)
 class Estimate:
-    """A metric, its 95 % interval, and the numbers of examples and of groups behind them.
+    """A metric, its 95 % interval, and how many examples and groups it rests on.
 
-    The interval of a metric without bounds that was seen in one group only is infinite.
+    The interval of a metric without bounds is infinite where only one group was seen, or where all groups agree.
 
     Example:
         >>> import latentwire as lw
@@ -57,7 +55,8 @@ class Comparison:
     """The difference a − b on the same examples: its 95 % interval, and a two-sided p-value.
 
     `resolvable` is the smallest true difference that a sample of this size and spread resolves with
-    80 % probability.
+    80 % probability. `p_holm` is the p-value corrected for the comparisons that were made beside this one,
+    None where it stands alone.
 
     Example:
         >>> import latentwire as lw
@@ -73,11 +72,12 @@ class Comparison:
     resolvable: float
     n: int
     groups: int
+    p_holm: float | None = None
 
     @property
     def resolved(self) -> bool:
-        """Whether the sample tells the arms apart: the interval excludes 0 and p < 0.05."""
-        return (self.low > 0 or self.high < 0) and self.p < 0.05
+        """Whether the sample tells the arms apart: the interval excludes 0 and p < 0.05, corrected if it was."""
+        return (self.low > 0 or self.high < 0) and max(self.p, self.p_holm or 0.0) < 0.05
 
     @property
     def equal(self) -> bool:
@@ -86,9 +86,9 @@ class Comparison:
 
     def __str__(self) -> str:
         shown = f"{_plain(self.difference, '+')} [{_plain(self.low)}, {_plain(self.high)}]"
-        if self.resolved:
-            return f"{shown}, {'p<1e-4' if self.p < 1e-4 else f'p={self.p:.2g}'}, resolved"
-        return f"{shown}, not resolved (this sample resolves ≥ {self.resolvable:.3f})"
+        p = self.p if self.p_holm is None else self.p_holm
+        verdict = f"{'p<1e-4' if p < 1e-4 else f'p={p:.2g}'}, resolved" if self.resolved else "not resolved"
+        return f"{shown}, {verdict} (this sample resolves ≥ {self.resolvable:.3f})"
 
 
 def _plain(number: float, sign: str = "") -> str:
@@ -97,7 +97,11 @@ def _plain(number: float, sign: str = "") -> str:
 
 
 def members(outcomes: Sequence[Outcome], task: str) -> list[Outcome]:
-    """The outcomes of `task`: a task, a family of tasks (`choices`), or `macro` (all of them)."""
+    """The outcomes of `task`: a task, a family of tasks (`choices`), or `macro` (all of them).
+
+    Example:
+        >>> estimate(members(outcomes, "choices"))
+    """
     return [o for o in outcomes if task in ("macro", o.task) or o.task.startswith(f"{task}/")]
 
 
@@ -112,33 +116,41 @@ def shared(arms: Sequence[Sequence[Outcome]]) -> list[list[Outcome]]:
     return [[o for o in arm if (o.task, o.id) in common] for arm in arms]
 
 
-def estimate(outcomes: Sequence[Outcome], metric: str | None = None, resamples: int = 2000) -> Estimate:
-    """The value of one arm's `outcomes` with its 95 % bootstrap interval over groups.
+def estimate(outcomes: Sequence[Outcome], metric: str | None = None) -> Estimate:
+    """The value of one arm's `outcomes` with its 95 % interval over groups.
 
-    `metric` is the primary one of each task if not named. The interval is a percentile bootstrap of
-    ratios of sums, corrected for few groups; where all groups agree (all right, all wrong) a
-    percentile interval would have no width, and the Clopper–Pearson bound over groups takes its
-    place: see `latentwire.evaluation.resampling.bootstrap`. The seed is a hash of the names of arm,
-    tasks and metric, so that equal outcomes give equal numbers.
+    The interval is exact for a share of independent examples (Clopper–Pearson), and Korn and Graubard's (1998)
+    where groups share a passage or scores lie between 0 and 1; see `latentwire.evaluation.intervals`.
 
-    Raises ValueError if `outcomes` is empty, holds several arms or an example twice, or if the
-    metric is absent from an outcome, not finite, or a share outside [0, 1].
+    Args:
+        metric: the primary one of each task if not named.
+
+    Example:
+        >>> str(estimate(evaluate(lm, tasks, [parse("text")]).outcomes))
+        '0.402 [0.362, 0.442] n=600'
+
+    Raises:
+        ValueError: `outcomes` is empty, holds several arms or an example twice, or the metric is absent from an
+            outcome, not finite, or a share outside [0, 1].
     """
-    scores = _scores(outcomes, metric)
-    floor, ceiling = (0.0, 1.0) if _bounded(outcomes, metric) else (-np.inf, np.inf)
-    table = _table(outcomes, np.array([scores[o.task, o.id] for o in outcomes]), floor, ceiling)
-    interval = bootstrap(table, _seed(outcomes, metric), resamples)
-    return Estimate(table.value, interval.low, interval.high, len(outcomes), len(table.counts))
+    return estimate_scores(Scores.of(outcomes), metric)
 
 
-def compare(
-    a: Sequence[Outcome], b: Sequence[Outcome], metric: str | None = None, resamples: int = 2000
-) -> Comparison:
+def estimate_scores(scores: Scores, metric: str | None = None) -> Estimate:
+    """`estimate` of outcomes that are columns already."""
+    floor, ceiling = (0.0, 1.0) if scores.bounded(metric) else (-np.inf, np.inf)
+    table = scores.table(scores.values(metric), floor, ceiling)
+    found = interval(table)
+    return Estimate(table.value, found.low, found.high, len(scores), len(table.counts))
+
+
+def compare(a: Sequence[Outcome], b: Sequence[Outcome], metric: str | None = None) -> Comparison:
     """The paired difference a − b of two arms on the same examples.
 
-    The interval is `estimate`'s, of the differences. The p-value is McNemar's exact one (a binomial
-    test of the pairs that disagree) for a 0/1 metric of one task with one example per group, else
-    that of a sign-flip test over groups, weighted as the value is.
+    The interval is that of `latentwire.evaluation.intervals`: wins and losses each have Korn and Graubard's, and
+    MOVER subtracts them. The p-value is McNemar's exact one (a binomial test of the pairs that disagree) for a 0/1
+    metric of one task with one example per group, else that of a sign-flip test over groups, weighted as the value
+    is.
 
     `resolvable` is (t_0.975 + t_0.8)·SE, 2.80·SE for many groups (Student's t with groups − 1 degrees
     of freedom). For a share, SE is that of a sample in which the arms do differ so much: to the
@@ -149,58 +161,56 @@ def compare(
     for tests. Below six groups nothing is resolvable, for no two-sided sign test on five can reach
     0.05 (2·0.5^5 > 0.05), and the figure is the largest possible difference.
 
-    Raises ValueError as `estimate` does for each of the arms, and if their examples or groups
-    differ.
-    """
-    scores_a, scores_b = _scores(a, metric), _scores(b, metric)
-    if scores_a.keys() != scores_b.keys():
-        unpaired = sorted(scores_a.keys() ^ scores_b.keys())
-        raise ValueError(f"{len(unpaired)} examples are in one arm only, {unpaired[0]} among them")
-    regrouped = {(o.task, o.id, o.group) for o in a} ^ {(o.task, o.id, o.group) for o in b}
-    if regrouped:
-        raise ValueError(f"the arms put the example {min(regrouped)[:2]} into different groups")
+    Example:
+        >>> compare(*shared([by_arm(outcomes)["text"], by_arm(outcomes)["none"]])).resolved
+        True
 
-    differences = np.array([scores_a[o.task, o.id] - scores_b[o.task, o.id] for o in a])
-    # Resample in the direction that is positive: swapping two arms that differ changes signs only.
-    largest = 1.0 if _bounded(a, metric) else np.inf
-    sign = -1.0 if _table(a, differences, -largest, largest).value < 0 else 1.0
-    table = _table(a, sign * differences, -largest, largest)
-    seed = _seed([*a, *b], metric)
-    interval = bootstrap(table, seed, resamples)
-    low, high = sorted([sign * interval.low, sign * interval.high])
+    Raises:
+        ValueError: as `estimate` for each of the arms, or their examples or groups differ.
+    """
+    first, second = Scores.of(a), Scores.of(b)
+    values_a, values_b = first.values(metric), second.values(metric)[second.in_order_of(first)]
+    differences = values_a - values_b
+    largest = 1.0 if first.bounded(metric) else np.inf
+    table = first.table(differences, -largest, largest)
+    found = interval(table)
 
     better, worse = int(np.sum(differences > 0)), int(np.sum(differences < 0))
-    binary = {*scores_a.values(), *scores_b.values()} <= {0.0, 1.0}
+    binary = bool(np.isin(values_a, (0.0, 1.0)).all() and np.isin(values_b, (0.0, 1.0)).all())
     if binary and table.counts.shape[1] == 1 and (table.counts == 1).all():
         p = float(stats.binomtest(better, better + worse).pvalue) if better + worse else 1.0
     else:
-        p = sign_flip(table.contributions, seed)
+        p = sign_flip(table.contributions, seed([first, second], metric))
     return Comparison(
-        difference=sign * table.value + 0.0,  # + 0.0, for a tie may be -0.0
-        low=low,
-        high=high,
+        difference=table.value + 0.0,  # + 0.0, for a tie may be -0.0
+        low=found.low,
+        high=found.high,
         p=p,
-        resolvable=_resolvable(table, interval.error),
-        n=len(a),
+        resolvable=_resolvable(table, found.error),
+        n=len(first),
         groups=len(table.counts),
     )
 
 
-def aligned(arms: Sequence[Sequence[Outcome]]) -> tuple[Array, Table, int]:
-    """Arms on the same examples, by their primary metrics: sums `(arms, groups, tasks)`, the table of the first
-    arm, and a seed made from names.
+def aligned(arms: Sequence[Sequence[Outcome]]) -> tuple[Array, Table]:
+    """Arms on the same examples, by their primary metrics: sums `(arms, groups, tasks)`, and the table of the
+    first.
 
-    Raises ValueError as `compare` does, and if a metric is not a share in [0, 1].
+    Raises:
+        ValueError: as `compare`, or a primary metric is not a share in [0, 1].
     """
+    columns = [Scores.of(arm) for arm in arms]
     tables = []
-    for arm in arms:
-        scores = _scores(arm, None)
-        if not _bounded(arm, None):
-            raise ValueError(f"expected a share in [0, 1] as the primary metric, found {arm[0].metrics}")
-        if {(o.task, o.id, o.group) for o in arm} != {(o.task, o.id, o.group) for o in arms[0]}:
-            raise ValueError("the arms differ in their examples or groups")
-        tables.append(_table(arm, np.array([scores[o.task, o.id] for o in arm]), 0.0, 1.0))
-    return np.stack([table.sums for table in tables]), tables[0], _seed([o for arm in arms for o in arm], None)
+    for scores, outcomes in zip(columns, arms, strict=True):
+        values = scores.values(None)
+        if not scores.bounded(None):
+            raise ValueError(f"expected a share in [0, 1] as the primary metric, found {outcomes[0].metrics}")
+        try:
+            scores.in_order_of(columns[0])
+        except ValueError as error:
+            raise ValueError(f"the arms differ in their examples or groups: {error}") from error
+        tables.append(scores.table(values, 0.0, 1.0))
+    return np.stack([table.sums for table in tables]), tables[0]
 
 
 def _resolvable(table: Table, error: float) -> float:
@@ -210,71 +220,7 @@ def _resolvable(table: Table, error: float) -> float:
         return table.ceiling
     t2 = float(stats.t.ppf([0.975, 0.8], groups - 1).sum()) ** 2
     if not np.isfinite(table.ceiling):
-        return float(np.sqrt(t2) * error)
+        return float(np.sqrt(t2) * error) if error else table.ceiling
     n = 1 / float(np.sum(table.weights**2 / table.counts.sum(0))) if error else groups
     root = t2 / n + np.sqrt((t2 / n) ** 2 + 4 * (1 + t2 / n) * t2 * error**2)
     return min(table.ceiling, float(root / (2 * (1 + t2 / n))))
-
-
-def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's step-down adjusted p-values, in the order given (Holm 1979).
-
-    Each may be compared with 0.05: the chance of any false rejection among them stays below 5 %.
-    Raises ValueError if one is not a probability.
-    """
-    if not all(0 <= p <= 1 for p in p_values):
-        raise ValueError(f"p-values lie in [0, 1], found {list(p_values)}")
-    adjusted = [0.0] * len(p_values)
-    largest = 0.0
-    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda i: p_values[i])):
-        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
-        adjusted[index] = largest
-    return adjusted
-
-
-def _scores(outcomes: Sequence[Outcome], metric: str | None) -> dict[tuple[str, str], float]:
-    """The score of each example of one arm, by task and id."""
-    arms = sorted({o.arm for o in outcomes})
-    if len(arms) != 1:
-        raise ValueError(f"expected outcomes of one arm, found {', '.join(arms) or 'none'}")
-    scores: dict[tuple[str, str], float] = {}
-    primary = {o.task: _metric(o, metric) for o in reversed(outcomes)}
-    for outcome in outcomes:
-        name = primary[outcome.task]
-        score = outcome.metrics.get(name, float("nan"))
-        if not np.isfinite(score) or (name in _SHARES and not 0 <= score <= 1):
-            expected = f"{name or 'a metric'}{' in [0, 1]' if name in _SHARES else ''}"
-            raise ValueError(f"{outcome.task} {outcome.id}: expected {expected}, found {outcome.metrics}")
-        if (outcome.task, outcome.id) in scores:
-            raise ValueError(f"{outcome.task} {outcome.id}: expected each example once, found it twice")
-        scores[outcome.task, outcome.id] = score
-    return scores
-
-
-def _metric(outcome: Outcome, metric: str | None) -> str:
-    """`metric`, or the primary one of the outcome's task; empty where it has none."""
-    return metric or next(iter(outcome.metrics), "")
-
-
-def _bounded(outcomes: Sequence[Outcome], metric: str | None) -> bool:
-    return all(_metric(outcome, metric) in _SHARES for outcome in outcomes)
-
-
-def _table(outcomes: Sequence[Outcome], values: Array, floor: float, ceiling: float) -> Table:
-    """`values[i]` of `outcomes[i]`, summed by group and task, with the weights of the macro."""
-    tasks, column = np.unique([o.task for o in outcomes], return_inverse=True)
-    groups, row = np.unique([o.group for o in outcomes], return_inverse=True)
-    sums, counts = np.zeros((2, len(groups), len(tasks)))
-    np.add.at(sums, (row, column), values)
-    np.add.at(counts, (row, column), 1.0)
-    families = [str(task).split("/")[0] for task in tasks]
-    weights = np.array([1 / (len(set(families)) * families.count(family)) for family in families])
-    return Table(sums=sums, counts=counts, weights=weights, floor=floor, ceiling=ceiling)
-
-
-def _seed(outcomes: Sequence[Outcome], metric: str | None) -> int:
-    """A seed made from names, so that it is nobody's choice; the primary metric may be named or not."""
-    measured = {_metric(o, metric) for o in outcomes}
-    metric = measured.pop() if len(measured) == 1 else metric
-    names = {("task", o.task) for o in outcomes} | {("arm", o.arm) for o in outcomes}
-    return int.from_bytes(hashlib.sha256(repr((sorted(names), metric)).encode()).digest()[:8], "big")

@@ -1,4 +1,4 @@
-"""What is said of latent wires only: how much of the gap they close, and what they cost."""
+"""Tables of latent wires only: how much of the gap they close, and what they cost."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from latentwire.evaluation.costs import Costs
 from latentwire.evaluation.gaps import Gap
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import estimate, members
-from latentwire.evaluation.summary import by_arm
+from latentwire.evaluation.summarize import by_arm
 from latentwire.printing import plain_table
 
 
@@ -27,7 +27,7 @@ def gap_table(found: Mapping[str, Mapping[str, Gap]]) -> Table:
 
 
 def shown(found: Combination) -> str:
-    """`0.966 [0.912, 1.013]`; an end that has no bound is open."""
+    """A value with its interval, `0.966 [0.912, 1.013]`; an end without a bound is `open`."""
     if found.value is None:
         return "undefined: text is not above the floor"
     low, high = ("open" if bound is None else f"{bound:.3f}" for bound in (found.low, found.high))
@@ -35,13 +35,13 @@ def shown(found: Combination) -> str:
 
 
 def followed(outcomes: Sequence[Outcome]) -> list[str]:
-    """A sentence for each counterfactual arm and task: how often the answer follows the passage, or sticks."""
-    told = []
+    """A sentence for each counterfactual arm and task: how often answers follow the passage, or stick."""
+    sentences = []
     for arm, found in by_arm(outcomes).items():
         for task in dict.fromkeys(o.task for o in found if "sticks" in o.metrics):
             part = members(found, task)
-            told.append(f"{task} over {arm}: follows {estimate(part)}; sticks {estimate(part, 'sticks')}")
-    return told
+            sentences.append(f"{task} over {arm}: follows {estimate(part)}; sticks {estimate(part, 'sticks')}")
+    return sentences
 
 
 def cost_table(found: Mapping[str, Mapping[str, Costs]]) -> Table:

@@ -14,10 +14,11 @@ class Example:
     """One item of a task.
 
     `id` stays the same for ever; `group` names what examples share (a passage, an article), and
-    statistics resample groups. An item is answered in words (`answers`: any of them is right, the
-    first is the one trained on) or by choosing (`choices`, `gold` indexes them). `candidates` are
-    the values of the asked relation in the order in which the context states them, so that a
-    reader who ignores whom the question is about can be scored; empty where that is unknown.
+    statistics take groups, not examples, as independent. An item is answered in words (`answers`:
+    any of them is right, the first is the one trained on) or by choosing (`choices`, `gold`
+    indexes them). `candidates` are the values of the asked relation in the order in which the
+    context states them, so that a reader who ignores whom the question is about can be scored;
+    empty where that is unknown.
 
     With both, the choices stand in the prompt: each in turn ends the context, and what is scored is
     the first answer behind it (Winogrande).

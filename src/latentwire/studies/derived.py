@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from latentwire.evaluation.combinations import Arms, Combination
+from latentwire.evaluation.combinations import Combination, PairedArms
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import compare, members, shared
 from latentwire.studies.claims import Effect, Effects
@@ -86,7 +86,7 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
     for task in tasks if letters else ():
         paired = shared([members(outcomes, task) for outcomes in readings.values()])
         part = dict(zip(readings, paired, strict=True))
-        arms, called = Arms.of(part), {}
+        arms, called = PairedArms.of(part), {}
         for of in dict.fromkeys(named[FORMULAS[effect].of] for effect, named in letters):
             stages = dict.fromkeys(reading.split("/")[0] for reading in (effects.baseline, of))
             blind = [f"{stage}/{effects.none}" for stage in stages if f"{stage}/{effects.none}" in part]
@@ -115,7 +115,7 @@ def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
 
 
 def _derive(
-    effect: Effect, named: dict[str, str], task: str, arms: Arms, part: Readings, called: Mapping[str, str]
+    effect: Effect, named: dict[str, str], task: str, arms: PairedArms, part: Readings, called: Mapping[str, str]
 ) -> Derived:
     formula = FORMULAS[effect]
     of = named[formula.of]
@@ -146,7 +146,7 @@ def _weights(formula: str, named: Mapping[str, str]) -> dict[str, float]:
 
 
 def _floor(
-    arms: Arms, outcomes: Sequence[Outcome], blind: Sequence[str], floors: Floors
+    arms: PairedArms, outcomes: Sequence[Outcome], blind: Sequence[str], floors: Floors
 ) -> tuple[list[str | float], str]:
     """By task, the highest floor (an arm or a number), and the names of these floors."""
     picks: list[str | float] = []

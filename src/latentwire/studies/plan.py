@@ -16,11 +16,12 @@ from latentwire.runs.identity import identity, model_files, model_folder
 from latentwire.runs.store import Input, Run
 from latentwire.studies import references
 from latentwire.studies.model_loader import ModelLoader
-from latentwire.studies.spec import FileTask, Study
+from latentwire.studies.spec import FileTask, HubTask, Study
 from latentwire.studies.stages import Stage
 from latentwire.studies.stages.base import StudyContext, naming
 from latentwire.studies.stages.training_stage import hashed_file
 from latentwire.tasks import data_files, read, resolve
+from latentwire.tasks import hub as hub_task
 from latentwire.tasks.base import Split, Task, examples_sha256
 from latentwire.version import __version__
 
@@ -157,7 +158,9 @@ def _tasks(study: Study) -> list[Task]:
     tasks: dict[str, Task] = {}
     for at, entry in enumerate(study.tasks):
         if isinstance(entry, FileTask):
-            named = [read(entry.kind, entry.data, entry.name)]
+            named = [read(entry.kind, entry.data, entry.name, entry.fields, entry.max_unusable)]
+        elif isinstance(entry, HubTask):
+            named = [hub_task(**entry.model_dump(exclude={"kind"}))]
         else:
             try:
                 named = resolve([entry], None)
@@ -189,7 +192,7 @@ def _remembered(task: Task, split: Split, limit: int | None) -> Task:
 
 def _check_split(study: Study, tasks: Sequence[Task]) -> None:
     """Refuse a split without end, and one that would judge a checkpoint by the examples that chose it."""
-    files = {entry.name for entry in study.tasks if isinstance(entry, FileTask)}
+    files = {entry.name for entry in study.tasks if not isinstance(entry, str)}
     world = [task.name for task in tasks if task.name not in files and task.format is None]
     endless = [name for name in world if not name.startswith("shifted/")]  # these have no train split at all
     if study.split == "train" and study.limit is None and endless:

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from latentwire.errors import UserError
 from latentwire.evaluation.metrics import METRICS
-from latentwire.evaluation.summary import rows
+from latentwire.evaluation.summarize import rows
 from latentwire.studies.spec import ORACLES, Study
 from latentwire.studies.stages.base import known
 from latentwire.tasks.base import Task

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
-from latentwire.evaluation.summary import Metrics
+from latentwire.evaluation.summarize import Metrics
 
 
 class StageSummary(TypedDict):

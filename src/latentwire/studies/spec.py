@@ -16,6 +16,7 @@ from latentwire.studies.stages import AnyStage
 from latentwire.studies.stages.base import Name
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
+from latentwire.tasks.row_task import MAX_UNUSABLE
 from latentwire.training.settings import Settings
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
@@ -26,11 +27,18 @@ Readings = Annotated[tuple[str, ...], Field(min_length=2)]
 
 
 class FileTask(Settings):
-    """A task read from your own file or from a benchmark's official files, under any name."""
+    """A task read from your own file or from a benchmark's official files, under any name.
+
+    Attributes:
+        fields: for kind `file`, the column that holds what is called otherwise than expected.
+        max_unusable: for kind `file`, the share of rows up to which unusable ones are skipped.
+    """
 
     name: Name
     kind: str
     data: Path
+    fields: dict[str, str] = Field(default_factory=dict)
+    max_unusable: float = Field(default=MAX_UNUSABLE, ge=0, lt=1)
 
     @field_validator("kind")
     @classmethod
@@ -40,11 +48,38 @@ class FileTask(Settings):
         return value
 
 
+class HubTask(Settings):
+    """A dataset of the hub as a task, under any name; see `tasks.hub`.
+
+    Attributes:
+        dataset: its id, a short name such as `squad`, or a local folder that `datasets` can read.
+        split: which of its splits; slices such as `validation[:500]` work.
+        fields: for what is called otherwise than expected, the column that holds it.
+        max_unusable: the share of rows up to which unusable ones are skipped.
+    """
+
+    name: Name
+    kind: Literal["hub"]
+    dataset: str
+    config: str | None = None
+    split: str = "test"
+    revision: str | None = None
+    fields: dict[str, str] = Field(default_factory=dict)
+    max_unusable: float = Field(default=MAX_UNUSABLE, ge=0, lt=1)
+
+
+def _entry(entry: object) -> str:
+    if isinstance(entry, str):
+        return "named"
+    kind = entry.get("kind") if isinstance(entry, dict) else getattr(entry, "kind", None)
+    return "hub" if kind == "hub" else "file" if isinstance(entry, dict | FileTask) else "named"
+
+
 TaskEntry = Annotated[
-    Annotated[str, Tag("named")] | Annotated[FileTask, Tag("file")],
-    Discriminator(lambda entry: "file" if isinstance(entry, dict | FileTask) else "named"),
+    Annotated[str, Tag("named")] | Annotated[FileTask, Tag("file")] | Annotated[HubTask, Tag("hub")],
+    Discriminator(_entry),
 ]
-"""A task of the project or of lm-eval by its name, or one read from a file."""
+"""A task of the project or of lm-eval by its name, one read from a file, or a dataset of the hub."""
 
 
 class Study(Settings):

@@ -12,8 +12,9 @@ from typing import Any
 from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
-from latentwire.evaluation.statistics import Comparison, compare, holm, members, shared
-from latentwire.evaluation.summary import Metrics, Number, agreement, by_arm, invalid, summarize
+from latentwire.evaluation.significance import holm
+from latentwire.evaluation.statistics import Comparison, compare, members, shared
+from latentwire.evaluation.summarize import Metrics, Number, agreement, by_arm, invalid, summarize
 from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
 from latentwire.runs.store import ENDED, OUTCOMES, Run
@@ -27,7 +28,7 @@ from latentwire.studies.stages.base import TRAINED
 from latentwire.version import __version__
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 10
+_FORM = 11
 """Raise it whenever a summary of the same runs would hold something else."""
 
 
@@ -106,7 +107,7 @@ def rejected(summary: Summary) -> list[str]:
 
 
 def _basis(plan: StudyPlan, runs: Mapping[str, Run]) -> str:
-    """Hash of everything that a summary is computed from: resampling is repeated only if it changes."""
+    """Hash of everything that a summary is computed from."""
     there = {name: [run.record.run, run.status, run.record.error] for name, run in runs.items()}
     asked = plan.study.model_dump(mode="json")
     return identity({"study": asked, "runs": there, "version": __version__, "form": _FORM})

@@ -9,7 +9,7 @@ from typing import Any
 from rich.console import Group, RenderableType
 from rich.text import Text
 
-from latentwire.evaluation.report import of_questions, partner_sentence
+from latentwire.evaluation.eval_report import of_questions, partner_sentence
 from latentwire.printing import plain_table
 from latentwire.runs.store import Run
 from latentwire.studies.curves import points
@@ -51,6 +51,8 @@ def screen(study: Study, summary: Summary) -> RenderableType:
 
 def _sections(study: Study, summary: Summary, *, brief: bool) -> Iterator[Section]:
     yield _scores(study, summary, brief)
+    if (spans := _f1(study, summary, brief)) is not None:
+        yield spans
     shares = [number["value"] for of in summary["derived"]["invalid"].values() for number in of.values()]
     if any(shares) or (shares and not brief):
         yield _invalid(summary, brief)
@@ -152,6 +154,32 @@ def _scores(study: Study, summary: Summary, brief: bool) -> Section:
     return Section(
         "Scores", ["stage", "arm", "wire", *tasks], rows, [*notes, *_sticking(summary, tasks), *_cautions(summary)]
     )
+
+
+def _f1(study: Study, summary: Summary, brief: bool) -> Section | None:
+    """Token F1 of the tasks that are answered by a span, beside their exact match in the scores."""
+    evaluations = {name: wires for name, each in study.stages.items() if (wires := each.evaluated_arms())}
+    numbers = {
+        (name, arm, task): metrics["f1"]
+        for name in evaluations
+        for arm, by_task in summary["stages"][name]["metrics"].items()
+        for task, metrics in by_task.items()
+        if "f1" in metrics and not (brief and "/" in task)
+    }
+    if not numbers:
+        return None
+    tasks = list(dict.fromkeys(task for _, _, task in numbers))
+    rows = [
+        [
+            name,
+            _marked(summary, f"{name}/{arm}").partition("/")[2],
+            evaluations[name][arm],
+            *(_number({**numbers[name, arm, task]}) if (name, arm, task) in numbers else "" for task in tasks),
+        ]
+        for name, arm in dict.fromkeys((name, arm) for name, arm, _ in numbers)
+    ]
+    note = "Token F1 of SQuAD v1.1 with its 95 % interval; the primary metric of these tasks is exact match."
+    return Section("F1", ["stage", "arm", "wire", *tasks], rows, [note])
 
 
 def _floors(summary: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
@@ -276,7 +304,7 @@ def _comparisons(summary: Summary) -> Section:
                 f"{_marked(summary, each['a'])} minus {_marked(summary, each['b'])}",
                 f"{each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]",
                 f"{each['p']:.2g}" if more["p_holm"] is None else f"{more['p_holm']:.2g} (Holm)",
-                "resolved" if each["resolved"] else f"not resolved (needs {more['resolvable']:.3f})",
+                f"{'' if each['resolved'] else 'not '}resolved (this sample resolves ≥ {more['resolvable']:.3f})",
                 ", ".join(labels),
                 f"{more['n']:,}",
             ]

@@ -22,15 +22,18 @@ Split = Literal["train", "validation", "test"]
 class Task:
     """Examples by split, and how they are answered.
 
-    `answer` picks the metrics: `span` (exact match and F1 of a short answer), `solution` (a worked
-    solution ending in `#### N`), `choice` (log-likelihood over `Example.choices`). `source(split)`
-    yields the examples of a split in an order that never changes, so that a limit always keeps
-    the same ones. `stop` are strings at which a generated answer ends.
-
-    `format` words the prompts of a benchmark that has its own words; without one it is the reader's.
-    `judge(text, example)` gives a generated answer's metrics where the benchmark scores in its own way.
-    `remark` is one sentence on how the task departs from its definition, printed with every evaluation.
-    `apart` says that no example is in two splits; a file's are in all of them.
+    Attributes:
+        name: unique within an evaluation; a slash makes it a member of a family (`choices/city`).
+        answer: picks the metrics: `span` (exact match and F1 of a short answer), `solution` (a worked solution
+            ending in `#### N`) or `choice` (log-likelihood over `Example.choices`).
+        source: yields the examples of a split in an order that never changes, so that a limit keeps the same ones.
+        max_new_tokens: the most tokens of a generated answer.
+        stop: strings at which a generated answer ends.
+        format: the prompt format of a benchmark that has its own; None for the reader's.
+        judge: from a generated text and its example to metrics, where the benchmark scores in its own way.
+        remark: sentences on what was left out or departs from the benchmark's definition, printed with every
+            evaluation.
+        apart: whether no example is in two splits; a file's examples are in all of them.
 
     Example:
         >>> import latentwire as lw

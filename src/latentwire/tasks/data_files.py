@@ -1,4 +1,4 @@
-"""Reading a user's data file: whatever is wrong with it is told in one sentence."""
+"""Reading a user's data file; whatever is wrong with it is said in one sentence."""
 
 from __future__ import annotations
 
@@ -44,7 +44,11 @@ def check_readable(path: Path) -> None:
 
 
 def decode(content: bytes, where: str) -> str:
-    """`content` as UTF-8. Raises UserError, beginning with `where`, if it is something else."""
+    """`content` as UTF-8.
+
+    Raises:
+        UserError: it is something else; the message begins with `where`.
+    """
     try:
         return content.decode("utf-8")
     except UnicodeDecodeError as error:
@@ -53,7 +57,11 @@ def decode(content: bytes, where: str) -> str:
 
 
 def digest(*parts: str) -> str:
-    """16 hexadecimal digits that name the content of `parts`, the same for ever."""
+    """16 hexadecimal digits that identify the content of `parts`; they never change between versions.
+
+    Example:
+        >>> digest("Ada lives in Rome.")
+    """
     return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
 
 

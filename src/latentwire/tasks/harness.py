@@ -1,9 +1,10 @@
 """Any task of lm-eval by its name: its documents, its prompts, its choices, its filters.
 
-What lm-eval would send to a model is asked from its own task object, so nothing is worded here. The whole
-prompt stands in `Example.context` and the question is empty: under `none` a reader gets nothing but the token
-that begins a text, and its score is that of the choices by themselves. Choices that stand in the prompt
-(Winogrande) are then all alike, and which of them is taken, the first unless rounding says otherwise, is a guess.
+Prompts come from lm-eval's own task object; nothing is worded here. The whole prompt is in `Example.context` and
+the
+question is empty: under `none` a reader gets only the token that begins a text, and its score is that of the
+choices by themselves. Where choices are part of the prompt (Winogrande), they are then all the same, and the one
+that is taken, the first unless rounding decides otherwise, is a guess.
 """
 
 from __future__ import annotations
@@ -46,13 +47,22 @@ def groups(include_path: Path | None = None) -> list[str]:
 def task(kind: str, name: str, data: Path | None = None, include_path: Path | None = None) -> Task:
     """lm-eval's task `kind`, called `name` here.
 
-    Documents are those that lm-eval evaluates: of the test split, of the validation split where there is no
-    test split. They come from the hub, or from the official files in `data` where `official.RELEASES` knows
-    them. Before each stand as many worked examples as the definition says, the ones that lm-eval draws; where
-    the official files lack what they are drawn from there are none, and the task's `remark` says so.
+    Documents are those that lm-eval evaluates: the test split, or the validation split where there is no test
+    split. They come from the hub, or from the official files in `data` if `official.RELEASES` knows them. Each is
+    preceded by as many worked examples as the definition says, the ones that lm-eval draws; where the official
+    files lack the file they are drawn from, there are none, and the task's `remark` says so.
+
+    Args:
+        kind: lm-eval's name.
+        name: what the task is called here.
+        data: the benchmark's official file or folder.
+        include_path: a folder with lm-eval YAML files.
+
+    Example:
+        >>> task("arc_easy", "arc_easy", Path("ARC-Easy-Test.jsonl")).examples(limit=1)
 
     Raises:
-        UserError: lm-eval is not installed, the documents cannot be had or worded, or the task is
+        UserError: lm-eval is not installed, the documents cannot be loaded or worded, or the task is
             neither multiple choice nor scored by exact match.
     """
     manager = _manager(include_path)
@@ -96,14 +106,14 @@ def _manager(include_path: Path | None) -> Any:
         from lm_eval.tasks import TaskManager
     except ImportError:
         return None
-    # Both speak of their inner workings on the screen.
+    # Both print their inner workings on the screen.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
     return TaskManager(include_path=include_path)
 
 
 def _over(documents: list[official.Document], worked: list[official.Document]) -> dict[str, Any]:
-    """What makes a definition read `documents`, draw worked examples from `worked`, and nothing else."""
+    """Changes by which a definition reads `documents` and draws worked examples from `worked`."""
     import datasets
 
     made = datasets.DatasetDict({"test": datasets.Dataset.from_list(documents)})
@@ -124,7 +134,7 @@ def _choice_example(harness: Any, shots: int, doc: Any, name: str, at: int) -> E
         prefix = harness.doc_to_prefix(doc)
         asked = harness.fewshot_context(doc, num_fewshot=shots, gen_prefix=prefix)
         choices = [str(choice) for choice in harness.doc_to_choice(doc)]
-        # Unconditional requests of `acc_mutual_info` stand behind the choices' own.
+        # Unconditional requests of `acc_mutual_info` come after the choices' own.
         pairs = [request.args for request in harness.construct_requests(doc, asked)][: len(choices)]
         gold = harness.doc_to_text(doc) if harness.multiple_input else harness.doc_to_target(doc)
     except Exception as error:  # a template or function of the task's definition
@@ -139,7 +149,7 @@ def _choice_example(harness: Any, shots: int, doc: Any, name: str, at: int) -> E
         answers = (str(harness.doc_to_target(doc)),)
     example = Example(
         id=f"{digest(context, *answers, *choices)}-{at}",
-        # As elsewhere: what shares a prompt is a group, and without one each stands for itself.
+        # As elsewhere: examples that share a prompt are a group; without a prompt each is its own.
         group=digest(context) if context and not answers else f"{name}-{at}",
         context=context,
         question="",
@@ -148,9 +158,11 @@ def _choice_example(harness: Any, shots: int, doc: Any, name: str, at: int) -> E
         gold=position,
     )
     delimiter = harness.config.target_delimiter
-    ours = [(each.context, delimiter + choice) for each in example.requests() for choice in each.choices]
-    if ours != [(str(before), str(behind)) for before, behind, *_ in pairs]:
-        raise UserError(f"task: {name}, document {at}: lm-eval asks in a way that no prompt here can say.")
+    ours = [(asked.context, delimiter + choice) for asked in example.requests() for choice in asked.choices]
+    if ours != [(str(before), str(after)) for before, after, *_ in pairs]:
+        raise UserError(
+            f"task: {name}, document {at}: found a request of lm-eval that no prompt here can express."
+        )
     return example
 
 
@@ -159,8 +171,8 @@ def _generation_task(harness: Any, shots: int, documents: Any, name: str) -> Tas
     metrics = [metric["metric"] for metric in config.metric_list or []]
     greedy = not how.get("do_sample") and config.repeats == 1
     if harness.OUTPUT_TYPE != "generate_until" or "exact_match" not in metrics or not greedy:
-        told = ", ".join([harness.OUTPUT_TYPE, *map(str, metrics)])
-        raise UserError(f"task: expected multiple choice or greedy text scored by exact_match, {name} is {told}.")
+        found = ", ".join([harness.OUTPUT_TYPE, *map(str, metrics)])
+        raise UserError(f"task: expected multiple choice or greedy text scored by exact_match, {name} is {found}.")
     asked: dict[str, Any] = {}
 
     def example(at: int, doc: Any) -> Example:
@@ -194,7 +206,7 @@ def _generation_task(harness: Any, shots: int, documents: Any, name: str) -> Tas
 
 
 def _judged(harness: Any, text: str, doc: Any) -> dict[str, float]:
-    """What lm-eval gives an answer by the first of the task's filters, and whether that filter finds none."""
+    """lm-eval's score of an answer by the task's first filter, and whether that filter finds no answer in it."""
     from lm_eval.api.instance import Instance
 
     request = Instance(request_type="generate_until", doc=doc, arguments=("", {}), idx=0, resps=[text])
@@ -211,7 +223,7 @@ def _format(harness: Any) -> Any:
 
 
 def _kept(examples: Iterator[Example], name: str) -> Callable[[Split], Iterator[Example]]:
-    """A source that makes each example when it is first asked for, and only once."""
+    """A source that builds each example when it is first needed, and only once."""
     made: list[Example] = []
 
     def source(split: Split) -> Iterator[Example]:

@@ -15,6 +15,8 @@ from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
 from latentwire.tasks.data_files import decode, digest, first_mistake, read_bytes
+from latentwire.tasks.row_task import file_task
+from latentwire.tasks.rows import suffix
 
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 
@@ -29,11 +31,18 @@ class _Row(BaseModel):
 def task(path: Path, name: str) -> Task:
     """The questions of `path`, in the order of the file, as a `span` task.
 
-    A context is its paragraphs in the file's order, a line each, every one behind its title; `group` is a
-    hash of it. The file is the file: every split has the same examples.
+    A context is its paragraphs in the file's order, a line each, every one after its title; `group` is a
+    hash of it. The file is the file: every split has the same examples. A file that is no `.json` holds rows, as
+    the hub has them.
 
-    Raises UserError if the file cannot be read, has another format, repeats an id, or holds no question.
+    Example:
+        >>> task(Path("hotpot_dev_distractor_v1.json"), "hotpotqa").examples(limit=1)[0].question
+
+    Raises:
+        UserError: the file cannot be read, has another format, repeats an id, or holds no question.
     """
+    if suffix(path) != ".json":
+        return file_task(path, name)
     try:
         rows = TypeAdapter(list[_Row]).validate_json(decode(read_bytes(path), str(path)))
     except ValidationError as error:

@@ -3,7 +3,7 @@
     {"context": "…", "question": "…", "answers": ["Paris", "the city of Paris"]}
     {"context": "…", "question": "…", "choices": ["Paris", "Rome"], "gold": 0}
 
-Answers that all end in `#### N`, worked solutions as GSM8K has them, make a task that is scored by that number.
+Answers that end in `#### N`, worked solutions as GSM8K has them, make a task that is scored by that number.
 `answer` is another name for `gold`, the position of the right choice counted from 0. `id` and
 `group` are optional. Other fields are ignored, unless one looks like a misspelt field that the
 line lacks.
@@ -12,19 +12,18 @@ line lacks.
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, StringConstraints, ValidationError
-from pydantic_core import from_json
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
-from latentwire.tasks.data_files import decode, digest, first_mistake, read_bytes
+from latentwire.tasks.data_files import digest, first_mistake
+from latentwire.tasks.row_task import MAX_UNUSABLE, task_of
+from latentwire.tasks.rows import Row, read_rows
 
-_SOLVED = re.compile(r"####\s*[-+]?\$?\d[\d,]*(\.\d+)?\s*$")
 _Text = Annotated[str, StringConstraints(pattern=r"\S")]
 # `type(…) is int`, because True is an int too, and no name.
 _Name = Annotated[_Text, BeforeValidator(lambda name: str(name) if type(name) is int else name)]
@@ -45,56 +44,49 @@ class _Row(BaseModel):
 
 def task(path: Path, name: str) -> Task:
     """The examples of `path` in the order of the file: a `choice` task if they have choices, a `solution` task if
-    all answers are worked solutions, else `span`.
+    nearly all answers are worked solutions (see `row_task.task_of`), else `span`.
 
     The file is the file: `source(split)` yields the same examples for every split, and keeping
     training and test files apart is up to whoever names them. Without an `id`, an example is named
     by a hash of its content and its line; without a `group`, examples with the same context are one
-    group, and an example with an empty context is a group of its own.
+    group, and an example with an empty context is a group of its own. Up to one line in twenty that is
+    no such object is skipped, and the task's remark names the first.
 
-    Raises UserError, naming the line and the field, if the file cannot be read, a line is not such
-    an object, an id comes twice, lines with answers and lines with choices are mixed, or the file
-    holds no example.
+    Raises:
+        UserError: the file cannot be read, more lines are no such object, an id comes twice, lines with answers
+            and lines with choices are mixed, or the file holds no example. The line and the field are named.
     """
     examples: list[Example] = []
     lines: dict[str, int] = {}
-    # Split at b"\n" only: a JSON text may hold Unicode's other line separators.
-    for number, line in enumerate(read_bytes(path).split(b"\n"), start=1):
-        where = f"{path}, line {number}"
-        text = decode(line, where)
-        if not text.strip():
+    unusable: list[UserError] = []
+    for row in read_rows(path):
+        try:
+            example = _example(row)
+        except UserError as error:
+            unusable.append(error)
             continue
-        example = _example(text, where, number)
         if example.id in lines:
             first = lines[example.id]
-            raise UserError(f"{where}: expected each id once, found {example.id!r} on line {first} too.")
+            raise UserError(f"{row.where}: expected each id once, found {example.id!r} on line {first} too.")
         if examples and bool(examples[0].choices) != bool(example.choices):
             found, before = ("choices", "answers") if example.choices else ("answers", "choices")
-            raise UserError(f"{where}: expected {before!r} as on the lines before, found {found!r}.")
-        lines[example.id] = number
+            raise UserError(f"{row.where}: expected {before!r} as on the lines before, found {found!r}.")
+        lines[example.id] = row.number
         examples.append(example)
+    total = len(examples) + len(unusable)
+    if len(unusable) > MAX_UNUSABLE * total:
+        counted = f" ({len(unusable):,} of {total:,} lines cannot be used)" if len(unusable) > 1 else ""
+        raise UserError(f"{str(unusable[0]).removesuffix('.')}{counted}.")
     if not examples:
         raise UserError(f"{path}: expected at least one example, found none.")
-    if all(_SOLVED.search(answer) for each in examples for answer in each.answers or ("",)):
-        return Task(
-            name=name,
-            answer="solution",
-            source=lambda split: tuple(examples),
-            max_new_tokens=256,
-            stop=("Question:",),
-        )
-    return Task(
-        name=name,
-        answer="choice" if examples[0].choices else "span",
-        source=lambda split: tuple(examples),
-        max_new_tokens=64,
-    )
+    skipped = [f"{len(unusable):,} of {total:,} lines are skipped, the first: {unusable[0]}"] if unusable else []
+    return task_of(examples, name, str(path), skipped)
 
 
-def _example(text: str, where: str, number: int) -> Example:
-    row = _parse(text, where)
+def _example(line: Row) -> Example:
+    row = _parse(line)
     answered = row.answers if row.answers else row.choices
-    id_ = row.id or f"{digest(row.context, row.question, *answered)}-{number}"
+    id_ = row.id or f"{digest(row.context, row.question, *answered)}-{line.number}"
     return Example(
         id=id_,
         group=row.group or (digest(row.context) if row.context.strip() else id_),
@@ -102,19 +94,14 @@ def _example(text: str, where: str, number: int) -> Example:
         question=row.question,
         answers=tuple(row.answers),
         choices=tuple(row.choices),
-        gold=_gold(row, where),
+        gold=_gold(row, line.where),
     )
 
 
-def _parse(text: str, where: str) -> _Row:
-    try:
-        found: Any = from_json(text)
-    except ValueError as error:
-        raise UserError(f"{where}: expected a JSON object, found invalid JSON ({error}).") from error
-    if not isinstance(found, dict):
-        raise UserError(f"{where}: expected a JSON object, found {text.strip()[:60]}.")
+def _parse(line: Row) -> _Row:
+    where = line.where
     # Exports of tables write null where a line lacks a field.
-    row = {key: value for key, value in found.items() if value is not None}
+    row = {key: value for key, value in line.fields.items() if value is not None}
     lacking = [field for field in _Row.model_fields if field not in row]
     for key in row:
         known = key in _Row.model_fields

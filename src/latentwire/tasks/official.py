@@ -72,9 +72,12 @@ class _Science(_Row):
 class Release:
     """A benchmark's official files.
 
-    names: how the evaluated file is called in a folder, the first that is there counts. read: its
-    documents. labels: whether the answers stand in a file of their own, `NAME-labels.lst`. train: whether the
-    definition draws worked examples from a train file; beside `x_test.jsonl` that is `x_train.jsonl`.
+    Attributes:
+        names: what the evaluated file may be called in a folder; the first that exists is taken.
+        read: from that file to its documents.
+        labels: whether the answers are in a file of their own, `NAME-labels.lst`.
+        train: whether the definition draws worked examples from a train file; beside `x_test.jsonl` that is
+            `x_train.jsonl`.
     """
 
     names: tuple[str, ...]
@@ -86,8 +89,11 @@ class Release:
 def files(kind: str, data: Path) -> dict[str, Path]:
     """The files that `kind` is read from, by what they hold.
 
-    `documents` (`data` or one in that folder), their `labels` where those stand apart, and what worked examples
-    are drawn from, `train`, where the definition wants it and it is there.
+    `documents` is `data` or a file in that folder; `labels`, where they are in a file of their own; `train`, from
+    which worked examples are drawn, where the definition wants it and the file exists.
+
+    Example:
+        >>> files("gsm8k", Path("data"))
 
     Raises:
         UserError: the folder holds none of them.
@@ -112,6 +118,9 @@ def files(kind: str, data: Path) -> dict[str, Path]:
 
 def documents(kind: str, data: Path) -> list[Document]:
     """The documents of a benchmark, in the order of the file.
+
+    Example:
+        >>> documents("openbookqa", Path("openbookqa_test.tsv"))[0]["question_stem"]
 
     Raises:
         UserError: a file is missing, cannot be read, has another format or holds no document.
@@ -141,7 +150,7 @@ def _labels_of(path: Path) -> Path:
 
 
 def _lines(path: Path) -> list[tuple[str, str]]:
-    """Where every line stands and what it says, empty lines left out; at least one."""
+    """The place and text of every line that is not empty; at least one."""
     text = [(number, line) for number, line in enumerate(read_bytes(path).split(b"\n"), start=1) if line.strip()]
     if not text:
         raise UserError(f"{path}: expected at least one line, found none.")
@@ -199,7 +208,7 @@ def _arc(path: Path) -> list[Document]:
 
 
 def _science(where: str, row: _Science, field: str) -> Document:
-    """A question of AllenAI's, whose stem is called `field` in the dataset of the hub."""
+    """A question in AllenAI's format; `field` is what the hub's dataset calls its stem."""
     question = row.question
     labels = [choice.label for choice in question.choices]
     if labels.count(row.answerKey) != 1:

@@ -1,7 +1,7 @@
-"""Questions about paragraphs, from a file in the format of SQuAD v1.1 or v2.
+"""Questions about paragraphs, from a file in the format of SQuAD v1.1 or v2 (Rajpurkar et al. 2016, 2018).
 
 XQuAD and most translations of SQuAD share it: `data[].paragraphs[].{context, qas[].{id, question,
-answers[].text, is_impossible}}`; other fields are ignored.
+answers[].text, is_impossible}}`; other fields are ignored. Files of rows are read by `row_task`.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Task
 from latentwire.tasks.data_files import decode, digest, first_mistake, read_bytes
+from latentwire.tasks.row_task import file_task
+from latentwire.tasks.rows import suffix
 
 
 class _Answer(BaseModel):
@@ -44,13 +46,23 @@ class _File(BaseModel):
 def task(path: Path, name: str) -> Task:
     """The answerable questions of `path`, in the order of the file, as a `span` task.
 
+    A file that is no `.json`, or one whose JSON is a list, holds rows: `{context, question, answers}`, or as the
+    hub has them.
+
     The file is the file: `source(split)` yields the same examples for every split, and keeping
     training and test files apart is up to whoever names them. `group` is a hash of the paragraph's
     text. The unanswerable questions of SQuAD v2 are left out, and a warning says how many.
 
-    Raises UserError if the file cannot be read, has another format, repeats a question's id, or
-    holds no answerable question.
+    Example:
+        >>> len(task(Path("xquad_en.json"), "xquad").examples())
+        1190
+
+    Raises:
+        UserError: the file cannot be read, has another format, repeats a question's id, or holds no answerable
+            question.
     """
+    if suffix(path) != ".json" or read_bytes(path)[:64].lstrip()[:1] == b"[":
+        return file_task(path, name)
     examples, unanswerable = _read(path)
     if unanswerable:
         warnings.warn(

@@ -8,7 +8,7 @@ from tokenizers.models import BPE
 from transformers import PreTrainedTokenizerFast
 
 from latentwire.errors import UserError
-from latentwire.evaluation.items import prepare, reading
+from latentwire.evaluation.encoded import prepare, reader_of
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
@@ -135,7 +135,7 @@ def test_a_task_with_a_format_of_its_own_is_trained_on_the_tokens_it_is_evaluate
         for each in found
         for at, (asked, answer) in enumerate(each.pairs["a"])
     }
-    reader = reading(lm, task)
+    reader = reader_of(lm, task)
     text, ends = parse("text").bind(reader), sorted(lm.eos_ids)[:1]
     evaluated = set()
     for item in prepare(lm, task, "test", None):

@@ -19,7 +19,7 @@ from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcome
 from latentwire.evaluation.prompts_shown import departures
 from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.evaluation.sizes import message_sizes
-from latentwire.evaluation.summary import summarize
+from latentwire.evaluation.summarize import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.runs.log import duration

@@ -1,7 +1,7 @@
 """The made-up world: people who never were, and what a reader can be asked about them.
 
 Every example is a pure function of (task, split, index); nothing is stored. `names` keeps the
-splits apart, `passages` tells the facts, `reading`, `choices` and `sums` ask about them.
+splits apart, `passages` states the facts, `reading`, `choices` and `sums` ask about them.
 """
 
 from __future__ import annotations

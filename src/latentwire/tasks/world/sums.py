@@ -72,13 +72,13 @@ def draw_problem(random_: random.Random, split: Split, steps: Sequence[int] = ST
 
 
 def draw_story(random_: random.Random, split: Split, problem: Problem) -> tuple[str, str]:
-    """A story that tells the problem, with someone else's number in it, and its question."""
+    """A story that states the problem, with someone else's number in it, and its question."""
     who, other = draw_names(random_, split, 2)
     things = random_.choice(THINGS)
     opening = [f"{who} has {problem.start} {things}.", f"{other} has {random_.randint(5, 60)} {things}."]
     random_.shuffle(opening)
-    told = {"+": GAINS, "-": LOSSES, "*": DOUBLINGS}
-    events = [random_.choice(told[sign]).format(who=who, other=other, n=n) for sign, n in problem.steps]
+    sentences = {"+": GAINS, "-": LOSSES, "*": DOUBLINGS}
+    events = [random_.choice(sentences[sign]).format(who=who, other=other, n=n) for sign, n in problem.steps]
     return " ".join([OPENING, *opening, *events]), f"How many {things} does {who} have now?"
 
 

@@ -86,8 +86,8 @@ def draw_passage(
 def ask(passage: WorldPassage, tier: Tier) -> list[Question]:
     """Every question of `tier` that the passage answers."""
     questions: list[Question] = []
-    told = dict.fromkeys(fact.relation for fact in passage.facts)
-    for relation in told:
+    stated_relations = dict.fromkeys(fact.relation for fact in passage.facts)
+    for relation in stated_relations:
         facts = passage.of(relation)
         subjects = tuple(fact.who for fact in facts)
         values = tuple(fact.what for fact in facts)

@@ -62,7 +62,7 @@ class WorldPassage:
     """A text and its facts in the order in which it states them.
 
     Every relation of the passage holds for every person, each time with another value. `tie` is
-    the kind of acquaintance told of ("friend"); empty where none is. `tags` are what the people are
+    the kind of acquaintance that is stated ("friend"); empty where none is. `tags` are what the people are
     known by in a tagged passage, person by person; empty in a direct one.
     """
 

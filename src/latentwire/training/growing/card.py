@@ -19,7 +19,7 @@ import torch
 
 from latentwire import wires
 from latentwire.evaluation.evaluate import BATCH_TOKENS, evaluate
-from latentwire.evaluation.summary import Metrics, summarize
+from latentwire.evaluation.summarize import Metrics, summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.tasks import resolve

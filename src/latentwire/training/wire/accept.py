@@ -14,7 +14,7 @@ from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.gates import EXAMPLES, Gate, hold
 from latentwire.evaluation.metrics import METRICS
 from latentwire.evaluation.outcomes import Outcome, write_outcomes
-from latentwire.evaluation.summary import summarize
+from latentwire.evaluation.summarize import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example

@@ -11,9 +11,9 @@ from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation import costs
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.encoded import prepare
+from latentwire.evaluation.eval_report import Report
 from latentwire.evaluation.evaluate import evaluate
-from latentwire.evaluation.items import prepare
-from latentwire.evaluation.report import Report
 from latentwire.lm.prefix import pad_rows
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example, Prompt

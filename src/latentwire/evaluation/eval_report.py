@@ -1,4 +1,4 @@
-"""An evaluation and an audit as a person reads them: tables and sentences in order, and `--json`'s numbers."""
+"""An evaluation and an audit for the screen, as tables and sentences in order, and the numbers of `--json`."""
 
 from __future__ import annotations
 
@@ -8,23 +8,29 @@ from typing import Any
 
 from rich.table import Table
 
-from latentwire.evaluation import costs, tables, wire_tables
+from latentwire.evaluation import costs, score_tables, wire_tables
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.audit import Audit
+from latentwire.evaluation.baseline import against_baseline
 from latentwire.evaluation.costs import Costs
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.gaps import Gap, gaps
-from latentwire.evaluation.summary import summarize
+from latentwire.evaluation.summarize import summarize
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Task
 
 
 @dataclass(frozen=True)
 class Report:
-    """What came of arms and tasks, with what is said of latent wires only.
+    """Results of arms on tasks, with costs and gaps of the wires that send latents.
 
-    spent: by arm that sends latents and task, what it costs. closed: by arm and task the gap to the text, empty
-    where nothing sends latents. All of `readers` are by the name behind an arm's `@`; None for arms without one.
+    Attributes:
+        readers: models by the name after an arm's `@`; None for arms without one.
+        tasks: what was asked.
+        arms: what was evaluated.
+        result: outcomes and floors.
+        spent: costs by arm that sends latents, and task.
+        closed: the gap to the text by arm and task; empty where nothing sends latents.
     """
 
     readers: Mapping[str | None, LM]
@@ -53,10 +59,10 @@ class Report:
         return cls(readers, tasks, arms, result, spent, closed)
 
     def parts(self, model: str) -> Iterator[Table | str]:
-        """Tables and sentences; `model` as the command line names it."""
+        """Tables and sentences in order. model: as the command line names it."""
         result, leaking = self.result, [arm.label for arm in self.arms if arm.leaks]
         aware = [arm.label for arm in self.arms if arm.wire.question_aware]
-        yield tables.scores(result, leaking, aware)
+        yield score_tables.scores(result, leaking, aware)
         yield from wire_tables.followed(result.outcomes)
         if self.closed:
             yield wire_tables.gap_table(self.closed)
@@ -64,13 +70,13 @@ class Report:
             yield wire_tables.cost_table(self.spent)
             if not aware:
                 yield of_questions(aware)
-        if (wrong := tables.errors(result)) is not None:
+        if (wrong := score_tables.errors(result)) is not None:
             yield wrong
         for each in self.tasks:
             if each.remark:
                 yield each.remark
             if each.format is not None and each.format != self.readers[None].format:
-                yield f"{each.name}: read in the benchmark's own words, not in the prompt format of {model}."
+                yield f"{each.name}: asked in the benchmark's own words, not in the prompt format of {model}."
         for name, count in result.unstable.items():
             if count:
                 yield f"{name}: {count} prompts end in tokens that the answer would change; these stay causal."
@@ -84,8 +90,11 @@ class Report:
             yield f"LEAKS: under {', '.join(leaking)} a scored token sees itself; its scores are no reading."
 
     def numbers(self) -> dict[str, Any]:
-        """`metrics`, and `costs` and `gaps` where there are any."""
-        found: dict[str, Any] = {"metrics": summarize(self.result.outcomes)}
+        """`metrics` and `comparisons`, and `costs` and `gaps` where there are any."""
+        found: dict[str, Any] = {
+            "metrics": summarize(self.result.outcomes),
+            "comparisons": [pair.to_json() for pair in against_baseline(self.result.outcomes)],
+        }
         if self.spent:
             found["costs"] = {arm: {at: e.to_json() for at, e in of.items()} for arm, of in self.spent.items()}
         if self.closed:
@@ -94,7 +103,7 @@ class Report:
 
 
 def partner_sentence(which: str, types: Mapping[str, int]) -> str:
-    """What is said of a deranged arm: from whom its contexts are. types: see `Arm.partner_types`."""
+    """Where the contexts of a deranged arm come from. types: see `Arm.partner_types`."""
     return (
         f"{which}: {types['same type']:,} examples get the context of a question that wants the same type of "
         f"answer, {types['any type']:,} that of any other; {types['none']:,} have none without their answer in it."
@@ -102,14 +111,14 @@ def partner_sentence(which: str, types: Mapping[str, int]) -> str:
 
 
 def of_questions(aware: Sequence[str]) -> str:
-    """What is said of messages: which arms' were made with the question in sight, or that none were."""
+    """Which arms' messages were encoded with the question in sight, or that none were."""
     if aware:
-        return f"The question was in sight when {', '.join(aware)} was encoded; no other message knows it."
-    return "Contexts are compressed without the question: no message knows what will be asked."
+        return f"The question was in sight when {', '.join(aware)} was encoded; no other message depends on it."
+    return "Contexts are compressed without the question: no message depends on what will be asked."
 
 
 def audited(found: Audit) -> Iterator[Table | str]:
-    """What an audit found, its verdict last."""
+    """An audit's findings as tables and sentences, its verdict last."""
     yield f"\n{found.wire}"
     yield f"loss of one sample, nats a token: {', '.join(f'{n} {loss:.2f}' for n, loss in found.losses.items())}"
     first, text = found.first_tokens[0]
@@ -117,6 +126,6 @@ def audited(found: Audit) -> Iterator[Table | str]:
     yield f"random labels: {found.random_loss:.2f} nats a token, entropy {found.entropy:.2f}"
     if found.decode_gap is not None:
         yield f"prefill and decoding against one full pass: {found.decode_gap:.1e} of the largest logit"
-    yield tables.audit_table(found)
+    yield score_tables.audit_table(found)
     yield from found.problems
     yield "FAILED" if found.problems else "passed: nothing leaks, nothing sees what its mask hides"

@@ -1,4 +1,4 @@
-"""Results as a person reads them: every number with its interval, beside the baseline and the floors."""
+"""Tables of scores: every number with its interval, beside the baseline and the floors."""
 
 from __future__ import annotations
 
@@ -8,64 +8,67 @@ from collections.abc import Mapping, Sequence
 from rich.table import Table
 
 from latentwire.evaluation.audit import Audit
+from latentwire.evaluation.baseline import against_baseline, baseline_of, metric_of
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import Comparison, compare, estimate, members, shared
-from latentwire.evaluation.summary import by_arm, rows
+from latentwire.evaluation.statistics import Estimate, estimate, members
+from latentwire.evaluation.summarize import by_arm, rows
 from latentwire.printing import plain_table
-
-BASELINE = "text"
 
 
 def scores(result: Evaluation, leaking: Sequence[str] = (), aware: Sequence[str] = ()) -> Table:
     """One row per task and arm, the baseline first and every other arm's paired difference beside it.
 
-    The baseline is `text` where it is among the arms, else the first arm. Arms in `leaking` are marked, and those
-    in `aware`, whose messages know the question.
+    Args:
+        result: what the arms answered.
+        leaking: labels of arms to be marked, under which a scored token sees its own label.
+        aware: labels of arms to be marked, whose message was encoded with the question in sight.
     """
     arms = by_arm(result.outcomes)
-    baseline = BASELINE if BASELINE in arms else next(iter(arms))
-    table = plain_table("task", "arm", "score [95 %]", right=("n",))
+    baseline = baseline_of(list(arms))
+    pairs = {(pair.task, pair.a): pair for pair in against_baseline(result.outcomes)}
+    spans = any("f1" in outcome.metrics for outcome in result.outcomes)
+    table = plain_table("task", "arm", "score [95 %]", *["f1 [95 %]"] * spans, right=("n",))
     table.add_column(f"minus {baseline}")
     for task in rows(outcome.task for outcome in result.outcomes):
         base = members(arms[baseline], task)
-        metric = _metric(base)
+        metric = metric_of(base).replace("primary", "mean of primary metrics")
         for at, arm in enumerate([baseline, *(name for name in arms if name != baseline)]):
             part = members(arms[arm], task)
-            found = estimate(part)
-            shown = f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
             table.add_row(
                 f"{task} {metric}" if at == 0 else "",
                 arm + " LEAKS" * (arm in leaking) + " QUESTION-AWARE" * (arm in aware),
-                shown,
-                str(found.n),
-                "" if arm == baseline else str(_compared(part, base)),
+                _shown(estimate(part)) if part else "",
+                *[_shown(estimate(part, "f1")) if _all_have(part, "f1") else ""] * spans,
+                str(len(part)),
+                str(pairs[task, arm].found) if (task, arm) in pairs else "",
             )
         for name, value in floors(result, task).items():
-            table.add_row("", name, f"{value:.3f}", "", "")
+            table.add_row("", name, f"{value:.3f}", *[""] * spans, "", "")
         table.add_section()
+    if len(pairs) > 1:
+        table.caption = f"p-values are Holm-corrected over the {len(pairs)} comparisons of this table."
+        table.caption_justify = "left"
     return table
 
 
-def _compared(part: Sequence[Outcome], base: Sequence[Outcome]) -> Comparison:
-    a, b = shared([part, base])
-    return compare(a, b)
+def _shown(found: Estimate) -> str:
+    return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
+
+
+def _all_have(outcomes: Sequence[Outcome], metric: str) -> bool:
+    return bool(outcomes) and all(metric in outcome.metrics for outcome in outcomes)
 
 
 def floors(result: Evaluation, task: str) -> Mapping[str, float]:
-    """The floors of a task, or of a family as the mean over its members where all of them have one."""
+    """The floors of a task, or of a family: the mean over its members where all of them have one."""
     part = [found for name, found in result.floors.items() if task == name or name.startswith(f"{task}/")]
     names = [name for name in ("chance", "type_floor") if part and all(name in found for found in part)]
     return {name: sum(found[name] for found in part) / len(part) for name in names}
 
 
-def _metric(outcomes: Sequence[Outcome]) -> str:
-    names = {next(iter(outcome.metrics)) for outcome in outcomes}
-    return names.pop() if len(names) == 1 else "mean of primary metrics"
-
-
 def errors(result: Evaluation) -> Table | None:
-    """What wrong answers in words were, per arm; None if there were none."""
+    """How many wrong answers of each class every arm gave; None if there are none."""
     wrong = {
         arm: Counter(outcome.error for outcome in found if outcome.error)
         for arm, found in by_arm(result.outcomes).items()

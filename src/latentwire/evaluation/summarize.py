@@ -9,7 +9,8 @@ from typing import TypedDict
 
 from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import Estimate, estimate, members
+from latentwire.evaluation.scores import Scores
+from latentwire.evaluation.statistics import Estimate, estimate, estimate_scores
 
 
 class Number(TypedDict):
@@ -26,7 +27,12 @@ Metrics = dict[str, dict[str, dict[str, Number]]]
 
 
 def rows(tasks: Iterable[str]) -> list[str]:
-    """Task names in order, each family behind its members, `macro` last if there is more than one task."""
+    """Task names in order, each family after its members, `macro` last if there is more than one task.
+
+    Example:
+        >>> rows(["one_hop", "choices/city", "choices/age"])
+        ['one_hop', 'choices/city', 'choices/age', 'choices', 'macro']
+    """
     shown: list[str] = []
     names = list(dict.fromkeys(tasks))
     for at, name in enumerate(names):
@@ -53,22 +59,22 @@ def summarize(outcomes: Sequence[Outcome]) -> Metrics:
     tasks' primary metrics. A family has the metrics that its members share.
     """
     summary: Metrics = {}
-    for arm, found in by_arm(outcomes).items():
+    for arm, own in by_arm(outcomes).items():
+        scores = Scores.of(own)
         summary[arm] = {}
-        for task in rows(outcome.task for outcome in found):
-            part = members(found, task)
-            common = [name for name in part[0].metrics if all(name in o.metrics for o in part)]
+        for task in rows(outcome.task for outcome in own):
+            part = scores.of_task(task)
             if task == "macro":
-                summary[arm][task] = {"primary": _number(estimate(part))}
+                summary[arm][task] = {"primary": _number(estimate_scores(part))}
             else:
-                summary[arm][task] = {name: _number(estimate(part, name)) for name in common}
+                summary[arm][task] = {name: _number(estimate_scores(part, name)) for name in part.common}
     return summary
 
 
 def invalid(outcomes: Sequence[Outcome]) -> Number:
     """The share of one arm's answers to one task that could not be read, whatever the right one was."""
-    told = [replace(each, metrics={"unreadable": float(each.error == "unreadable")}) for each in outcomes]
-    return _number(estimate(told))
+    unreadable = [replace(o, metrics={"unreadable": float(o.error == "unreadable")}) for o in outcomes]
+    return _number(estimate(unreadable))
 
 
 def agreement(arms: Sequence[Sequence[Outcome]]) -> Number | None:
