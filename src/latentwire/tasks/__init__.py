@@ -49,7 +49,7 @@ FILE_KINDS = {
     "jsonl": FileKind(jsonl.task, (".jsonl",)),
     "file": FileKind(file_task, TABLES),
 }
-"""The formats of a user's own files, one line per kind. All but `jsonl` also read rows with other columns, as JSON,
+"""The formats of your own files, one line per kind. All but `jsonl` also read rows with other columns, as JSON,
 JSON Lines, CSV, TSV or Parquet."""
 
 HUB = "hub:"
