@@ -136,6 +136,11 @@ WRONG = {
     "true for a number": ("limit", True, r"limit: found true, expected a number"),
     "true for a number deep inside": ("finetuning.stopping", {"patience": True}, r"patience: found true"),
     "a number that nothing can count": ("finetuning.eval_samples", 10**12, r"eval_samples: found 1000000000000,"),
+    "rows longer than memory": (
+        "finetuning.row_tokens",
+        10**7,
+        r"row_tokens: found 10000000, expected a number below",
+    ),
     "a number beyond 64 bits": ("limit", 2**63, r"limit: found 9223372036854775808, expected a number below"),
     "a number that is not finite": (
         "finetuning.learning_rate",
@@ -164,6 +169,10 @@ WRONG = {
 
 
 WRONG_FITS = {
+    "more latents than memory": (
+        {"wire": {"encoder": {"kind": "constant", "tokens": 10**12}}},
+        r"stages\.w\.wire\.encoder\.tokens: found 1000000000000, expected a number below 1,000,000\.",
+    ),
     "a preset that is none": ({"preset": "smok"}, r"stages\.w\.preset: found 'smok', expected 'smoke' or 'hero'"),
     "a gate that is no list": (
         {"accept": "f1 >= 0.1"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import chain
 from pathlib import Path
@@ -22,8 +23,10 @@ from latentwire.training.wire.wire_training_config import PRESETS
 
 _MOST_VALUES, _MOST_CHARACTERS = 100_000, 2**24
 """How many values a study may hold once its aliases are written out, and how long its file may be."""
-_HIGHEST, _HIGHEST_SEED = 10**8, 2**63
-"""No count in a study is that high: a slip of the finger would otherwise fill the memory before anyone notices."""
+_HIGHEST, _HIGHEST_SIZE, _HIGHEST_SEED = 10**8, 10**6, 2**63
+"""No count, size or seed of a study is that high: a typing error would otherwise fill the memory."""
+_SIZES = re.compile(r"\.wire\.|\.lora\.|(rows|row_tokens|passages|questions|reader_prefix)$")
+"""Keys of what is held in memory at once."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -144,9 +147,15 @@ def _separate(value: Any, at: str = "") -> Any:
         raise UserError(f"{key}: found {shown(value)}, expected text without NUL characters.")
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{key}: found {value}, expected a finite number.")
-    if isinstance(value, int) and abs(value) >= (highest := _HIGHEST_SEED if "seed" in key else _HIGHEST):
+    if isinstance(value, int) and abs(value) >= (highest := _highest(key)):
         raise UserError(f"{key}: found {shown(value)}, expected a number below {highest:,}.")
     return value
+
+
+def _highest(key: str) -> int:
+    if "seed" in key:
+        return _HIGHEST_SEED
+    return _HIGHEST_SIZE if _SIZES.search(key) else _HIGHEST
 
 
 def _refuse_booleans(raw: Any, settled: Any, at: str) -> None:
