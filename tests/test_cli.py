@@ -92,6 +92,19 @@ def test_eval_shows_prompts_as_they_are_asked(capsys, monkeypatch, folder, data)
     assert "instruction 'Be brief.' and not ''" in out, "the model was saved with another format"
 
 
+def test_eval_generates_as_its_options_say(capsys, monkeypatch, folder, data, tmp_path):
+    words = ["eval", "--model", folder, "--task", "jsonl", "--data", data, "--wire", "text", "--show", 1]
+    answers = []
+    for more in ([], ["--max-new-tokens", 1], ["--min-new-tokens", 12, "--max-new-tokens", 12]):
+        status, out, err = run(capsys, monkeypatch, *words, *more)
+        assert status == 0, err
+        answers.append(re.search(r">>> answer (.*), gold", out).group(1))
+    assert len(answers[1]) < len(answers[2])
+    status, out, err = run(capsys, monkeypatch, *words, "--suppress", "not a token:2")
+    assert (status, out) == (2, "")
+    assert "suppress_tokens: found 'not a token'" in err
+
+
 def write_adapter(kind, place):
     model = tiny_model(max_position_embeddings=256)
     if kind == "lora":

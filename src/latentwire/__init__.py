@@ -31,10 +31,12 @@ if TYPE_CHECKING:
     from latentwire.evaluation.statistics import Comparison as Comparison
     from latentwire.evaluation.statistics import Estimate as Estimate
     from latentwire.lm.decoding import Decoding as Decoding
+    from latentwire.lm.decoding import DecodingSettings as DecodingSettings
     from latentwire.lm.masks.blocks import blocks as blocks
     from latentwire.lm.model import LM as LM
     from latentwire.lm.prefix import Prefix as Prefix
     from latentwire.lm.prompt_format import PromptFormat as PromptFormat
+    from latentwire.lm.prompt_settings import PromptSettings as PromptSettings
     from latentwire.lm.prompts import Example as Example
     from latentwire.tasks.base import Task as Task
     from latentwire.wires.scored import ScoredWire as ScoredWire
@@ -47,6 +49,7 @@ _HOME = {
     "Comparison": "evaluation.statistics",
     "Compressed": "api.compressed",
     "Decoding": "lm.decoding",
+    "DecodingSettings": "lm.decoding",
     "Estimate": "evaluation.statistics",
     "Example": "lm.prompts",
     "Message": "wires.wire",
@@ -54,6 +57,7 @@ _HOME = {
     "Outcome": "evaluation.outcomes",
     "Prefix": "lm.prefix",
     "PromptFormat": "lm.prompt_format",
+    "PromptSettings": "lm.prompt_settings",
     "Results": "api.results",
     "ScoredWire": "wires.scored",
     "StudyResults": "api.study_results",

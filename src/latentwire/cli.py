@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from textwrap import indent
 from typing import TYPE_CHECKING, Annotated, Any
@@ -140,6 +141,16 @@ def eval_(
     instruction: Instruction = None,
     system: System = None,
     prompt_format: FormatFile = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="The longest answer, in tokens.")] = None,
+    min_new_tokens: Annotated[int | None, typer.Option(help="No answer ends before N tokens.")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sample answers; 0 is greedy. [default: 0]")] = None,
+    top_p: Annotated[float | None, typer.Option(help="Probability mass to sample from. [default: 1]")] = None,
+    first_temperature: Annotated[float | None, typer.Option(help="Of the first token alone.")] = None,
+    first_top_p: Annotated[float | None, typer.Option(help="Of the first token alone.")] = None,
+    suppress: Annotated[
+        list[str] | None,
+        typer.Option(help="TOKEN or TOKEN:STEPS, never chosen, or not in the first STEPS; may be repeated."),
+    ] = None,
     show: Annotated[
         int, typer.Option(help="Print the first N prompts of each task with their mask and answers.", min=0)
     ] = 0,
@@ -163,6 +174,7 @@ def eval_(
     from latentwire.evaluation.prompts_shown import departures, shown
     from latentwire.evaluation.several_readers import evaluate_readers
     from latentwire.files import check_writable, write_atomically
+    from latentwire.lm.decoding import DecodingSettings
     from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.runs import evaluation_run
@@ -181,7 +193,16 @@ def eval_(
         trust_remote_code=trust_remote_code,
     )
     arms = parsing.parse_all(wire or DEFAULT_WIRES, model, controls=controls)
-    tasks = resolve(task, data, include_path)
+    decoding = DecodingSettings.asked(
+        suppress,
+        max_new_tokens=max_new_tokens,
+        min_new_tokens=min_new_tokens,
+        temperature=temperature,
+        top_p=top_p,
+        first_temperature=first_temperature,
+        first_top_p=first_top_p,
+    )
+    tasks = [replace(each, decoding=decoding) for each in resolve(task, data, include_path)]
     if json_file is not None:
         check_writable(json_file, "json")
     if out is not None:
@@ -245,6 +266,14 @@ def audit(
         typer.Option(help="A WIRE as in eval; may be repeated. [default: text and text,mask=prefix]"),
     ] = None,
     adapter: Adapter = None,
+    task: Annotated[
+        list[str] | None, typer.Option(help="Whose examples to read; may be repeated. [default: world]")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(help="The file of a task that is read from one.")] = None,
+    length: Annotated[
+        int | None,
+        typer.Option(help="Tokens of the longest prompt. [default: two sliding windows, 256 to 2,048]", min=8),
+    ] = None,
     chat: Chat = False,
     instruction: Instruction = None,
     system: System = None,
@@ -274,11 +303,12 @@ def audit(
     )
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
+    tasks = resolve(task or ["world"], data)
     lm = _load(model, adapter, loading, prompts)
-    examples = [example for task in resolve(["world"], None) for example in task.examples("validation", 4)]
+    examples = [example for task_ in tasks for example in task_.examples("validation", 4)]
     problems = 0
     for each in chosen:
-        found = run_audit(lm, each, examples)
+        found = run_audit(lm, each, examples, length=length)
         _print(audited(found))
         problems += len(found.problems)
     if problems:

@@ -9,14 +9,17 @@ import torch
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation import score_tables
-from latentwire.evaluation.encoded import batches
+from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.encoded import batches, reader_of, wording
 from latentwire.evaluation.evaluate import evaluate, prepare
 from latentwire.evaluation.summarize import rows, summarize
-from latentwire.lm.decoding import Decoding
+from latentwire.lm.decoding import Decoding, DecodingSettings
+from latentwire.lm.model import LM
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
 from latentwire.lm.scoring.prefix_tree import Request
 from latentwire.tasks.base import Task
-from tests.support.models import tiny_lm
+from tests.support.models import tiny_lm, tiny_model, tiny_tokenizer
 
 SPAN = [
     Example(
@@ -212,6 +215,70 @@ def test_choices_read_together_are_answered_as_in_two_passes(lm, spec, monkeypat
     for one, two in zip(together, apart.outcomes, strict=True):
         assert (one.id, one.prediction, one.tokens) == (two.id, two.prediction, two.tokens)
         assert one.metrics == pytest.approx(two.metrics, abs=1e-4)
+
+
+def test_settings_of_a_task_and_of_an_arm_decide_how_answers_are_generated():
+    lm, wire = tiny_lm(), wires.parse("text")
+    (span,) = [task for task in TASKS if task.name == "span"]
+    short = replace(span, decoding=DecodingSettings(max_new_tokens=1, stop=()))
+    long = Arm(wire, decoding=DecodingSettings(max_new_tokens=12, min_new_tokens=12))
+    result = evaluate(lm, [short], [Arm(wire), long])
+    label = "text [max_new_tokens=12, min_new_tokens=12]"
+    said = {arm: {o.id: o.prediction for o in result.outcomes if o.arm == arm} for arm in ("text", label)}
+    assert said["text"].keys() == said[label].keys() == {example.id for example in SPAN}
+    prefixes = lm.prefill(wire.bind(lm)([item.prompts[0] for item in prepare(lm, span, "test", None)], lm))
+    for arm, how in (
+        ("text", Decoding(max_new_tokens=1)),
+        (label, Decoding(max_new_tokens=12, min_new_tokens=12)),
+    ):
+        assert list(said[arm].values()) == [made.text.strip() for made in lm.generate(prefixes, how)]
+    assert said["text"] != said[label]
+
+
+def test_a_sampled_answer_depends_on_its_example_alone():
+    lm, wire = tiny_lm(), wires.parse("text")
+    (span,) = [task for task in TASKS if task.name == "span"]
+    hot = replace(span, decoding=DecodingSettings(temperature=2.0, max_new_tokens=8))
+    first = {o.id: o.prediction for o in evaluate(lm, [hot], [wire]).outcomes}
+    again = {o.id: o.prediction for o in evaluate(lm, [hot], [wire], batch_tokens=1).outcomes}
+    assert first == again
+    cold = {o.id: o.prediction for o in evaluate(lm, [span], [wire]).outcomes}
+    assert first != cold
+    calm = DecodingSettings(temperature=2.0, first_temperature=0.0, max_new_tokens=1)
+    begun = {o.id: o.prediction for o in evaluate(lm, [replace(span, decoding=calm)], [wire]).outcomes}
+    sure = replace(span, decoding=DecodingSettings(max_new_tokens=1))
+    assert begun == {o.id: o.prediction for o in evaluate(lm, [sure], [wire]).outcomes}
+
+
+def test_settings_that_do_not_go_together_are_refused_before_anything_is_read():
+    (span,) = [task for task in TASKS if task.name == "span"]
+    for settings, problem in (
+        (DecodingSettings(min_new_tokens=90), "decoding: min_new_tokens: found 90, expected 0 to max_new_tokens"),
+        (DecodingSettings(suppress_tokens={"the old town": 2}), "suppress_tokens: found 'the old town'"),
+        (DecodingSettings(suppress_tokens={"a": 0}), "suppress_tokens: found 0 steps, expected >= 1"),
+        (DecodingSettings(max_new_tokens=5000), "expected at most"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            evaluate(tiny_lm(), [replace(span, decoding=settings)], [wires.parse("text")])
+
+
+def test_a_benchmarks_own_words_are_the_users_turn_of_a_chat_and_the_report_says_so():
+    chat = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}[assistant]"
+    lm = LM(tiny_model(), tiny_tokenizer(chat=chat), name="tiny")
+    (span,) = [task for task in TASKS if task.name == "span"]
+    worded = replace(span, format=PromptFormat(template="raw", anchor=""))
+    assert wording(lm, span, "tiny") is None
+    assert (
+        wording(lm, worded, "tiny")
+        == "span: asked in the benchmark's own words, not in the prompt format of tiny."
+    )
+    lm.format = PromptFormat(template="chat", instruction="Be brief.")
+    assert (
+        wording(lm, worded, "tiny") == "span: the benchmark's own words are the user's turn in the chat of tiny."
+    )
+    first = SPAN[0]
+    asked = reader_of(lm, worded).format.tokens(first.context, first.question, lm).ids
+    assert lm.tokenizer.decode(asked) == f"[user]Be brief.\n{first.context}{first.question}</s>[assistant]"
 
 
 def test_answers_begin_with_no_suppressed_token_and_scores_stay():

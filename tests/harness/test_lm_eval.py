@@ -13,7 +13,6 @@ import pytest
 
 pytest.importorskip("lm_eval")
 import lm_eval
-import torch
 from lm_eval.api.instance import Instance
 from lm_eval.models.huggingface import HFLM
 from lm_eval.tasks import TaskManager
@@ -26,13 +25,7 @@ from latentwire.harness.requests import decoding
 from latentwire.lm.model import LM
 from latentwire.runs.store import Record, Run
 from latentwire.tasks import resolve
-from latentwire.wires.latent.adapters import DeepPrefixConfig, NativeConfig
-from latentwire.wires.latent.encoders import SelfConfig, SourceConfig
-from latentwire.wires.latent.latent_config import LatentConfig
-from latentwire.wires.latent.modules import LatentModules
-from latentwire.wires.latent.select import Anchors
-from latentwire.wires.latent.translators import MlpConfig
-from tests.harness.conftest import FOLDERS
+from tests.harness.conftest import FOLDERS, KINDS
 
 register()
 SPECS = (
@@ -100,64 +93,6 @@ def test_every_text_wire_answers_all_three_kinds(models, folder, spec):
     assert len(answers(results, "lw_roll")) == 5
 
 
-def test_a_wire_that_keeps_every_key_and_value_answers_all_three_kinds_as_text_does(models, folder):
-    lm = LM.load(models["llama"])
-    tasks = ("lw_choose", "lw_roll", "lw_write")
-    ours, text = (
-        run(HarnessModel(lm, "nth,ratio=1"), folder, *tasks),
-        run(HarnessModel(lm, "text"), folder, *tasks),
-    )
-    for one, two in zip(answers(ours, "lw_choose"), answers(text, "lw_choose"), strict=True):
-        assert [x[0][0] for x in one] == pytest.approx([x[0][0] for x in two], abs=1e-3)
-    assert answers(ours, "lw_write") == answers(text, "lw_write")
-    assert answers(ours, "lw_roll") == answers(text, "lw_roll")
-
-
-@pytest.fixture(scope="module")
-def trained(models, tmp_path_factory):
-    """Folders of a wire of the reader's own, and of a bridge from another model."""
-    reader, source = LM.load(models["llama"]), LM.load(models["other"])
-    made = {}
-    for name, encoder, adapter, of in (
-        ("wire", SelfConfig(rank=2, select=Anchors(ratio=3)), NativeConfig(), reader),
-        ("bridge", SourceConfig(width=8, translator=MlpConfig(hidden=8)), DeepPrefixConfig(hidden=8), source),
-    ):
-        torch.manual_seed(0)
-        config = LatentConfig(source=of.name, encoder=encoder, adapters={reader.name: adapter})
-        made[name] = tmp_path_factory.mktemp(name)
-        LatentModules(config, {reader.name: reader}, of).save(made[name])
-    return made
-
-
-@pytest.mark.parametrize("spec", ["nth,ratio=3", "evict,tokens=3,budget=head", "wire", "bridge", "wire:zero"])
-def test_every_wire_that_sends_latents_answers_all_three_kinds_alike_in_any_batch(models, folder, trained, spec):
-    name, _, control = spec.partition(":")
-    spec = f"{trained[name]}{':' if control else ''}{control}" if name in trained else spec
-    tasks = ("lw_choose", "lw_roll", "lw_write")
-    arguments = {"model": str(models["llama"]), "wire": spec}
-    together = run("latentwire", folder, *tasks, model_args=arguments)
-    alone = run("latentwire", folder, *tasks, model_args=arguments | {"batch_tokens": 1})
-    text = run("latentwire", folder, *tasks, model_args={"model": str(models["llama"])})
-    assert together["config"]["latentwire"]["wire"] == spec
-    for one, two in zip(answers(together, "lw_choose"), answers(alone, "lw_choose"), strict=True):
-        assert [x[0][0] for x in one] == pytest.approx([x[0][0] for x in two], abs=1e-3)
-    assert answers(together, "lw_write") == answers(alone, "lw_write")
-    assert all(answers(together, task) != answers(text, task) for task in ("lw_choose", "lw_write"))
-
-
-def test_the_text_that_follows_latents_begins_where_it_is_told_to(models):
-    model = HarnessModel(str(models["llama"]), "nth,ratio=2", text_from="Question:")
-    prompt = "Ada has 12 apples.\nQuestion: Who?\nAnswer:"
-    assert model._divided(prompt) == ("Ada has 12 apples.\n", "Question: Who?\nAnswer:")
-    assert HarnessModel(model.loaded.lm, "nth,ratio=2")._divided(prompt)[1] == "\nAnswer:"
-    assert HarnessModel(model.loaded.lm, "nth,ratio=2")._divided("one two")[1] == " two"
-    assert HarnessModel(model.loaded.lm, "text")._divided(prompt) == (prompt, "")
-    with pytest.raises(UserError, match="text_from: found no 'Question:' in a prompt"):
-        model._divided("Ada has 12 apples.")
-    with pytest.raises(UserError, match="text_from: found it beside text, expected a wire that sends latents"):
-        HarnessModel(model.loaded.lm, "text", text_from="Question:")
-
-
 def test_results_carry_model_and_wire_and_mark_a_leak(models, folder, caplog):
     arguments = f"model={models['llama']},wire=text,mask=prefix,layers=0-1"
     config = run("latentwire", folder, "lw_choose", model_args=arguments)["config"]
@@ -203,7 +138,7 @@ def test_equal_tokens_split_elsewhere_are_scored_apart(models, spec):
     assert together[0][0] != pytest.approx(together[1][0], abs=1e-2)
 
 
-def test_a_runs_checkpoint_is_read_over_the_wire_it_was_trained_with(models, folder, tmp_path):
+def test_a_runs_checkpoint_is_read_over_the_wire_it_was_trained_with(models, folder, tmp_path, caplog):
     record = Record(
         run="",
         study="s",
@@ -230,11 +165,62 @@ def test_a_runs_checkpoint_is_read_over_the_wire_it_was_trained_with(models, fol
     (made.folder / "run.json").write_text(made.record.model_dump_json())
     model = HarnessModel(run=str(made.folder))
     assert model.wire.label == "text,mask=prefix"
+    assert (
+        "is read with another prompt format than it was trained with: template 'raw' and not 'question'"
+        in caplog.text
+    )
     assert HarnessModel(run=str(made.folder), wire="text").wire.label == "text"
     plain = HarnessModel(str(models["other"]), "text,mask=prefix")
     assert answers(run(model, folder, "lw_choose"), "lw_choose") == answers(
         run(plain, folder, "lw_choose"), "lw_choose"
     )
+
+
+@pytest.fixture(scope="module")
+def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`lw_choose` and `lw_write` over documents of which two are longer than the models' 128 tokens."""
+    made = tmp_path_factory.mktemp("long")
+    data = made / "documents.jsonl"
+    words = "Ada has 12 apples and gives 5 of them to Bob. "
+    contexts = [words * 12 + "Where?", words, words * 20 + "Who has 12?"]
+    lines = [
+        {"context": c, "choices": ["in the old town by the river", "12", "Bob"], "label": 0} for c in contexts
+    ]
+    data.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    for name in ("choose", "write"):
+        (made / f"{name}.yaml").write_text(
+            f"task: lw_{name}\ndataset_path: json\ndataset_kwargs:\n  data_files:\n    test: {data}\n"
+            "test_split: test\n"
+            f'doc_to_text: "{{{{context}}}}"\n{KINDS[name]}'
+        )
+    return made
+
+
+def test_prompts_longer_than_the_model_lose_their_beginning_as_with_lm_evals_hf_model(model, long_folder, caplog):
+    hf = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=1, logits_cache=False)
+    theirs = run(hf, long_folder, "lw_choose", "lw_write")
+    ours = run("latentwire", long_folder, "lw_choose", "lw_write", model_args={"model": str(model)})
+    for one, two in zip(answers(ours, "lw_choose"), answers(theirs, "lw_choose"), strict=True):
+        assert [x[0][0] for x in one] == pytest.approx([x[0][0] for x in two], abs=1e-4)
+        assert [x[0][1] for x in one] == [x[0][1] for x in two]
+    assert answers(ours, "lw_write") == answers(theirs, "lw_write")
+    assert ours["config"]["latentwire"]["prompts_cut"] == 8, (
+        "two prompts with three choices each, and two to continue"
+    )
+    assert sum("its beginning is cut off" in record.message for record in caplog.records) == 1
+
+
+@pytest.mark.parametrize("spec", ["text,mask=prefix", "leaky", "budget,tokens=3"])
+def test_under_every_wire_a_prompt_longer_than_the_model_is_answered(models, long_folder, spec):
+    results = run(HarnessModel(str(models["llama"]), spec), long_folder, "lw_choose", "lw_write")
+    assert len(answers(results, "lw_choose")) == len(answers(results, "lw_write")) == 3
+    cut = results["config"]["latentwire"]["prompts_cut"]
+    assert cut == (0 if spec.startswith("budget") else 8)
+
+
+def test_an_answer_as_long_as_the_model_is_refused_in_one_sentence(models, folder):
+    with pytest.raises(UserError, match="gen_kwargs: found max_gen_toks=128, expected less than 128"):
+        run(HarnessModel(str(models["llama"])), folder, "lw_write", gen_kwargs={"max_gen_toks": 128})
 
 
 CHAT = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}[assistant]"
@@ -325,8 +311,8 @@ def test_an_argument_that_changes_nothing_is_accepted(how):
     assert (found.temperature, found.max_new_tokens, found.stop) == (0.0, 9, ("x",))
 
 
-@pytest.mark.parametrize(("way", "wire"), [("lm_eval", "nth,ratio=4"), ("latentwire.harness", "text,mask=prefix")])
-def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, way, wire):
+@pytest.mark.parametrize("way", ["lm_eval", "latentwire.harness"])
+def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, way):
     installed = tmp_path / "site" / "latentwire_here-0.dist-info"
     installed.mkdir(parents=True)
     (installed / "METADATA").write_text("Metadata-Version: 2.1\nName: latentwire-here\nVersion: 0\n")
@@ -335,7 +321,7 @@ def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, w
     source = Path(__file__).parents[2] / "src"
     command = [
         *(sys.executable, "-m", way, "--model", "latentwire", "--tasks", "lw_choose"),
-        *("--model_args", f"model={models['llama']},wire={wire}"),
+        *("--model_args", f"model={models['llama']},wire=text,mask=prefix"),
         *("--include_path", str(folder), "--output_path", str(tmp_path / "out")),
     ]
     environment = {**os.environ, "PYTHONPATH": f"{installed.parent}:{source}"}
@@ -343,4 +329,4 @@ def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, w
     assert done.returncode == 0, done.stderr[-2000:]
     assert "lw_choose" in done.stdout
     (results,) = (tmp_path / "out").rglob("results_*.json")
-    assert json.loads(results.read_text())["config"]["latentwire"]["wire"] == wire
+    assert json.loads(results.read_text())["config"]["latentwire"]["wire"] == "text,mask=prefix"

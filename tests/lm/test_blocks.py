@@ -9,7 +9,7 @@ import peft
 import pytest
 import torch
 from torch import Tensor, nn
-from transformers import PreTrainedModel
+from transformers import CONFIG_MAPPING, AutoModelForCausalLM, PreTrainedModel
 
 import latentwire
 from latentwire import UserError
@@ -109,7 +109,12 @@ def test_packed_documents_do_not_see_each_other(lm: LM) -> None:
             ids, attention_mask=columns.valid.long(), position_ids=columns.positions, use_cache=False
         ).logits
     close(ours, reference, columns.valid)
-    # Told apart by positions that start anew, with and without a padding mask that hides nothing.
+    # Told apart by positions that start anew, padding in the rows or not.
+    with latentwire.blocks(model, columns.blocks):
+        ours = model(
+            ids, attention_mask=columns.valid.long(), position_ids=columns.positions, use_cache=False
+        ).logits
+    close(ours, reference, columns.valid)
     keep = columns.valid[0]
     flat, blocks, positions = ids[:1, keep], columns.blocks[:1, keep], columns.positions[:1, keep]
     for arguments in ({}, {"attention_mask": torch.ones_like(flat)}):
@@ -137,6 +142,65 @@ def test_a_cache_passed_by_hand_reads_on(lm: LM) -> None:
 
 
 # Generation.
+
+
+SHARING = {
+    "vocab_size": 320,
+    "hidden_size": 32,
+    "intermediate_size": [48] * 4,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "sliding_window": 5,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "hidden_size_per_layer_input": 8,
+    "vocab_size_per_layer_input": 320,
+    "num_kv_shared_layers": 2,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+SPARSE = {"activation_sparsity_pattern": [0.0] * 4, "laurel_rank": 8}
+GEMMAS = {
+    "gemma3n_text": SHARING | SPARSE,
+    "gemma4_text": SHARING | {"intermediate_size": 48, "global_head_dim": 8, "enable_moe_block": False},
+}
+
+
+@pytest.fixture(scope="module", params=GEMMAS)
+def sharing(request: pytest.FixtureRequest) -> PreTrainedModel:
+    """A model whose last layers read the keys and values of earlier ones."""
+    if request.param not in CONFIG_MAPPING:
+        pytest.skip(f"this Transformers has no {request.param}")
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[request.param](**GEMMAS[request.param])).eval()
+        for parameter in model.parameters():
+            if parameter.ndim >= 2:
+                nn.init.normal_(parameter, std=0.15)
+    return model
+
+
+@pytest.mark.parametrize("padding", [0, 6])
+@pytest.mark.parametrize("prompt", [0, 19])
+def test_layers_that_share_keys_and_values_generate_with_a_cache_as_without(
+    sharing: PreTrainedModel, prompt: int, padding: int
+) -> None:
+    ids = torch.tensor([[0] * padding + numbers(21, 1)])
+    mask = torch.tensor([[0] * padding + [1] * 21])
+    how: dict[str, Any] = {"attention_mask": mask, "max_new_tokens": 8, "min_new_tokens": 8, "do_sample": False}
+    with latentwire.blocks(sharing, [prompt]):
+        cached = sharing.generate(ids, **how)
+        whole = sharing.generate(ids, use_cache=False, **how)
+    assert cached.tolist() == whole.tolist()
+    plain = sharing.generate(ids, **how)
+    if prompt == 0:
+        assert cached.tolist() == plain.tolist(), "without a block, what plain Transformers says"
+    else:
+        with latentwire.blocks(sharing, [prompt]):
+            ours = sharing(ids, attention_mask=mask).logits
+        assert not torch.allclose(ours, sharing(ids, attention_mask=mask).logits), "the block is seen"
 
 
 @pytest.mark.parametrize("how", ["dynamic", "static", "without"])

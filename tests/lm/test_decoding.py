@@ -79,6 +79,36 @@ def test_suppressed_tokens_never_come_first_and_may_come_later(lm: LM) -> None:
         assert made[n] == tuple(theirs)
 
 
+def test_a_token_is_banned_for_its_number_of_steps_and_no_longer(lm: LM) -> None:
+    free = ids(lm, read(lm), max_new_tokens=10, min_new_tokens=10)
+    words = {word: lm.tokenizer.convert_tokens_to_ids(word) for word in lm.tokenizer.get_vocab()}
+    often = {row[4]: next(word for word, id_ in words.items() if id_ == row[4]) for row in free}
+    how = {"max_new_tokens": 10, "min_new_tokens": 10}
+    for steps in (1, 3, None):
+        bans = tuple((word, steps) for word in often.values())
+        made = ids(lm, read(lm), **how, suppress_tokens=bans)
+        for n, row in enumerate(made):
+            # What greedy decoding says with the bans, a full pass a token.
+            said = list(ROWS[n])
+            for step in range(10):
+                logits = lm.model(torch.tensor([said]), use_cache=False).logits[0, -1].clone()
+                logits[2] = -torch.inf
+                if steps is None or step < steps:
+                    logits[list(often)] = -torch.inf
+                said.append(int(logits.argmax()))
+            assert list(row) == said[len(ROWS[n]) :]
+
+
+def test_a_ban_leaves_other_rows_of_the_batch_alone(llama: LM) -> None:
+    """Rows that began earlier are past their bans while rows that come later still have theirs."""
+    prefixes = [Prefix.of_tokens([row]) for row in ROWS]
+    word = llama.tokenizer.convert_ids_to_tokens(ids(llama, read(llama), max_new_tokens=3)[0][2])
+    how = Decoding(max_new_tokens=6, suppress_tokens=((word, 2),))
+    together = llama.generate_all(prefixes * 2, how, rows=2)
+    alone = [llama.generate(llama.prefill(prefix), how)[0] for prefix in prefixes * 2]
+    assert [each.ids for each in together] == [each.ids for each in alone]
+
+
 def test_what_is_no_single_token_cannot_be_suppressed(llama: LM) -> None:
     for text in ("old town", ""):
         with pytest.raises(UserError, match=f"found {text!r}, which llama reads as"):

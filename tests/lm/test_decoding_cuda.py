@@ -51,9 +51,9 @@ def test_a_graph_says_what_plain_steps_say(family: str, dtype: torch.dtype) -> N
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_our_kernels_attend_as_sdpa_does(dtype: torch.dtype) -> None:
-    split = pytest.importorskip("latentwire.lm.decoding.split")
+    split = pytest.importorskip("latentwire.lm.decoding.split_attention")
     for heads, shared, width in ((32, 8, 128), (4, 4, 64), (8, 1, 16), (24, 8, 256)):
-        assert split.right(torch.device("cuda"), dtype, heads, shared, width)
+        assert split.agrees(torch.device("cuda"), dtype, heads, shared, width)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -11,9 +11,9 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor, nn
 
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.decoding.decode_step import advance
 from latentwire.lm.decoding.merged import applied, merge
 from latentwire.lm.decoding.slots import Slots
-from latentwire.lm.decoding.step import advance
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from tests.lm.test_slots import Replayed, slowly

@@ -40,7 +40,7 @@ def test_instruction_and_system_text_stand_where_the_settings_say(lm):
     said = f"Ada has a cat.\n{ASK}\nWhat?"
     assert text_of(form, lm) == f"[system]Be brief.</s>[user]{said}</s>[assistant]Answer:"
     assert (
-        form.before("Ada has a cat.", lm) + form.behind("What?", lm)
+        form.before("Ada has a cat.", lm) + form.after("What?", lm)
         == form.tokens("Ada has a cat.", "What?", lm).ids
     )
     plain = PromptSettings(instruction=ASK).over(PromptFormat(), lm)

@@ -59,7 +59,7 @@ def test_many_texts_at_once_are_the_tokens_of_each_alone(lm: LM, template: Any) 
         ]
         assert list(answers) == [each[prompt.tokens :] for each in alone]
     asked = [example.question for example in examples]
-    assert form.behind_all(asked, many) == [form.behind(each, lm) for each in asked]
+    assert form.after_all(asked, many) == [form.after(each, lm) for each in asked]
 
 
 @pytest.fixture(scope="module")

@@ -12,10 +12,10 @@ from peft import LoraConfig, get_peft_model
 from torch import Tensor
 
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.decoding.decode_step import advance, bucket
 from latentwire.lm.decoding.engine import Engine, fingerprint, unfit
+from latentwire.lm.decoding.open_text import OpenText
 from latentwire.lm.decoding.slots import Slots
-from latentwire.lm.decoding.step import advance, bucket
-from latentwire.lm.decoding.text import Text
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix
@@ -278,7 +278,7 @@ def test_a_text_does_not_depend_on_the_portions_it_comes_in(portion: int) -> Non
         (("ea", "de"), 20, "abcab", 7, "stop"),
         (("eah",), 20, "abcabdea", 8, "eos"),
     ):
-        made = Text(Letters(), Decoding(max_new_tokens=limit, stop=stop), 0, 0)
+        made = OpenText(Letters(), Decoding(max_new_tokens=limit, stop=stop), 0, 0)
         for start in range(0, len(tokens), portion):
             if not made.ended:
                 made.take(tokens[start : start + portion])
@@ -289,7 +289,7 @@ def test_a_text_does_not_depend_on_the_portions_it_comes_in(portion: int) -> Non
 def test_tokens_are_decoded_once_and_for_stop_strings_a_few_times() -> None:
     for stop, most in (((), 400), (("jjj",), 400 * 20)):
         letters = Letters()
-        text = Text(letters, Decoding(max_new_tokens=400, stop=stop), 0, 0)
+        text = OpenText(letters, Decoding(max_new_tokens=400, stop=stop), 0, 0)
         for n in range(400):
             text.take([1 + n % 5])
         text.result()

@@ -114,6 +114,27 @@ def test_a_stage_starts_from_the_checkpoint_that_it_names(carry: Carry) -> None:
     )
 
 
+def test_a_task_and_an_arm_say_how_answers_are_generated(tmp_path: Path) -> None:
+    arms = {"short": "text", "long": "text"}
+    only = {"kind": "evaluate", "arms": arms, "decoding": {"long": {"max_new_tokens": 9, "min_new_tokens": 9}}}
+    raw = small_study(stages={"only": only}, effects=None, comparisons=[], gates=[], tasks=["one_hop"], limit=3)
+    raw["decoding"] = {"one_hop": {"max_new_tokens": 1, "stop": []}}
+    carried = runner.run(loading.load(str(written(tmp_path, raw))), tmp_path / "runs", Log())
+    lines = [json.loads(line) for line in (folders(carried)["only"] / "outcomes.jsonl").read_text().splitlines()]
+    lengths = {arm: [len(line["prediction"]) for line in lines if line["arm"] == arm] for arm in arms}
+    assert len(lengths["short"]) == len(lengths["long"]) == 3
+    assert sum(lengths["short"]) < sum(lengths["long"])
+    plain = plan.make(loading.load(str(written(tmp_path, raw | {"decoding": {}})))).stages["only"].identity
+    assert carried.runs["only"].record.identity != plain
+    for wrong, problem in (
+        ({"decoding": {"two_hop": {}}}, "decoding: found 'two_hop', expected a task of this study"),
+        ({"stages": {"only": only | {"decoding": {"longer": {}}}}}, "found 'longer', expected one of short, long"),
+        ({"stages": {"only": only | {"decoding": {}}}}, "found the wire 'text' a second time"),
+    ):
+        with pytest.raises(UserError, match=problem):
+            plan.make(loading.load(str(written(tmp_path, raw | wrong))))
+
+
 def test_tokens_that_may_not_come_first_are_checked_before_anything_runs(tmp_path: Path) -> None:
     stages = {"only": {"kind": "evaluate", "arms": {"text": "text"}, "begin_suppress_tokens": ["old town"]}}
     raw = small_study(stages=stages, effects=None, comparisons=[], gates=[])

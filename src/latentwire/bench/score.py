@@ -25,7 +25,7 @@ from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.masks import attention
 from latentwire.lm.model import LM
 from latentwire.lm.scoring.prefix_tree import Request, minimum
-from latentwire.lm.scoring.together import Together
+from latentwire.lm.scoring.shared_scorer import SharedScorer
 
 TASKS = PARTS = ("unique", "letters", "passage")
 CHOICES, CONTEXT, QUESTION, QUESTIONS = 4, 300, 20, 4
@@ -145,7 +145,7 @@ def _requests(documents: Sequence[ScoredDocument], mask: str) -> list[Request]:
 
 
 def _ours(lm: LM, documents: Sequence[ScoredDocument], mask: str) -> Answers:
-    together = Together(lm)
+    together = SharedScorer(lm)
     found = dict(together.score(_requests(documents, mask)))
     logprobs = [[score.logprob for score in found[n]] for n in range(len(documents))]
     return Answers(logprobs, 0.0, together.work.run)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate
@@ -15,13 +16,13 @@ from latentwire.evaluation.encoded import EncodedExample, batches
 from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.variants import right_answers
-from latentwire.lm.decoding import Decoding, suppressed, without
+from latentwire.lm.decoding import Bans, Decoding, without
 from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.scoring.continuations import Score, score_whole
 from latentwire.lm.scoring.prefix_tree import Request
-from latentwire.lm.scoring.together import Together, Work
+from latentwire.lm.scoring.shared_scorer import SharedScorer, Work
 from latentwire.tasks.base import Task
 from latentwire.wires.stepwise import Stepwise
 
@@ -43,10 +44,10 @@ def answers(
     other tokens; log-likelihoods do not change.
 
     Choices after plain tokens are scored together, so that what prompts share is read once
-    (`lm.scoring.together`); whatever else a wire delivers is read batch by batch.
+    (`lm.scoring.shared_scorer`); whatever else a wire delivers is read batch by batch.
     """
     reader = arm.reading(lm, task)
-    how = Decoding(max_new_tokens=task.max_new_tokens, stop=task.stop, begin_suppress_tokens=begin_suppress_tokens)
+    how = arm.how(task, begin_suppress_tokens)
     waiting = _Waiting()
     for batch in batches(items, batch_tokens):
         rows = [row for item in batch for row in item.rows()]
@@ -62,14 +63,20 @@ def answers(
         if requests is not None:
             waiting.add(batch, columns, requests, prefix.layers)
             continue
+        seeds = [seed_of(item.example.id) for item in batch for _ in item.prompts]
         stepwise = Stepwise(arm.wire, message, prompts, reader)
-        asked = _by_item(batch, _ask(stepwise, task, prefix, continuations, how))
+        asked = _by_item(batch, _ask(stepwise, task, prefix, continuations, how, seeds))
         for item, count, rows_of in zip(batch, columns, asked, strict=True):
             scores = [score for each in rows_of for score in each.scores]
             yield _outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank)
-    together = Together(reader, waiting.layers, batch_tokens, work)
+    together = SharedScorer(reader, waiting.layers, batch_tokens, work)
     for item, total, found in waiting.scored(together):
         yield _outcome(task, arm, item, None, found, total)
+
+
+def seed_of(id_: str) -> int:
+    """The seed of an example's sampled answer: the same in every batch and arm."""
+    return int.from_bytes(hashlib.sha256(id_.encode()).digest()[:6])
 
 
 def _by_item(batch: Sequence[EncodedExample], rows: Sequence[T]) -> list[Sequence[T]]:
@@ -100,7 +107,7 @@ class _Waiting:
             self.items.append((item, sum(count)))
             self.requests += mine
 
-    def scored(self, together: Together) -> Iterator[tuple[EncodedExample, int, list[Score]]]:
+    def scored(self, together: SharedScorer) -> Iterator[tuple[EncodedExample, int, list[Score]]]:
         """Examples with their columns and the scores of their answers, each as soon as its last row is done."""
         found: dict[int, dict[int, list[Score]]] = {}
         for row, scores in together.score(self.requests):
@@ -124,7 +131,12 @@ class _Asked:
 
 @torch.no_grad()
 def _ask(
-    steps: Stepwise, task: Task, prefix: Prefix, answers: Sequence[Sequence[list[int]]], how: Decoding
+    steps: Stepwise,
+    task: Task,
+    prefix: Prefix,
+    answers: Sequence[Sequence[list[int]]],
+    how: Decoding,
+    seeds: Sequence[int],
 ) -> list[_Asked]:
     lm = steps.lm
     if task.answer == "choice" and prefix.leaky:
@@ -135,10 +147,10 @@ def _ask(
         return [_Asked(row) for row in scores]
     first = torch.tensor([[row[0][0]] for row in answers], device=lm.device)
     logits = prefilled.logits
-    if how.begin_suppress_tokens:
-        logits = without(logits, suppressed(lm, how.begin_suppress_tokens))
+    if banned := Bans.of(lm, how).at(0):
+        logits = without(logits, banned)
     ranks = (logits > logits.gather(1, first)).sum(1).tolist()
-    texts = [found.text.strip() for found in steps.generate(prefilled, how)]
+    texts = [found.text.strip() for found in steps.generate(prefilled, how, seeds)]
     return [_Asked(row, text, rank) for row, text, rank in zip(scores, texts, ranks, strict=True)]
 
 

@@ -10,6 +10,7 @@ from typing import Self, get_args
 from latentwire.errors import UserError, one_of
 from latentwire.evaluation.encoded import EncodedExample, encode, reader_of
 from latentwire.evaluation.variants import Variant, counterfactual, deranged, partners
+from latentwire.lm.decoding import Decoding, DecodingSettings
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.lm.prompts import Example, Prompt
@@ -32,6 +33,7 @@ class Arm:
         wire: delivers the contexts. What is done to its message (`zero`, `mean`, `4bit`) belongs to it.
         variant: what is done to the examples.
         reader: the model that reads, where there are several; None for the one that is evaluated.
+        decoding: how its answers are generated, where that is not as the task says.
 
     Example:
         >>> parse("nth,ratio=4:deranged").variant
@@ -41,6 +43,7 @@ class Arm:
     wire: Wire
     variant: Variant | None = None
     reader: str | None = None
+    decoding: DecodingSettings | None = None
 
     @classmethod
     def of(cls, arm: Wire | Arm) -> Arm:
@@ -51,7 +54,9 @@ class Arm:
     def label(self) -> str:
         """As the command line writes it."""
         variant = f":{self.variant}" if self.variant else ""
-        return self.wire.label + variant + (f"@{self.reader}" if self.reader else "")
+        settings = {} if self.decoding is None else self.decoding.model_dump(exclude_none=True)
+        decoded = f" [{', '.join(f'{name}={value}' for name, value in settings.items())}]" if settings else ""
+        return self.wire.label + variant + (f"@{self.reader}" if self.reader else "") + decoded
 
     @property
     def leaks(self) -> bool:
@@ -61,6 +66,17 @@ class Arm:
     def bind(self, lm: LM) -> Self:
         """This arm with its wire bound to the reader; see `Wire.bind`."""
         return replace(self, wire=self.wire.bind(lm))
+
+    def how(self, task: Task, begin_suppress_tokens: tuple[str, ...] = ()) -> Decoding:
+        """How this arm's answers to a task are generated: the arm's settings go over those of the task.
+
+        Raises:
+            UserError: the settings do not go together.
+        """
+        own = Decoding(
+            max_new_tokens=task.max_new_tokens, stop=task.stop, begin_suppress_tokens=begin_suppress_tokens
+        )
+        return (task.decoding or DecodingSettings()).then(self.decoding).over(own)
 
     def reading(self, lm: LM, task: Task) -> LM:
         """The model that reads over this (bound) arm, with the task's own prompt format where it has one."""

@@ -1,9 +1,15 @@
 """Does this model, with this attention, leak or see ahead?
 
-Four questions, each answered by running the model: what does one real sample cost under each mask, is the first
-supervised token the first token of the answer, who sees whom, and does prefill with decoding equal one full pass.
-A fifth needs no real data at all: labels drawn at random cannot be predicted, so a loss below their
-entropy has read them.
+Every question is answered by running the model, in its own prompt format and on the user's data where there is
+some:
+
+- Who sees whom: in every layer, under every attention kernel and padding, on a short prompt and on one that is
+  longer than every sliding window (`perturbation`).
+- Does it read as the model's own forward does, beyond the windows too, and does prefill with decoding equal one
+  full pass (`length_checks`)? Does a packed row give every document what it has alone (`row_checks`)?
+- What stands in the tokens: BOS, the first supervised token, and whether the tokenizer survives saving
+  (`prompt_checks`).
+- Labels drawn at random cannot be predicted, so a loss below their entropy has read them.
 """
 
 from __future__ import annotations
@@ -16,8 +22,10 @@ import torch
 from torch import Tensor
 
 from latentwire.errors import UserError
-from latentwire.evaluation.perturbation import Padding, Sight, look
+from latentwire.evaluation import length_checks, prompt_checks, row_checks
+from latentwire.evaluation.perturbation import LayerSight, Padding, Sight, look, look_at_layers, windows
 from latentwire.lm.masks import attention
+from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
 from latentwire.lm.prompts import Example
@@ -39,48 +47,88 @@ SHORT = Example(
 )
 KERNELS = ("sdpa", "eager", "flex")
 PADDINGS: tuple[Padding, ...] = ("none", "right", "left")
+ANSWER = 12
+"""Tokens of an answer that follow a long prompt."""
 
 
 @dataclass
 class Audit:
     """What an audit of one wire found. `problems` is empty if nothing leaks and everything agrees.
 
-    losses: nats a token of one sample's answer by mask. decode_gap: largest difference of logits between
-    prefill with decoding and one full pass, relative to the largest logit; None for a wire that leaks, whose full
-    pass differs from decoding by construction. random_loss and entropy: nats a token on labels drawn
-    uniformly; an honest loss is not below the entropy by more than `margin`.
-    skipped: kernels that cannot run here, with the reason.
+    Attributes:
+        losses: nats a token of one sample's answer, by mask.
+        first_tokens: the first supervised token of each answer, and the answer.
+        sights: who saw whom at the final states, by kernel, padding and prompt.
+        layers: who saw whom in each layer.
+        skipped: kernels that cannot run here, with the reason.
+        decode_gap: largest difference of logits between prefill with decoding and one full pass, relative to the
+            largest logit; None for a wire that leaks, whose full pass differs from decoding by construction.
+        own_gap: the same between causal reading here and the model's own forward.
+        packed_gap, blocks_gap: largest relative difference between a document in a packed row and alone, as
+            training reads rows and through `latentwire.blocks`.
+        long_tokens: prompt and answer of the longest row that was looked at.
+        random_loss, entropy: nats a token on labels drawn uniformly; an honest loss is not below the entropy by
+            more than `margin`.
+        warnings: what is allowed and may still not be meant.
+        not_looked_at: what was left out, with the reason.
     """
 
     wire: str
     losses: dict[str, float] = field(default_factory=dict)
     first_tokens: list[tuple[str, str]] = field(default_factory=list)
     sights: list[Sight] = field(default_factory=list)
+    layers: list[LayerSight] = field(default_factory=list)
     skipped: dict[str, str] = field(default_factory=dict)
     decode_gap: float | None = None
+    own_gap: float | None = None
+    packed_gap: float | None = None
+    blocks_gap: float | None = None
+    long_tokens: int = 0
     random_loss: float = 0.0
     entropy: float = 0.0
     margin: float = 0.0
     problems: list[str] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    not_looked_at: list[str] = field(default_factory=list)
 
 
-def audit(lm: LM, wire: Wire, examples: Sequence[Example] = (), *, kernels: Sequence[str] = KERNELS) -> Audit:
+def audit(
+    lm: LM,
+    wire: Wire,
+    examples: Sequence[Example] = (),
+    *,
+    kernels: Sequence[str] | None = None,
+    length: int | None = None,
+) -> Audit:
     """Audit a model as it reads over one wire.
 
     Args:
-        examples: whose answers' first tokens are looked at beside the built-in sample's.
+        examples: the user's data, beside the built-in samples.
         kernels: attention implementations to try; those that this model or machine cannot run are skipped.
+        length: tokens of the longest prompt that is read; None takes two sliding windows, at least 256 and at most
+            2,048 tokens; 0 leaves out long prompts and the tokenizer's copies, for a look at every start of a
+            training.
 
     Raises:
-        UserError: the wire does not deliver tokens, whose exchange could be watched.
+        UserError: the wire does not deliver plain tokens, so that exchanging one could not be watched, or a length
+            that the model does not have.
     """
     bound = wire.bind(lm)
     found = Audit(wire=bound.label)
     found.losses = sample_losses(lm, bound)
-    _first_tokens(lm, [SAMPLE, *examples], found)
-    _sights(lm, bound, kernels, found)
+    samples = [SAMPLE, *examples]
+    found.problems += prompt_checks.first_token_problems(lm, samples, found.first_tokens)
+    found.problems += prompt_checks.bos_problems(lm, samples)
+    found.warnings += prompt_checks.format_warnings(lm, bound)
+    _sights(lm, bound, KERNELS if kernels is None else kernels, found)
     _decoding(lm, bound, found)
+    _rows(lm, bound, found)
     _random_labels(lm, bound, found)
+    if length == 0:
+        found.not_looked_at.append("prompts beyond a few dozen tokens, and copies of the tokenizer")
+    else:
+        found.problems += prompt_checks.tokenizer_problems(lm, samples, found.not_looked_at)
+        _long(lm, bound, list(examples) or [SAMPLE, SHORT], length, found)
     return found
 
 
@@ -106,26 +154,18 @@ def _losses(lm: LM, prefix: Prefix, answers: Sequence[Sequence[int]]) -> Tensor:
     return torch.nn.functional.cross_entropy(logits, forced.labels[labelled], reduction="none")
 
 
-def _first_tokens(lm: LM, examples: Sequence[Example], found: Audit) -> None:
-    for example in examples:
-        _, answers = lm.format.encode(example, lm)
-        for text, ids in zip(example.choices or example.answers[:1], answers, strict=True):
-            first = lm.decode(ids[:1])
-            found.first_tokens.append((first, text))
-            # Prompt and answer tokens together must be the text: none lost between them, none twice.
-            read = lm.format.tokens(example.context, example.question, lm).ids + ids
-            whole = lm.format.whole(example.context, example.question, text, lm)
-            if lm.decode(read) != lm.decode(whole):
-                found.problems.append(
-                    f"the first supervised token of {example.id} is {first!r}, not the first of {text!r}"
-                )
-
-
-def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
-    prompt, (answer,) = lm.format.encode(SHORT, lm)
+def _delivered(lm: LM, wire: Wire, example: Example) -> tuple[Prefix, list[int]]:
+    """What the wire delivers of an example, and the tokens of its first or right answer."""
+    prompt, answers = lm.format.encode(example.requests()[0], lm)
     prefix = wire([prompt], lm)
     if prefix.ids is None or prefix.memory is not None:
         raise UserError(f"wire: {wire.label} delivers no plain tokens, so exchanging one cannot be watched.")
+    return prefix, answers[max(example.gold, 0) if len(answers) > 1 else 0]
+
+
+def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
+    prefix, answer = _delivered(lm, wire, SHORT)
+    every = range(prefix.columns.width + len(answer))
     before = attention.install(lm.model)
     own = attention.kernel(lm.model)
     try:
@@ -133,45 +173,137 @@ def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
             try:
                 attention.install(lm.model, kernel)
                 sights = look(lm, prefix, answer, kernel, PADDINGS)
+                layers = [look_at_layers(lm, prefix, answer, kernel, padding, every) for padding in PADDINGS]
             except (UserError, ImportError, RuntimeError) as error:
                 found.skipped[kernel] = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 continue
-            found.sights += sights
+            _judge(lm, sights, [sight for of_padding in layers for sight in of_padding], found)
     finally:
         attention.uninstall(lm.model, before)
-    for sight in found.sights:
-        where = f"{sight.kernel}, padding {sight.padding}"
+    if own in found.skipped:
+        found.problems.append(f"the model's own attention, {own}, could not be watched: {found.skipped[own]}")
+    if not found.sights:
+        found.problems.append(f"no attention kernel could be watched: {found.skipped}")
+    elif not found.layers:
+        found.not_looked_at.append("single layers, which this model keeps in a way that is not known here")
+
+
+def _judge(lm: LM, sights: Sequence[Sight], layers: Sequence[LayerSight], found: Audit) -> None:
+    """Add what was seen to the audit, and a problem for each thing that should not have been."""
+    found.sights += sights
+    found.layers += layers
+    for sight in sights:
+        where = f"{sight.kernel}, padding {sight.padding}, {sight.tokens} tokens"
         if sight.own_label:
             found.problems.append(f"LEAK ({where}): a scored position sees its own label")
         elif sight.forbidden:
             found.problems.append(f"LEAK ({where}): {sight.forbidden} states see tokens that the mask hides")
         if sight.unpadded > _tolerance(lm):
             found.problems.append(f"padding changes states by {sight.unpadded:.1e} ({where})")
-    if own in found.skipped:
-        found.problems.append(f"the model's own attention, {own}, could not be watched: {found.skipped[own]}")
-    if not found.sights:
-        found.problems.append(f"no attention kernel could be watched: {found.skipped}")
+    for kernel, padding, tokens in dict.fromkeys((s.kernel, s.padding, s.tokens) for s in layers):
+        mine = [s for s in layers if (s.kernel, s.padding, s.tokens) == (kernel, padding, tokens)]
+        where = f"{kernel}, padding {padding}, {tokens} tokens"
+        for name, verb in (("seen", "LEAK ({}): {} see {} pairs that the mask hides"),
+                           ("missed", "({}): {} miss {} pairs that the mask shows")):  # fmt: skip
+            wrong = [s for s in mine if getattr(s, name)]
+            if wrong:
+                state, position = getattr(wrong[0], f"first_{name}")
+                which = f"{_named([s.layer for s in wrong])} of {len(mine)} layers"
+                count = sum(getattr(s, name) for s in wrong)
+                text = verb.format(where, which, count)
+                found.problems.append(f"{text}, such as token {state} and token {position}")
+
+
+def _named(layers: Sequence[int]) -> str:
+    shown = ", ".join(map(str, layers[:6]))
+    return f"layer {shown}" if len(layers) == 1 else f"layers {shown}{', ...' if len(layers) > 6 else ''}"
 
 
 def _tolerance(lm: LM) -> float:
     return 1e-4 if lm.model.dtype == torch.float32 else 5e-2
 
 
-@torch.no_grad()
 def _decoding(lm: LM, wire: Wire, found: Audit) -> None:
-    prompt, (answer,) = lm.format.encode(SAMPLE, lm)
-    prefix = wire([prompt], lm)
+    prefix, answer = _delivered(lm, wire, SAMPLE)
     if prefix.leaky:
+        found.not_looked_at.append("decoding, whose answer cannot join the prompt's block as this wire's does")
         return
-    full = lm.head(lm.forced(prefix, torch.tensor([answer], device=lm.device)).hidden)[0]
-    state = lm.prefill(prefix)
-    steps = [state.logits[0]]
-    for token in answer[:-1]:
-        state = lm.append(state, torch.tensor([[token]], device=lm.device))
-        steps.append(state.logits[0])
-    found.decode_gap = float((torch.stack(steps) - full).abs().max() / full.abs().max())
+    found.decode_gap = length_checks.decode_gap(lm, prefix, answer)
     if not found.decode_gap <= _tolerance(lm):
         found.problems.append(f"prefill with decoding differs from one full pass by {found.decode_gap:.1e}")
+
+
+def _rows(lm: LM, wire: Wire, found: Audit) -> None:
+    """Packed rows of three documents with padding, as training reads them and through `latentwire.blocks`."""
+    documents: list[row_checks.Document] = []
+    layers: LayerRange | None = None
+    for example in (SHORT, SAMPLE, SHORT):
+        prefix, answer = _delivered(lm, wire, example)
+        assert prefix.ids is not None
+        if prefix.leaky:
+            return
+        layers = prefix.layers
+        blocks = [*prefix.columns.blocks[0].tolist(), *[-1] * len(answer)]
+        documents.append(([*prefix.ids[0].tolist(), *answer], blocks))
+    found.packed_gap = row_checks.packing_gap(lm, documents, layers)
+    if not found.packed_gap <= _tolerance(lm):
+        found.problems.append(
+            f"packed rows: a document beside others has other states than alone, by {found.packed_gap:.1e}"
+        )
+    if lm.prefix_tuning is not None:
+        found.not_looked_at.append("latentwire.blocks, which knows no learned prefix")
+        return
+    found.blocks_gap = row_checks.blocks_gap(lm, documents, layers)
+    if not found.blocks_gap <= _tolerance(lm):
+        found.problems.append(
+            "latentwire.blocks: a document in a packed row with padding has other logits than alone, by "
+            f"{found.blocks_gap:.1e}"
+        )
+
+
+def _long(lm: LM, wire: Wire, examples: Sequence[Example], length: int | None, found: Audit) -> None:
+    """The same questions on a prompt longer than every window, under the model's own kernel."""
+    most = lm.max_positions - ANSWER - 2
+    if length is not None and not 8 <= length <= most:
+        raise UserError(
+            f"length: found {length:,}, expected 8 to {most:,}, which is what {lm.name} was built for."
+        )
+    target = length_checks.default_length(lm, ANSWER) if length is None else length
+    prefix, answer = _delivered(lm, wire, length_checks.long_example(lm, examples, target))
+    answer, width = answer[:ANSWER], prefix.columns.width
+    if width + len(answer) > lm.max_positions:
+        found.not_looked_at.append(f"long prompts, since {wire.label} delivers {width:,} tokens at the least")
+        return
+    found.long_tokens = width + len(answer)
+    own, positions = attention.kernel(lm.model), length_checks.spread(width, len(answer))
+    paddings: tuple[Padding, ...] = ("none", "left")
+    sights = look(lm, prefix, answer, own, paddings, positions)
+    layers = [look_at_layers(lm, prefix, answer, own, padding, positions) for padding in paddings]
+    _judge(lm, sights, [sight for of_padding in layers for sight in of_padding], found)
+    assert prefix.ids is not None
+    if lm.prefix_tuning is None:
+        found.own_gap = length_checks.own_forward_gap(lm, [*prefix.ids[0].tolist(), *answer])
+        if not found.own_gap <= _tolerance(lm):
+            found.problems.append(
+                f"causal logits differ from those of the model's own forward by {found.own_gap:.1e} "
+                f"({own}, {found.long_tokens} tokens)"
+            )
+    else:
+        found.not_looked_at.append("the model's own forward, which knows no learned prefix")
+    if not prefix.leaky:
+        gap = length_checks.decode_gap(lm, prefix, answer)
+        found.decode_gap = max(gap, found.decode_gap or 0.0)
+        if not gap <= _tolerance(lm):
+            found.problems.append(
+                f"prefill with decoding differs from one full pass by {gap:.1e} after {width} tokens"
+            )
+    widest = max((window for window in windows(lm) if window is not None), default=0)
+    if widest >= width:
+        found.not_looked_at.append(f"prompts longer than the sliding window of {widest:,} tokens; pass a length")
+    if found.long_tokens < lm.max_positions:
+        found.not_looked_at.append(
+            f"rows of more than {found.long_tokens:,} tokens; the model takes {lm.max_positions:,}"
+        )
 
 
 @torch.no_grad()

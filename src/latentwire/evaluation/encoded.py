@@ -95,6 +95,21 @@ def reader_of(lm: LM, task: Task) -> LM:
     return reader
 
 
+def wording(lm: LM, task: Task, model: str) -> str | None:
+    """A sentence on a task that words its own prompts; None where they are those of the reader's format.
+
+    Args:
+        lm: the reader.
+        task: what it is asked.
+        model: the reader, as the sentence names it.
+    """
+    if task.format is None or task.format == lm.format:
+        return None
+    if lm.format.template == "chat":
+        return f"{task.name}: the benchmark's own words are the user's turn in the chat of {model}."
+    return f"{task.name}: asked in the benchmark's own words, not in the prompt format of {model}."
+
+
 def batches(items: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list[EncodedExample]]:
     """Examples of similar length together, longest first, so that memory runs out at once or not at all.
 

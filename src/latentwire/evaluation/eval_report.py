@@ -13,6 +13,7 @@ from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.audit import Audit
 from latentwire.evaluation.baseline import against_baseline
 from latentwire.evaluation.costs import Costs
+from latentwire.evaluation.encoded import wording
 from latentwire.evaluation.evaluate import Evaluation
 from latentwire.evaluation.gaps import Gap, gaps
 from latentwire.evaluation.summarize import summarize
@@ -75,8 +76,8 @@ class Report:
         for each in self.tasks:
             if each.remark:
                 yield each.remark
-            if each.format is not None and each.format != self.readers[None].format:
-                yield f"{each.name}: asked in the benchmark's own words, not in the prompt format of {model}."
+            if sentence := wording(self.readers[None], each, model):
+                yield sentence
         for name, count in result.unstable.items():
             if count:
                 yield f"{name}: {count} prompts end in tokens that the answer would change; these stay causal."
@@ -118,14 +119,31 @@ def of_questions(aware: Sequence[str]) -> str:
 
 
 def audited(found: Audit) -> Iterator[Table | str]:
-    """An audit's findings as tables and sentences, its verdict last."""
+    """What an audit found, what it looked at and what not, its verdict last."""
     yield f"\n{found.wire}"
     yield f"loss of one sample, nats a token: {', '.join(f'{n} {loss:.2f}' for n, loss in found.losses.items())}"
     first, text = found.first_tokens[0]
     yield f"first supervised token: {first!r} of {text!r} ({len(found.first_tokens)} answers looked at)"
     yield f"random labels: {found.random_loss:.2f} nats a token, entropy {found.entropy:.2f}"
-    if found.decode_gap is not None:
-        yield f"prefill and decoding against one full pass: {found.decode_gap:.1e} of the largest logit"
+    gaps = {
+        "prefill and decoding against one full pass": found.decode_gap,
+        "causal reading against the model's own forward": found.own_gap,
+        "a document in a packed row against it alone": found.packed_gap,
+        "the same through latentwire.blocks": found.blocks_gap,
+    }
+    for name, gap in gaps.items():
+        if gap is not None:
+            yield f"{name}: {gap:.1e} of the largest value"
     yield score_tables.audit_table(found)
+    if found.layers:
+        layers, lengths = {sight.layer for sight in found.layers}, sorted({sight.tokens for sight in found.layers})
+        pairs = sum(sight.pairs for sight in found.layers)
+        yield (
+            f"looked at: {pairs:,} pairs of a state and a position over {len(layers)} layers, in rows of "
+            f"{' and '.join(f'{length:,}' for length in lengths)} tokens"
+        )
+    if found.not_looked_at:
+        yield f"not looked at: {'; '.join(found.not_looked_at)}"
+    yield from (f"WARNING: {sentence}" for sentence in found.warnings)
     yield from found.problems
     yield "FAILED" if found.problems else "passed: nothing leaks, nothing sees what its mask hides"

@@ -11,11 +11,11 @@ from latentwire.evaluation.answers import answers
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.encoded import EncodedExample, prepare
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.lm.decoding import suppressed
+from latentwire.lm.decoding import Bans, suppressed
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
-from latentwire.lm.scoring.together import BATCH_TOKENS as BATCH_TOKENS
-from latentwire.lm.scoring.together import Work
+from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS as BATCH_TOKENS
+from latentwire.lm.scoring.shared_scorer import Work
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.floors import type_floor
 from latentwire.wires import Wire
@@ -135,6 +135,7 @@ def _ready(
         items = prepare(lm, task, split, limit)
         of_arm = [arm.prepared(lm, task, items) for arm in bound]
         for arm, own in of_arm:
+            Bans.of(lm, arm.how(task))
             _check_lengths(lm, task, arm, own)
         prepared[task.name] = items, of_arm
     return prepared
@@ -153,7 +154,7 @@ def _check_lengths(lm: LM, task: Task, arm: Arm, items: Sequence[EncodedExample]
     longest = max(items, key=lambda item: item.prompt.tokens)
     answer_tokens = max(len(answer) for item in items for answer in item.answers)
     if task.answer != "choice":
-        answer_tokens = max(answer_tokens, task.max_new_tokens)
+        answer_tokens = max(answer_tokens, arm.how(task).max_new_tokens)
     reader = arm.reading(lm, task)
     columns = int(arm.wire([longest.prompt], reader).next_position.max()) + answer_tokens
     if columns > reader.max_positions:

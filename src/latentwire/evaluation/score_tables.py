@@ -84,17 +84,18 @@ def errors(result: Evaluation) -> Table | None:
 
 def audit_table(found: Audit) -> Table:
     """Who saw whom, one row per attention kernel and padding."""
-    seen = ("prompt reads ahead", "sees hidden tokens", "sees own label", "change by padding")
+    seen = ("tokens", "prompt reads ahead", "sees hidden tokens", "sees own label", "change by padding")
     table = plain_table("attention", "padding", right=seen)
     for sight in found.sights:
         table.add_row(
             sight.kernel,
             sight.padding,
+            f"{sight.tokens:,}",
             f"{sight.reads_ahead:.0%}",
             str(sight.forbidden),
             "YES" if sight.own_label else "no",
             f"{sight.unpadded:.1e}",
         )
     for kernel, reason in found.skipped.items():
-        table.add_row(kernel, "cannot run here:", reason)
+        table.add_row(kernel, "cannot run here:", "", reason)
     return table

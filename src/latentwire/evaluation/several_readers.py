@@ -72,7 +72,7 @@ def evaluate_readers(
 
 def _together(arms: Sequence[Arm]) -> list[list[Arm]]:
     """Groups of two or more arms that differ in their readers only."""
-    alike: dict[tuple[str, str | None], list[Arm]] = {}
+    alike: dict[tuple[str, str | None, str], list[Arm]] = {}
     for arm in arms:
-        alike.setdefault((arm.wire.label, arm.variant), []).append(arm)
+        alike.setdefault((arm.wire.label, arm.variant, repr(arm.decoding)), []).append(arm)
     return [each for each in alike.values() if len(each) > 1]

@@ -20,14 +20,15 @@ from tqdm import tqdm
 from latentwire.errors import UserError
 from latentwire.harness.arguments import load
 from latentwire.harness.requests import Asked, Delivered, Verbatim, alike, decoding, parts, scores
+from latentwire.harness.truncation import shortened
 from latentwire.lm.loading.load_settings import DeviceMap, Loading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.lm.prompt_settings import PromptSettings
+from latentwire.lm.prompt_settings import PromptSettings, departure
 from latentwire.lm.prompts import CAUSAL, Example, Prompt
 from latentwire.lm.scoring.continuations import Score
-from latentwire.lm.scoring.together import BATCH_TOKENS, Together, Work
+from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS, SharedScorer, Work
 from latentwire.version import __version__
 from latentwire.wires.latent.latent_wire import LatentWireBase
 from latentwire.wires.text_wire import PlainText, TextWire
@@ -114,7 +115,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
                 "chat=true too: lm-eval words its prompts itself, and only a chat has a place for more."
             )
         self.wire = self.loaded.wire
-        self.batch_tokens, self.text_from = batch_tokens, text_from
+        self.batch_tokens, self.text_from, self.cut = batch_tokens, text_from, 0
         self.work = Work()
         self.reader = copy(self.wire.reader(self.loaded.lm))
         self.reader.format = self._words()
@@ -129,6 +130,9 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
             raise UserError(f"text_from: found it beside {self.wire.label}, expected a wire that sends latents.")
         self.tokenizer = self.loaded.lm.tokenizer
         self._device = self.loaded.lm.device
+        trained = self.loaded.lm.saved_format if self.loaded.run else None
+        if sentence := departure(self.reader.format, trained, str(self.loaded.run)):
+            log.warning(sentence)
         if self.wire.leaks:
             log.warning("LEAKS: under %s a scored token sees itself; its scores are no reading.", self.wire.label)
 
@@ -220,9 +224,17 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
             for batch in alike(asked, self.batch_tokens):
+                most = reader.max_positions - batch[0].how.max_new_tokens
+                if most < 1:
+                    raise UserError(
+                        f"gen_kwargs: found max_gen_toks={batch[0].how.max_new_tokens}, expected less than "
+                        f"{reader.max_positions:,}, which is what {self.loaded.lm.name} was built for."
+                    )
                 for prefix, rows in self._delivered([one.prompt for one in batch], reader):
                     seeds = [batch[row].at for row in rows]
-                    generated = reader.generate(reader.prefill(prefix), batch[0].how, seeds=seeds)
+                    generated = reader.generate(
+                        reader.prefill(shortened(prefix, most, self._count_cut)), batch[0].how, seeds=seeds
+                    )
                     for at, continuation in zip(seeds, generated, strict=True):
                         texts[at] = continuation.text
                 bar.update(len(batch))
@@ -269,8 +281,19 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         self, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
     ) -> Iterator[tuple[int, list[Score]]]:
         layers = self.wire.layers if isinstance(self.wire, TextWire) else None
-        together = Together(self.reader, layers, self.batch_tokens, self.work)
-        return scores(self.reader, together, delivered, continuations)
+        scorer = SharedScorer(self.reader, layers, self.batch_tokens, self.work)
+        return scores(self.reader, scorer, delivered, continuations, self._count_cut)
+
+    def _count_cut(self) -> None:
+        """Count a prompt that is longer than the model, and say so at the first one."""
+        if not self.cut:
+            log.warning(
+                "a prompt is longer than the %d tokens that %s takes: its beginning is cut off, as by hf in "
+                "lm-eval; prompts_cut in the results' config says how many are.",
+                self.loaded.lm.max_positions,
+                self.loaded.lm.name,
+            )
+        self.cut += 1
 
     def _bare(self, text: str) -> str:
         """The text without a leading BOS that the tokenizer would add again."""
@@ -321,6 +344,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
                 "wire": self.wire.label,
                 "leaks": self.wire.leaks,
                 "batch_tokens": self.batch_tokens,
+                "prompts_cut": self.cut,
                 "tokens_run": self.work.run,
                 "fewest_tokens": self.work.least,
             },

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from lm_eval.models.utils import normalize_gen_kwargs
 
 from latentwire.errors import UserError
+from latentwire.harness.truncation import fitting
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
@@ -16,7 +17,7 @@ from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Prompt
 from latentwire.lm.scoring.continuations import Score, score_whole
 from latentwire.lm.scoring.prefix_tree import Request
-from latentwire.lm.scoring.together import Together
+from latentwire.lm.scoring.shared_scorer import SharedScorer
 
 T = TypeVar("T")
 Delivered = tuple[Prefix, Sequence[int]]
@@ -85,7 +86,11 @@ def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
 
 
 def scores(
-    lm: LM, together: Together, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
+    lm: LM,
+    scorer: SharedScorer,
+    delivered: Iterator[Delivered],
+    continuations: Sequence[Sequence[list[int]]],
+    on_cut: Callable[[], None],
 ) -> Iterator[tuple[int, list[Score]]]:
     """Pairs of a prompt's index and the scores of its continuations, in the order in which they are done.
 
@@ -93,22 +98,35 @@ def scores(
 
     Args:
         continuations: of every prompt.
+        on_cut: called for each prompt and continuation that lose their beginning; see `truncation.fitting`.
     """
-    requests, owners = list[Request](), list[int]()
-    for prefix, rows in delivered:
-        own = [continuations[row] for row in rows]
-        plain = Request.of(prefix, own)
-        if plain is not None:
-            requests += plain
-            owners += rows
-        elif prefix.leaky:
-            for n, row in enumerate(rows):
-                alone = prefix.select(prefix.columns.positions.new_tensor([n]))
-                yield row, score_whole(lm, alone, [own[n]])[0]
-        else:
-            yield from zip(rows, lm.score(lm.prefill(prefix), own), strict=True)
-    for at, scored in together.score(requests):
-        yield owners[at], scored
+    requests, owners = list[Request](), list[tuple[int, list[int]]]()
+    done: dict[int, dict[int, Score]] = {}
+
+    def complete(row: int, which: Sequence[int], found: Sequence[Score]) -> list[tuple[int, list[Score]]]:
+        """A prompt's index with its scores, once all of them are there."""
+        of_row = done.setdefault(row, {})
+        of_row |= dict(zip(which, found, strict=True))
+        return [(row, [of_row[k] for k in sorted(of_row)])] if len(of_row) == len(continuations[row]) else []
+
+    for prefix, every in delivered:
+        for piece, at, which in fitting(prefix, [continuations[row] for row in every], lm.max_positions, on_cut):
+            rows = [every[n] for n in at]
+            own = [[continuations[row][k] for k in ks] for row, ks in zip(rows, which, strict=True)]
+            plain = Request.of(piece, own)
+            if plain is not None:
+                requests += plain
+                owners += zip(rows, which, strict=True)
+                continue
+            if piece.leaky:
+                lines = (piece.select(piece.columns.positions.new_tensor([n])) for n in range(len(rows)))
+                scored = [score_whole(lm, line, [mine])[0] for line, mine in zip(lines, own, strict=True)]
+            else:
+                scored = lm.score(lm.prefill(piece), own)
+            for row, ks, found in zip(rows, which, scored, strict=True):
+                yield from complete(row, ks, found)
+    for request, found in scorer.score(requests):
+        yield from complete(*owners[request], found)
 
 
 def decoding(how: dict[str, Any]) -> Decoding:

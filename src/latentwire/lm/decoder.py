@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm.decoding.step import Step
+from latentwire.lm.decoding.decode_step import DecodeStep
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
@@ -188,7 +188,7 @@ class Decoder:
         keys = self.rotary.rotate_all(found, at, back=True)
         return hidden, Memory(keys, tuple(tap.values[layer] for layer in layers), prefix.columns)
 
-    def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor:
+    def states(self, tokens: Tensor, positions: Tensor, step: DecodeStep) -> Tensor:
         """Final hidden states `(B, 1, D)` of one token per row, `(B, 1)`, in a step of decoding."""
         decoder: nn.Module = self.model.get_decoder()
         hidden: Tensor = decoder(

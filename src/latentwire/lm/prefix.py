@@ -1,4 +1,4 @@
-"""What stands before an answer, before and after the model has read it."""
+"""The prefix of an answer, before (`Prefix`) and after (`Prefilled`) a model has read it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from latentwire.lm.prompts import CAUSAL
 class Prefix:
     """B prefixes of P columns each: tokens or embeddings, with who sees whom.
 
-    ids: `(B, P)`, or embeddings: `(B, P, D)`; exactly one of the two, and P >= 1.
-    columns: `(B, P)` validity, positions, blocks and documents.
-    layers: the layers in which blocks count; None for all.
-    memory: keys (not rotated) and values before the first column.
-    leaky: the answer joins the block of the prompt's first column and so reads its own labels. It
-        exists for the `leaky` wire and the audit.
-    plain: every row is causal and of one document, its positions count from 0 and padding is on its right alone;
-        then a kernel's own causal mask is right at every real column. Whoever makes the columns says so: to ask
-        them would wait for the device.
+    Attributes:
+        ids: `(B, P)`, or embeddings: `(B, P, D)`; exactly one of the two, and P >= 1.
+        columns: `(B, P)` validity, positions, blocks and documents.
+        layers: the layers in which blocks count; None for all.
+        memory: keys (not rotated) and values before the first column.
+        leaky: the answer joins the block of the prompt's first column and so reads its own labels. It exists for
+            the `leaky` wire and the audit.
+        plain: every row is causal and one document, its positions count from 0 and padding is on the right only;
+            then a kernel's own causal mask is right at every real column. Set by the code that makes the columns,
+            since reading it from them would synchronize with the device.
 
     Example:
         >>> import latentwire as lw
@@ -65,8 +66,9 @@ class Prefix:
         """Token rows of any mix of lengths, padded on the right.
 
         Args:
-            rows: token ids. blocks: one block id a token (`CAUSAL` or >= 0); causal without it.
-            multiple: of columns.
+            rows: token ids.
+            blocks: one block id per token (`CAUSAL` or >= 0); causal if None.
+            multiple: the number of columns is padded to a multiple of it.
         """
         ids = pad_rows(rows, 0, multiple).to(device)
         valid = pad_rows([[1] * len(row) for row in rows], 0, multiple).bool().to(device)
@@ -126,7 +128,7 @@ class Prefix:
 
     @property
     def next_position(self) -> Tensor:
-        """`(B,)`: the position of the first token behind the prefix."""
+        """`(B,)`: the position of the first token after the prefix."""
         end = self.columns.end
         return end if self.memory is None else torch.maximum(end, self.memory.columns.end)
 
@@ -135,11 +137,13 @@ class Prefix:
 class Prefilled:
     """A prefix that a model has read.
 
-    Nothing changes it: scoring or generating from it leaves it as it was, so one prefill serves
-    any number of continuations.
+    Scoring or generating from it leaves it unchanged, so one prefill serves any number of continuations.
 
-    cache: keys and values of the P columns. logits: `(B, V)` for the first token behind.
-    reading: the columns read so far, memory included. next_position: `(B,)`.
+    Attributes:
+        cache: keys and values of the P columns.
+        logits: `(B, V)`, for the first token after the prefix.
+        reading: the columns read so far, memory included.
+        next_position: `(B,)`, of the first token after the prefix.
     """
 
     cache: DynamicCache
@@ -160,9 +164,11 @@ class Prefilled:
 
 @dataclass(frozen=True, eq=False)
 class Forced:
-    """Teacher forcing: what the model held when it had to predict each answer token.
+    """The states of teacher forcing that predict the answer tokens.
 
-    hidden: `(B, A, D)`, final hidden states. labels: `(B, A)`, -100 where there is no label.
+    Attributes:
+        hidden: `(B, A, D)`, final hidden states.
+        labels: `(B, A)`, -100 where there is no label.
     """
 
     hidden: Tensor
@@ -170,8 +176,8 @@ class Forced:
 
 
 STEADY = 16
-"""Columns of which a training's batches have multiples: attention and products are planned anew for a new shape,
-which takes longer than a small model's whole step, and else every step would have new ones."""
+"""Training batches are padded to multiples of this many columns: kernels are planned anew for every new shape,
+which takes longer than a whole step of a small model."""
 
 
 def pad_rows(rows: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> Tensor:

@@ -1,4 +1,4 @@
-"""The one place that turns an example into tokens."""
+"""Turns examples into tokens; the only place that does."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from pydantic import BaseModel, ConfigDict, model_validator
 
 from latentwire.errors import UserError
 from latentwire.lm import chat_template
-from latentwire.lm.prompts import Example, Prompt, Tokens
+from latentwire.lm.prompts import Example, Prompt, RenderedPrompt
 from latentwire.lm.reader import Tokenizes
 
 PLACE = "Context."
-"""Stands where a context would, to find out what stands around it."""
+"""Stands in for a context, to find the text around it."""
 
 
 class PromptFormat(BaseModel):
-    """How a reader's prompts look. Saved in every checkpoint, the same in training and evaluation.
+    """How a reader's prompts are worded. Saved in every checkpoint; training and evaluation share it.
 
     Attributes:
         template: `question` writes context, `Question: ...` and the anchor on lines of their own; `raw` writes
@@ -65,11 +65,10 @@ class PromptFormat(BaseModel):
         return self.model_copy(update={"verbatim": True, "anchor": ""})
 
     def encode(self, example: Example, lm: Tokenizes) -> tuple[Prompt, tuple[list[int], ...]]:
-        """The prompt, and the answer's token ids: one list a choice, or one for the first answer.
+        """The prompt, and the answer's token ids: one list per choice, or one for the first answer.
 
-        Prompt and answer are tokenized together and split behind as many tokens as the prompt alone
-        has, as lm-eval splits a pair; blanks at the prompt's end belong to the answer (under `raw` line
-        breaks too, as there).
+        Prompt and answer are tokenized together and split after as many tokens as the prompt alone has, as lm-eval
+        splits a pair. Spaces at the prompt's end belong to the answer (under `raw` line breaks too, as there).
 
         Raises:
             UserError: an answer adds no token to the prompt.
@@ -78,7 +77,7 @@ class PromptFormat(BaseModel):
         return self.encode_all([example], lm)[0]
 
     def encode_all(self, examples: Sequence[Example], lm: Tokenizes) -> list[tuple[Prompt, tuple[list[int], ...]]]:
-        """`encode` of each, faster: the tokenizer is called once."""
+        """`encode` for many examples in one call of the tokenizer."""
         joint = self.joint(lm)
         texts = [self._with_answers(example, joint, lm) for example in examples]
         ids = iter(self._all_ids([text for of_example in texts for text in of_example], lm))
@@ -106,11 +105,10 @@ class PromptFormat(BaseModel):
         """Tokens of a prompt followed by an answer, tokenized as one text."""
         return self._ids(self.render(context, question, lm)[0] + self.joint(lm) + answer, lm)
 
-    def tokens(self, context: str, question: str, lm: Tokenizes) -> Tokens:
+    def tokens(self, context: str, question: str, lm: Tokenizes) -> RenderedPrompt:
         """Tokens of a prompt; the context may be empty.
 
-        Where a raw prompt is empty altogether, it is the token that begins a text (BOS, or EOS for want of
-        it), as in lm-eval: what follows is scored by itself.
+        An empty raw prompt becomes the token that begins a text (BOS, or EOS if there is none), as in lm-eval.
 
         Raises:
             UserError: the prompt has no token at all.
@@ -122,18 +120,18 @@ class PromptFormat(BaseModel):
         before = _common(ids, self._ids(text[:boundary], lm)) if context else 0
         anchored = self.template != "raw" and self.anchor != ""
         bare = text[: len(text) - len(self.anchor)].rstrip(" ")
-        return Tokens(
+        return RenderedPrompt(
             ids=ids,
             segments=[0] * before + [1] * (len(ids) - before),
             anchor=len(ids) - _common(ids, self._ids(bare, lm)) if anchored else 0,
         )
 
     def before(self, context: str, lm: Tokenizes) -> list[int]:
-        """Tokens of a context and of what stands before it (BOS, a chat's header): what any question follows."""
+        """Tokens of a context and everything before it (BOS, a chat's header): the part that questions share."""
         return self.before_all([context], lm)[0]
 
     def before_all(self, contexts: Sequence[str], lm: Tokenizes) -> list[list[int]]:
-        """`before` of each, faster: the tokenizer is called once."""
+        """`before` for many contexts in one call of the tokenizer."""
         rendered = [self.render(context or PLACE, "?", lm) for context in contexts]
         ends = [
             boundary if context else text.index(PLACE)
@@ -142,12 +140,12 @@ class PromptFormat(BaseModel):
         return self._all_ids([text[:end] for (text, _), end in zip(rendered, ends, strict=True)], lm)
 
     def spans(self, context: str, lm: Tokenizes) -> tuple[list[int], list[tuple[int, int]]]:
-        """`before`, and where in the context each token begins and ends, in characters.
+        """`before`, with the characters of the context at which each token begins and ends.
 
-        What stands before the context has negative places; a token that is no text has an empty span.
+        Tokens before the context have negative places; a token without text has an empty span.
 
         Raises:
-            UserError: the tokenizer cannot say where its tokens stand.
+            UserError: the tokenizer gives no character spans.
         """
         if not lm.tokenizer.is_fast:
             raise UserError(f"tokenizer: that of {lm.name} gives no character spans, expected a fast one.")
@@ -162,24 +160,24 @@ class PromptFormat(BaseModel):
             spans = [(-start, -start)] * moved + spans[max(-moved, 0) :]
         return ids, spans
 
-    def behind(self, question: str, lm: Tokenizes) -> list[int]:
-        """Tokens of what stands behind a context: the question with its words and the anchor.
+    def after(self, question: str, lm: Tokenizes) -> list[int]:
+        """Tokens of everything after a context: the instruction, the question and the anchor.
 
-        They are tokenized alone, since what stands before them may be no text.
+        They are tokenized alone, since a context may not be delivered as text.
         """
-        return self.behind_all([question], lm)[0]
+        return self.after_all([question], lm)[0]
 
-    def behind_all(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
-        """`behind` of each, faster: the tokenizer is called once."""
+    def after_all(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
+        """`after` for many questions in one call of the tokenizer."""
         rendered = [self.render(PLACE, question, lm) for question in questions]
         return _token_ids([self._kept(text)[boundary:] for text, boundary in rendered], lm, special=False)
 
     def split(
         self, context: str, question: str, lm: Tokenizes, *, whole: bool = False
     ) -> tuple[list[int], list[int]]:
-        """A prompt's `tokens` in two: the context with what stands before it, and what stands behind.
+        """A prompt's `tokens` in two parts: up to the end of the context, and the rest.
 
-        A token that runs across the boundary stands behind it, and at least one does.
+        A token across the boundary belongs to the rest, which is never empty.
 
         Args:
             whole: the question belongs to the first part too, which leaves the anchor to the second.
@@ -196,7 +194,7 @@ class PromptFormat(BaseModel):
         return ids[:at], ids[at:]
 
     def ending(self, lm: Tokenizes) -> list[int]:
-        """Tokens of what stands behind a question: the anchor with what leads to it, also where `raw` writes none.
+        """Tokens of everything after a question: the anchor with the text before it, also where `raw` writes none.
 
         Raises:
             UserError: there is no anchor.
@@ -208,22 +206,22 @@ class PromptFormat(BaseModel):
             text = whole[whole.index(PLACE) + len(PLACE) :]
         ids = list(lm.tokenizer(text.rstrip(" "), add_special_tokens=False)["input_ids"])
         if not ids:
-            raise UserError("format: found no anchor, expected one for a prompt that is nothing else.")
+            raise UserError("format: found no anchor, expected one for a prompt that has nothing else.")
         return ids
 
-    def outside(self, tokens: Tokens) -> int:
-        """How many tokens at the end stay out of a bidirectional block."""
+    def outside(self, tokens: RenderedPrompt) -> int:
+        """How many tokens at the end stay outside a bidirectional block."""
         return tokens.anchor if self.anchor_block == "causal" else 0
 
     def render(self, context: str, question: str, lm: Tokenizes) -> tuple[str, int]:
-        """The prompt's text, and where in it the context ends.
+        """The prompt's text, and the index of the character after its context.
 
         Raises:
             UserError: a chat template is asked for and the tokenizer has none, or it rewrites what it is given.
         """
         text = self.body(context, question)
-        behind = len(question) if self.verbatim else len(self.body("", question))
-        boundary = len(text) - behind
+        after = len(question) if self.verbatim else len(self.body("", question))
+        boundary = len(text) - after
         if self.template == "raw":
             return text, boundary
         if self.template == "question":
@@ -262,7 +260,7 @@ class PromptFormat(BaseModel):
             return chat_template.with_one_bos(ids, lm, chat_template.begins_with_bos(lm))[0]
         ids = []
         for role, text in turns:
-            # Piece by piece, so that what stands before never depends on what follows.
+            # Piece by piece, so that earlier tokens never depend on later text.
             ids += self._piece(f"{role.capitalize()}:", lm, first=not ids) + self._piece(f" {text}\n", lm)
             ids += sorted(lm.eos_ids)[:1] if role == "assistant" else []
         return ids + (self._piece("Assistant:", lm, first=not ids) if answering else [])
@@ -271,7 +269,7 @@ class PromptFormat(BaseModel):
         return self._ids(text, lm) if first else list(lm.tokenizer(text, add_special_tokens=False)["input_ids"])
 
     def _kept(self, text: str) -> str:
-        """The prompt without the blanks that belong to the answer."""
+        """The prompt without trailing spaces, which belong to the answer."""
         return text.rstrip() if self.template == "raw" else text.rstrip(" ")
 
     def _ids(self, text: str, lm: Tokenizes) -> list[int]:
@@ -307,13 +305,13 @@ def _token_ids(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[li
 def _prompt_and_answers(
     example: Example, alone: list[int], *wholes: list[int]
 ) -> tuple[Prompt, tuple[list[int], ...]]:
-    """From the tokens of a prompt, and of it with each answer behind it."""
+    """From the tokens of a prompt alone, and followed by each answer."""
     shared = len(alone)
     given = example.choices or example.answers[:1]
     for answer, whole in zip(given, wholes, strict=True):
         if len(whole) <= len(alone):
             raise UserError(f"{example.id}: the answer {answer!r} adds no token to its prompt.")
-        # What is generated cannot know what it will be: only scored choices shape the prompt's block.
+        # A generated answer is not known yet: only scored choices shape the prompt's block.
         if example.choices:
             shared = min(shared, _common(alone, whole))
     prompt = Prompt(
@@ -326,14 +324,14 @@ def _prompt_and_answers(
 
 
 def _unended(ids: list[int], text: str, lm: Tokenizes) -> list[int]:
-    """Without the end-of-sequence token that some tokenizers append to a text; nothing could follow it."""
+    """Without the end-of-sequence token that some tokenizers append to every text."""
     while len(ids) > 1 and ids[-1] in lm.eos_ids and not text.endswith(str(lm.tokenizer.decode(ids[-1:]))):
         ids = ids[:-1]
     return ids
 
 
 def _beginning(lm: Tokenizes) -> list[int]:
-    """The token that begins a text, as a list; empty for a tokenizer without one."""
+    """The token that begins a text, as a list; empty if the tokenizer has none."""
     known = (lm.tokenizer.bos_token_id, lm.tokenizer.eos_token_id)
     return [int(token) for token in known if token is not None][:1]
 

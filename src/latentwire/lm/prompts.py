@@ -1,4 +1,4 @@
-"""What a model is asked: an `Example`, the `Prompt` a wire sees of it, and its `Tokens`."""
+"""What a model is asked: an `Example`, the `Prompt` that a wire sees of it, and the rendered prompt."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ CAUSAL = -1
 class Example:
     """One item of a task.
 
-    `id` stays the same for ever; `group` names what examples share (a passage, an article), and
-    statistics take groups, not examples, as independent. An item is answered in words (`answers`:
-    any of them is right, the first is the one trained on) or by choosing (`choices`, `gold`
-    indexes them). `candidates` are the values of the asked relation in the order in which the
-    context states them, so that a reader who ignores whom the question is about can be scored;
-    empty where that is unknown.
+    It is answered in words (`answers`) or by choosing (`choices`). With both, the choices are in the prompt: each
+    in turn ends the context, and the first answer is scored after it (Winogrande).
 
-    With both, the choices stand in the prompt: each in turn ends the context, and what is scored is
-    the first answer behind it (Winogrande).
+    Attributes:
+        id: stays the same for ever.
+        group: names what examples share (a passage, an article); statistics resample groups.
+        context, question: the texts. Either may be empty.
+        answers: any of them is right; the first is trained on.
+        choices: the options, of which `gold` is the index of the right one.
+        candidates: values of the relation that is asked for, in the order in which the context states them, so
+            that a reader who ignores whom the question is about can be scored; empty where that is unknown.
 
     Example:
         >>> import latentwire as lw
@@ -40,7 +42,7 @@ class Example:
     candidates: tuple[str, ...] = ()
 
     def requests(self) -> tuple[Example, ...]:
-        """What is asked, a prompt each: this example, or one a choice where the choices stand in the prompt."""
+        """The examples to ask, one per prompt: this one, or one per choice where the choices are in the prompt."""
         if not (self.choices and self.answers):
             return (self,)
         scored = replace(self, choices=self.answers[:1], answers=(), gold=0)
@@ -51,10 +53,12 @@ class Example:
 class Prompt:
     """What a reader is asked, without the answer.
 
-    unstable: how many tokens at the prompt's end are tokenized otherwise once an answer follows;
-        they never join a bidirectional block. tokens: the prompt's length as plain text.
-    sent: the prompt whose message a wire delivers instead of this one's own: what stands beside the message
-        stays this one's.
+    Attributes:
+        unstable: how many tokens at the prompt's end change once an answer follows; they never join a
+            bidirectional block.
+        tokens: the prompt's length as plain text.
+        sent: the prompt whose message a wire delivers instead of this one's, for controls. The text beside the
+            message stays this one's.
     """
 
     context: str
@@ -65,9 +69,14 @@ class Prompt:
 
 
 @dataclass(frozen=True)
-class Tokens:
-    """A rendered prompt. ids: its tokens. segments: per token, 0 for the context and what stands
-    before it, 1 for the question. anchor: how many tokens at the end are the anchor."""
+class RenderedPrompt:
+    """A prompt as tokens.
+
+    Attributes:
+        ids: token ids.
+        segments: per token, 0 for the context and everything before it, 1 for the question.
+        anchor: how many tokens at the end are the anchor.
+    """
 
     ids: list[int]
     segments: list[int]

@@ -1,4 +1,4 @@
-"""Rotating and un-rotating keys with a model's own rotary embedding."""
+"""Rotates and un-rotates keys with a model's own rotary embedding."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from latentwire.lm.masks.reading import Memory
 
 
 class Rotary:
-    """A model's rotation of keys, as two functions of position.
+    """A model's rotation of keys by position.
 
-    Rotation turns the two halves of the first `cos.shape[-1]` channels against each other, as
-    Llama, Qwen, Mistral, Gemma and GPT-NeoX (partly rotated heads included) do. Interleaved rotations
-    (Cohere, GLM) come back wrong and are refused by `probe`.
+    The two halves of the first `cos.shape[-1]` channels are rotated against each other, as in Llama, Qwen,
+    Mistral, Gemma and GPT-NeoX (partly rotated heads included). Interleaved rotations (Cohere, GLM) come back
+    wrong and are refused by `probe`.
     """
 
     def __init__(self, model: PreTrainedModel) -> None:
@@ -31,7 +31,7 @@ class Rotary:
         if embedding is None:
             return None
         kinds = getattr(self._model.config.get_text_config(), "layer_types", None)
-        # In bf16 the angles of far positions would not survive the way there and back.
+        # In float32: bf16 angles of far positions would not survive rotating there and back.
         probe = torch.zeros(like.shape[0], 1, dtype=torch.float32, device=like.device)
         if kinds and hasattr(embedding, f"{kinds[layer]}_inv_freq"):
             cos, sin = embedding(probe, positions, kinds[layer])
@@ -40,11 +40,11 @@ class Rotary:
         return cos[:, None], sin[:, None]
 
     def rotate(self, layer: int, keys: Tensor, positions: Tensor, *, back: bool = False) -> Tensor:
-        """Keys `(B, H, M, D)` turned to (or, with `back`, from) `positions` `(B, M)`."""
+        """Keys `(B, H, M, D)` rotated to (or, with `back`, from) `positions` `(B, M)`."""
         return _turned(keys, self._turn(layer, positions, keys, back))
 
     def rotate_all(self, keys: Sequence[Tensor], positions: Tensor, *, back: bool = False) -> tuple[Tensor, ...]:
-        """`rotate` of every layer's keys, with angles made once for all layers that turn alike."""
+        """`rotate` for every layer's keys, with angles computed once for all layers that share them."""
         kinds = getattr(self._model.config.get_text_config(), "layer_types", None) or [None] * len(keys)
         made: dict[object, tuple[Tensor, Tensor] | None] = {}
         for layer, key in enumerate(keys):

@@ -173,6 +173,10 @@ def _tasks(study: Study) -> list[Task]:
             if task.name in tasks:
                 raise UserError(f"tasks.{at}: found {task.name!r} a second time, expected every task once.")
             tasks[task.name] = task
+    for name, how in study.decoding.items():
+        if name not in tasks:
+            raise UserError(f"decoding: found {name!r}, expected a task of this study: {one_of(name, tasks)}.")
+        tasks[name] = replace(tasks[name], decoding=how)
     return list(tasks.values())
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from pydantic import Discriminator, Field, Tag, field_validator
 
 from latentwire.errors import one_of
+from latentwire.lm.decoding import DecodingSettings
 from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.studies.claims import Condition, Effects, StudyComparison
@@ -93,6 +94,7 @@ class Study(Settings):
         loading: How each model is loaded, by its name. Its dtype wins over the study's, and a training holds that
             model in it while it is frozen.
         prompts: How each model is asked, in training and in evaluation; others are asked as their own files say.
+        decoding: By task, how its answers are generated, where that is not as the task says.
         oracles: By name, readings (STAGE/ARM) of which the best counts, example by example: an upper bound for
             anyone who would choose between them.
     """
@@ -106,6 +108,7 @@ class Study(Settings):
     dtype: Literal["float32", "bfloat16"] | None = None
     loading: dict[str, Loading] = Field(default_factory=dict)
     prompts: dict[str, PromptSettings] = Field(default_factory=dict)
+    decoding: dict[str, DecodingSettings] = Field(default_factory=dict)
     stages: dict[Name, AnyStage] = Field(min_length=1)
     effects: Effects | None = None
     oracles: dict[Name, Readings] = Field(default_factory=dict)

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Literal
 from latentwire.lm.prompts import Example
 
 if TYPE_CHECKING:
+    from latentwire.lm.decoding import DecodingSettings
     from latentwire.lm.prompt_format import PromptFormat
 
 AnswerKind = Literal["span", "solution", "choice"]
@@ -34,6 +35,7 @@ class Task:
         remark: sentences on what was left out or departs from the benchmark's definition, printed with every
             evaluation.
         apart: whether no example is in two splits; a file's examples are in all of them.
+        decoding: changes to how answers are generated, as a study or a command says.
 
     Example:
         >>> import latentwire as lw
@@ -51,6 +53,7 @@ class Task:
     judge: Callable[[str, Example], dict[str, float]] | None = None
     remark: str = ""
     apart: bool = False
+    decoding: DecodingSettings | None = None
 
     def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
         """The first `limit` examples of `split` (all of them without a limit)."""

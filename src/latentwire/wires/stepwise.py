@@ -50,8 +50,13 @@ class Stepwise:
         scored = iter(totals)
         return [[next(scored) for _ in group] for group in continuations]
 
-    def generate(self, prefilled: Prefilled, how: Decoding) -> list[Generated]:
-        """As `LM.generate`, greedy or sampled; a row's seed is its number."""
+    def generate(self, prefilled: Prefilled, how: Decoding, seeds: Sequence[int] | None = None) -> list[Generated]:
+        """As `LM.generate`, greedy or sampled.
+
+        Args:
+            seeds: one per row, for sampling; None takes the rows' numbers.
+        """
+        seeds = range(len(self.prompts)) if seeds is None else seeds
         starts = [0, *(step for step in self.wire.delivery_changes if step < how.max_new_tokens)]
         rows = list(range(len(self.prompts)))
         written: list[list[int]] = [[] for _ in rows]
@@ -60,7 +65,7 @@ class Stepwise:
             if start:
                 prefilled = self._read(rows, start, [written[row] for row in rows])
             part = _part(how, start, stop)
-            outputs = self.lm.generate(prefilled, part, [row + 1_000_003 * start for row in rows])
+            outputs = self.lm.generate(prefilled, part, [seeds[row] + 1_000_003 * start for row in rows])
             for row, output in zip(rows, outputs, strict=True):
                 written[row] += output.ids
                 results[row] = self._joined(written[row], output, how) if start else output
@@ -92,4 +97,6 @@ def _part(how: Decoding, start: int, stop: int) -> Decoding:
     part = replace(how, max_new_tokens=stop - start, min_new_tokens=least)
     if not start:
         return part
-    return replace(part, begin_suppress_tokens=(), first_temperature=None, first_top_p=None)
+    left = [(token, None if steps is None else steps - start) for token, steps in how.suppress_tokens]
+    bans = tuple((token, steps) for token, steps in left if steps is None or steps > 0)
+    return replace(part, begin_suppress_tokens=(), suppress_tokens=bans, first_temperature=None, first_top_p=None)

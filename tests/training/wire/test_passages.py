@@ -60,7 +60,7 @@ def test_answers_are_trained_as_the_tokens_that_they_are_scored_by(reader, alone
     ends = sorted(reader.eos_ids)
     for example, (behind, answer) in zip(EXAMPLES, pairs, strict=True):
         assert answer == [*reader.format.encode(example, reader)[1][0], *ends]
-        assert behind == reader.format.behind(example.question, reader)
+        assert behind == reader.format.after(example.question, reader)
     bare = [
         reader.tokenizer(f" {example.answers[0]}", add_special_tokens=False)["input_ids"] for example in EXAMPLES
     ]

@@ -110,7 +110,7 @@ def test_soft_tokens_and_keys_are_both_read():
     )
     modules = LatentModules(config, {"llama": lm}, lm).eval()
     shared = modules.deliver(modules(CONTEXTS), "llama")
-    behind = [lm.format.behind(question, lm) for question in QUESTIONS]
+    behind = [lm.format.after(question, lm) for question in QUESTIONS]
 
     def answer():
         return lm.prefill(shared.ask(behind, lm)).logits

@@ -30,7 +30,7 @@ def test_every_key_and_value_kept_reads_as_the_text_itself(family):
     lm = tiny_lm(family)
     modules = wire(lm)
     shared = modules.deliver(modules(CONTEXTS), lm.name)
-    behind = [lm.format.behind(question, lm) for question in QUESTIONS]
+    behind = [lm.format.after(question, lm) for question in QUESTIONS]
     latent = lm.forced(shared.ask(behind, lm), pad_rows(ANSWERS, -100)).hidden
     text = Shared.of_tokens([lm.format.before(context, lm) for context in CONTEXTS], "cpu")
     torch.testing.assert_close(
@@ -72,7 +72,7 @@ def test_questions_side_by_side_read_as_each_alone():
     lm = tiny_lm()
     modules = wire(lm)
     shared = modules.deliver(modules(CONTEXTS[:1]), lm.name)
-    pairs = [(lm.format.behind(q, lm), a) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
+    pairs = [(lm.format.after(q, lm), a) for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     questions = Questions.of([pairs], "cpu")
     found = questions.forced(shared, lm)
     assert questions.place.tolist() == [0, 1, 2] * 3

@@ -80,7 +80,7 @@ def test_the_first_word_of_a_question_sees_every_latent(encoded, places, models)
     lm = tiny_lm()
     modules = wire(lm, adapter=DeepPrefixConfig(hidden=8), encoder=encoder(encoded, models), positions=places)
     latents = modules(CONTEXTS[:1])
-    ask = [lm.format.behind(QUESTIONS[0], lm)[:1]]
+    ask = [lm.format.after(QUESTIONS[0], lm)[:1]]
 
     def answer(latents: Latents) -> torch.Tensor:
         return lm.prefill(modules.deliver(latents, lm.name).ask(ask, lm)).logits

@@ -1,7 +1,7 @@
-"""Runs the steps of decoding: one after the other, as a captured CUDA graph, or compiled and captured.
+"""Runs decoding steps: plainly, as a captured CUDA graph, or compiled and captured.
 
-What a graph replays is what was there when it was captured, so the engine looks before every batch whether the
-model is still the same one, and takes the plain steps wherever a replay could be something else.
+A graph replays what was there when it was captured. So before every batch the engine checks that the model is
+still the same, and it runs plain steps wherever a replay could differ.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
+from latentwire.lm.decoding.decode_step import DecodeStep, Split, advance, bucket
 from latentwire.lm.decoding.merged import Merged, Merging, applied, merge
 from latentwire.lm.decoding.slots import Slots, layers_of
-from latentwire.lm.decoding.step import Split, Step, advance, bucket
 from latentwire.lm.prefix import Prefilled
 
 Mode = Literal["plain", "graph", "compiled"]
 Attention = Literal["split", "sdpa"]
 MORE_ROWS = 4
-"""Slots serve a batch of so many times fewer rows too: a step reads the weights, however few the rows."""
+"""Slots also serve a batch of up to this many times fewer rows: a step reads all weights, however few the rows."""
 SPAN = 256
 """The fewest columns that a captured step reads."""
 COMPILER: dict[str, str | int | bool | Callable[..., Any]] = {
@@ -32,12 +32,12 @@ COMPILER: dict[str, str | int | bool | Callable[..., Any]] = {
     "triton.cudagraphs": False,
     "triton.enable_pdl": True,
 }
-"""With the first, a row times a matrix becomes a reduction, which reads weights nearly as fast as a copy does;
-with the last, a kernel is launched while the one before it ends, on a GPU that can (Hopper's dependent launch)."""
+"""The first makes a vector-matrix product a reduction, which reads weights nearly as fast as a copy; the last
+launches a kernel while the previous one ends, on GPUs that can (Hopper's programmatic dependent launch)."""
 
 
 class Model(Protocol):
-    """What the engine needs of a model; `LM` is it."""
+    """What the engine needs of a model; `LM` implements it."""
 
     model: PreTrainedModel
 
@@ -49,20 +49,22 @@ class Model(Protocol):
 
     def head(self, hidden: Tensor) -> Tensor: ...
 
-    def states(self, tokens: Tensor, positions: Tensor, step: Step) -> Tensor: ...
+    def states(self, tokens: Tensor, positions: Tensor, step: DecodeStep) -> Tensor: ...
 
 
 class Engine:
     """The decoding steps of one model.
 
-    mode: `plain`; `graph`, the default on a GPU, captured in about a second for each size; `compiled`, fused
-        kernels in the graph, for which the compiler takes about a minute for each size. A size is (rows, columns),
-        rounded up, so that prompts of other lengths rarely make another one.
-    attention: `split`, the default on a GPU, our kernels where they give what sdpa gives; `sdpa`.
-    merging: which linear layers are computed as one product while steps are captured (see `merged`); None takes
-        what is fastest and keeps `graph` to the bit what `plain` is.
-    compiler: options of the compiler, for steps not compiled yet.
-    captures: how many graphs there were. refused: why steps are plain although a graph was wanted.
+    Attributes:
+        mode: `plain`; `graph`, the default on a GPU, captured in about a second per size; or `compiled`, fused
+            kernels in the graph, which take about a minute per size to compile. A size is (rows, columns), rounded
+            up, so that prompts of other lengths rarely need a new one.
+        attention: `split`, the default on a GPU: our kernels where they agree with sdpa; or `sdpa`.
+        merging: which linear layers are computed as one product while steps are captured (see `merged`); None
+            takes the fastest choice that keeps `graph` bit-equal to `plain`.
+        compiler: options for steps that are not compiled yet.
+        captures: how many graphs were captured.
+        refused: why steps run plainly although a graph was asked for; None if they do not.
     """
 
     def __init__(self, lm: Model, mode: Mode | None = None) -> None:
@@ -88,11 +90,11 @@ class Engine:
 
     @property
     def captured(self) -> bool:
-        """Whether steps run as graphs, so that the host need not look at each."""
+        """Whether steps run as graphs, so that the host need not wait for each of them."""
         return self.mode != "plain" and self.refused is None
 
     def open(self, like: Prefilled, rows: int, columns: int) -> Slots:
-        """Empty slots for at least so many rows of so many columns."""
+        """Empty slots for at least `rows` rows of `columns` columns."""
         self.refused = None if self.mode == "plain" else unfit(self.lm.model)
         with self._there():
             self._split = splitting(self.lm.model, like) if self.attention == "split" else None
@@ -117,13 +119,13 @@ class Engine:
         return self.slots
 
     def grow(self, columns: int) -> None:
-        """Room for rows of so many columns; what is being written stays."""
+        """Make room for rows of `columns` columns; texts in progress are kept."""
         if columns > self.slots.capacity:
             self._graphs.clear()
             self.slots.grow(bucket(columns, SPAN))
 
     def release(self) -> None:
-        """Give back slots and graphs, and leave the model as it was."""
+        """Free slots and graphs, and restore the model."""
         self._slots = None
         self._graphs.clear()
         for group in self._merged:
@@ -131,15 +133,15 @@ class Engine:
         self._merged = []
 
     def close(self) -> None:
-        """Called behind every batch: what cannot be used again is given back."""
+        """Called after every batch: frees what cannot be reused."""
         if not self.captured:
             self.release()
 
     def steps(self, count: int, longest: int) -> Tensor:
-        """Take steps; returns the chosen tokens `(B, count)` on the host.
+        """Run steps; returns the chosen tokens `(B, count)` on the host.
 
         Args:
-            count: at most `HISTORY`. longest: keys of the longest row, the new ones counted.
+            count: at most `HISTORY`. longest: keys of the longest row, the new ones included.
         """
         with self._there():
             return self._steps(count, longest)
@@ -148,7 +150,7 @@ class Engine:
         slots = self.slots
         slots.cursor.zero_()
         if self.captured:
-            # A span that follows the texts saves sdpa columns to read; our kernels read no more than there are.
+            # sdpa reads the whole span, so one that follows the texts saves time; our kernels read real keys only.
             whole = self.mode == "compiled" or self._split is not None
             span = slots.capacity if whole else min(slots.capacity, bucket(longest, SPAN))
             graph = self._graphs.get(span) or self._capture(span)
@@ -161,7 +163,7 @@ class Engine:
         return slots.history[:, :count].cpu()
 
     def _there(self) -> AbstractContextManager[object]:
-        """On the model's own GPU: graphs are captured, and our kernels launched, on the current one."""
+        """Make the model's GPU the current one, where graphs are captured and our kernels are launched."""
         device = self.lm.device
         return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
@@ -169,7 +171,7 @@ class Engine:
         return torch.tensor(sorted(self.lm.eos_ids), device=self.lm.device, dtype=torch.long)
 
     def _now(self, rows: int) -> tuple[object, ...]:
-        """What a graph of so many rows depends on."""
+        """Everything that a graph of `rows` rows depends on."""
         return (*fingerprint(self.lm.model), self.mode, self._split, self._merging(rows))
 
     def _merging(self, rows: int) -> Merging:
@@ -177,7 +179,7 @@ class Engine:
             return self.merging
         if self.mode != "compiled":
             return "none"
-        # For one row the compiler makes gate, up and their product one kernel already.
+        # For one row the compiler already fuses gate, up and their product into one kernel.
         return "attention" if rows == 1 else "all"
 
     def _advance(self, span: int, step: Callable[..., None] = advance) -> None:
@@ -189,7 +191,7 @@ class Engine:
         step = self._compile() if self.mode == "compiled" else advance
         slots = self.slots
         room = slots.room.clone()
-        slots.room.zero_()  # rows without room stay where they are, however often a step is tried
+        slots.room.zero_()  # rows without room do not change, however often a step is tried
         try:
             aside = torch.cuda.Stream()
             aside.wait_stream(torch.cuda.current_stream())
@@ -200,10 +202,10 @@ class Engine:
             torch.cuda.current_stream().wait_stream(aside)
             slots.cursor.zero_()
             graph = torch.cuda.CUDAGraph()
-            # Its own default stream is made once in a process, on whichever GPU was the current one then.
+            # The default capture stream is created once per process, on the GPU that was current then.
             with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
                 self._advance(span, step)
-        except Exception as error:  # of the compiler, the driver or the model: the plain step is always there
+        except Exception as error:  # from the compiler, the driver or the model; the plain step always works
             self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
             warnings.warn(f"decoding runs without a captured graph: {self.refused}", stacklevel=2)
             return None
@@ -221,7 +223,7 @@ class Engine:
 
 
 def fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
-    """Changes whenever a captured graph would read other memory or other code than the model now."""
+    """Changes whenever a captured graph would no longer read the memory or run the code of the model."""
     tensors = [*model.parameters(), *model.buffers()]
     return (model.config._attn_implementation, *((tensor.data_ptr(), tensor.dtype) for tensor in tensors))
 
@@ -229,18 +231,18 @@ def fingerprint(model: PreTrainedModel) -> tuple[object, ...]:
 @cache
 def _split_for(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> Split | None:
     try:
-        from latentwire.lm.decoding import split
+        from latentwire.lm.decoding import split_attention
 
-        return split.attend if split.right(device, dtype, heads, shared, width) else None
-    except Exception as error:  # no Triton, or one that cannot compile here: sdpa is always there
+        return split_attention.attend if split_attention.agrees(device, dtype, heads, shared, width) else None
+    except Exception as error:  # no Triton, or one that cannot compile here; sdpa always works
         warnings.warn(f"decoding attends with sdpa: {type(error).__name__}: {str(error)[:200]}", stacklevel=2)
         return None
 
 
 def splitting(model: PreTrainedModel, like: Prefilled) -> Split | None:
-    """Our attention kernels, where they run and give what sdpa gives on keys and values such as a prefill's."""
+    """Our attention kernel, if it runs here and agrees with sdpa on keys and values shaped like the prefill's."""
     heads = model.config.get_text_config().num_attention_heads
-    # Of the keys themselves: configurations also name heads and widths that a model does not have.
+    # From the keys themselves: some configurations name heads and widths that the model does not have.
     key = layers_of(like)[0][0]
     shared, width = key.shape[1], key.shape[3]
     alone = len({parameter.device for parameter in model.parameters()}) == 1
@@ -250,12 +252,12 @@ def splitting(model: PreTrainedModel, like: Prefilled) -> Split | None:
 
 
 def unfit(model: PreTrainedModel) -> str | None:
-    """Why a captured graph would not do what the model does; None where it would."""
+    """Why a captured graph would differ from the model; None if it would not."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
     for name, module in model.named_modules():
         if module._forward_hooks or module._forward_pre_hooks or hasattr(module, "_hf_hook"):
-            return f"{name or 'the model'} has a hook, which a replay would leave out"
+            return f"{name or 'the model'} has a hook, which a replay would skip"
         if isinstance(module, BaseTunerLayer):
             return f"{name} carries an adapter that can be switched off, which a replay would not notice"
     if model.device.type != "cuda":

@@ -1,4 +1,4 @@
-"""Generating texts: of one prefill, or of any number of prefixes that take turns in a few slots."""
+"""Generates texts: from one prefill, or from any number of prefixes that share a few slots."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from transformers import PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm.decoding.choose import Decoding, Generated, choose, suppressed
+from latentwire.lm.decoding.choose import Bans, Decoding, Generated, choose
 from latentwire.lm.decoding.engine import Engine, Model
+from latentwire.lm.decoding.open_text import OpenText, TextEnds
 from latentwire.lm.decoding.slots import HISTORY, seen_later
-from latentwire.lm.decoding.text import Speaker, Text
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.prefix import Prefilled, Prefix
 
-Refill = Callable[[int], tuple[Prefilled, list[Text]] | None]
-"""Given how many slots are free: a prefill of at most so many rows with their texts, None when nothing is left."""
+Refill = Callable[[int], tuple[Prefilled, list[OpenText]] | None]
+"""Given the number of free slots: a prefill of at most that many rows with their texts; None at the end."""
 
 
-class Generator(Model, Speaker, Protocol):
+class Generator(Model, TextEnds, Protocol):
     """What generating needs of a model; `LM` is it."""
 
     name: str
@@ -43,11 +43,11 @@ def generate(
     """Continue every row until it ends.
 
     Args:
-        seeds: one a row, needed for sampling; a row's tokens depend on its own seed alone, so
+        seeds: one per row, needed for sampling; a row's tokens depend on its own seed alone, so
             neither the batch nor its order changes them.
 
     Returns:
-        One `Generated` a row; `prefilled` is left as it was.
+        One `Generated` per row; `prefilled` is left unchanged.
     """
     if seeds is None:
         seeds = range(prefilled.rows)
@@ -67,23 +67,23 @@ def generate_all(
     seeds: Iterable[int] | None = None,
     rows: int = 32,
 ) -> list[Generated]:
-    """Continue every row of every prefix, `rows` of them at a time: where one ends, the next begins.
+    """Continue every row of every prefix, `rows` at a time: when one text ends, the next begins.
 
     Args:
-        prefixes: of any kinds and lengths, taken one by one as room becomes free.
-        seeds: one a row of them all; 0, 1, 2, ... without.
+        prefixes: of any kinds and lengths, taken one by one as slots become free.
+        seeds: one per row of all prefixes; 0, 1, 2, ... if None.
 
     Returns:
-        One `Generated` a row, in the order of the prefixes: what `generate` gives for each alone.
+        One `Generated` per row, in the order of the prefixes: what `generate` gives for each alone.
     """
     if rows < 1:
         raise ValueError(f"rows: found {rows}, expected >= 1")
     waiting = _rows_of(prefixes)
     numbers = iter(count() if seeds is None else seeds)
-    texts: list[Text] = []
+    texts: list[OpenText] = []
     kept: list[Prefix] = []
 
-    def refill(free: int) -> tuple[Prefilled, list[Text]] | None:
+    def refill(free: int) -> tuple[Prefilled, list[OpenText]] | None:
         taken = kept[:]
         kept.clear()
         while len(taken) < free and (prefix := next(waiting, None)) is not None:
@@ -107,9 +107,9 @@ def generate_all(
     return [text.result() for text in texts]
 
 
-def _texts(lm: Speaker, decoding: Decoding, seeds: Sequence[int], prefilled: Prefilled) -> list[Text]:
+def _texts(lm: TextEnds, decoding: Decoding, seeds: Sequence[int], prefilled: Prefilled) -> list[OpenText]:
     positions = prefilled.next_position.tolist()
-    return [Text(lm, decoding, seed, position) for seed, position in zip(seeds, positions, strict=True)]
+    return [OpenText(lm, decoding, seed, position) for seed, position in zip(seeds, positions, strict=True)]
 
 
 def _rows_of(prefixes: Iterable[Prefix]) -> Iterator[Prefix]:
@@ -119,47 +119,48 @@ def _rows_of(prefixes: Iterable[Prefix]) -> Iterator[Prefix]:
 
 
 def _write(lm: Generator, decoding: Decoding, rows: int, refill: Refill) -> None:
-    """Write texts in `rows` slots until `refill` has nothing left and all have ended."""
+    """Generate in `rows` slots until `refill` returns None and all texts have ended."""
     engine = lm.engine
-    desk = _Desk(lm, engine, decoding, rows)
+    batch = _Batch(lm, engine, decoding, rows)
     with evaluating(lm.model):
         try:
             more = True
             while True:
                 # Prefilling is cheaper for several prompts at once, so a few slots may wait for each other.
-                while more and (free := desk.free) and (len(free) * 4 >= rows):
-                    batch = refill(len(free))
-                    more = batch is not None
-                    if batch is not None:
-                        desk.seat(*batch)
-                if not desk.live:
+                while more and (free := batch.free) and (len(free) * 4 >= rows):
+                    new = refill(len(free))
+                    more = new is not None
+                    if new is not None:
+                        batch.admit(*new)
+                if not batch.live:
                     return
-                desk.go_on()
+                batch.advance()
         finally:
             engine.close()
 
 
-class _Desk:
-    """Which text is written in which slot."""
+class _Batch:
+    """The texts being generated, each in a slot."""
 
     def __init__(self, lm: Generator, engine: Engine, decoding: Decoding, rows: int) -> None:
         self._lm, self._engine, self._decoding, self._rows = lm, engine, decoding, rows
-        self._seats: dict[int, Text] = {}
+        self._texts: dict[int, OpenText] = {}
         self._lengths: dict[int, int] = {}
         self._open = False
-        self._greedy = decoding.temperature == 0
-        self._suppressed = suppressed(lm, decoding.begin_suppress_tokens)
+        self._bans = Bans.of(lm, decoding)
+        # The device chooses greedily and knows no bans; the first token is always chosen here.
+        self._greedy = decoding.temperature == 0 and self._bans.last <= 1
 
     @property
     def free(self) -> list[int]:
-        return [slot for slot in range(self._rows) if slot not in self._seats]
+        return [slot for slot in range(self._rows) if slot not in self._texts]
 
     @property
     def live(self) -> bool:
-        return bool(self._seats)
+        return bool(self._texts)
 
-    def seat(self, prefilled: Prefilled, texts: Sequence[Text]) -> None:
-        """Choose the first token of every text; those that go on get a slot."""
+    def admit(self, prefilled: Prefilled, texts: Sequence[OpenText]) -> None:
+        """Choose the first token of every text and give a slot to those that have not ended."""
         first = choose(
             prefilled.logits,
             self._decoding,
@@ -167,59 +168,59 @@ class _Desk:
             first=True,
             held=[text.held for text in texts],
             eos_ids=self._lm.eos_ids,
-            suppressed=self._suppressed,
+            banned=[self._bans.at(0)] * len(texts),
         )
         for text, token in zip(texts, first.tolist(), strict=True):
             text.take([token])
-        going = [row for row, text in enumerate(texts) if not text.ended]
-        if not going:
+        unfinished = [row for row, text in enumerate(texts) if not text.ended]
+        if not unfinished:
             return
-        for row in going:
+        for row in unfinished:
             self._check_room(texts[row])
         counts = seen_later(prefilled).sum(1).tolist()
-        columns = max(counts[row] + texts[row].room for row in going)
+        columns = max(counts[row] + texts[row].room for row in unfinished)
         if self._open:
             self._engine.grow(columns)
         else:
             self._engine.open(prefilled, self._rows, columns)
             self._open = True
-        slots = self.free[: len(going)]
+        slots = self.free[: len(unfinished)]
         self._engine.slots.admit(
             prefilled,
-            going,
+            unfinished,
             slots,
-            first[going],
-            room=[self._steps_left(texts[row]) for row in going],
-            held=[self._decoding.min_new_tokens - len(texts[row].ids) for row in going],
+            first[unfinished],
+            room=[self._steps_left(texts[row]) for row in unfinished],
+            held=[self._decoding.min_new_tokens - len(texts[row].ids) for row in unfinished],
         )
-        for slot, row in zip(slots, going, strict=True):
-            self._seats[slot], self._lengths[slot] = texts[row], counts[row]
+        for slot, row in zip(slots, unfinished, strict=True):
+            self._texts[slot], self._lengths[slot] = texts[row], counts[row]
 
-    def go_on(self) -> None:
-        """Take one step, or several where the device chooses, and free the slots of texts that have ended."""
-        left = {slot: self._steps_left(text) for slot, text in self._seats.items()}
+    def advance(self) -> None:
+        """Run one step, or several where the device chooses tokens; free the slots of texts that have ended."""
+        left = {slot: self._steps_left(text) for slot, text in self._texts.items()}
         ahead = min(HISTORY, max(left.values())) if self._greedy and self._engine.captured else 1
         chosen = self._engine.steps(ahead, max(self._lengths.values()) + ahead)
-        slots = sorted(self._seats)
+        slots = sorted(self._texts)
         if self._greedy:
             said = {slot: row[: left[slot]] for slot, row in zip(slots, chosen[slots].tolist(), strict=True)}
         else:
             said = {slot: [token] for slot, token in zip(slots, self._sample(slots), strict=True)}
         ended = []
         for slot, tokens in said.items():
-            text = self._seats[slot]
+            text = self._texts[slot]
             text.take(tokens)
             self._lengths[slot] += len(tokens)
             if text.ended:
                 ended.append(slot)
-                del self._seats[slot], self._lengths[slot]
+                del self._texts[slot], self._lengths[slot]
             else:
                 self._check_room(text)
         if ended:
             self._engine.slots.free(ended)
 
     def _sample(self, slots: list[int]) -> list[int]:
-        texts = [self._seats[slot] for slot in slots]
+        texts = [self._texts[slot] for slot in slots]
         state = self._engine.slots
         index = torch.tensor(slots, device=state.logits.device)
         tokens = choose(
@@ -229,14 +230,15 @@ class _Desk:
             first=False,
             held=[text.held for text in texts],
             eos_ids=self._lm.eos_ids,
+            banned=[self._bans.at(len(text.ids)) for text in texts],
         )
         state.tokens[index.to(state.tokens.device)] = tokens.to(state.tokens)
         return list(map(int, tokens.tolist()))
 
-    def _steps_left(self, text: Text) -> int:
+    def _steps_left(self, text: OpenText) -> int:
         return min(text.room, self._lm.max_positions - text.position - len(text.ids) + 1)
 
-    def _check_room(self, text: Text) -> None:
+    def _check_room(self, text: OpenText) -> None:
         if self._steps_left(text) < 1:
             raise UserError(
                 f"prompt: found {text.position + len(text.ids):,} tokens, expected at most "

@@ -1,9 +1,9 @@
-"""Linear layers that read the same input as one product: query, key and value; the MLP's gate and up.
+"""Computes linear layers that read the same input as one product: query, key and value; the MLP's gate and up.
 
-For a few tokens a product takes the time of reading its weights, and a small one the time of its launch on top.
-The merged weight is the only copy: the layers' own weights become views of it, so that whoever trains, saves or
-changes them goes on as before, and in-place changes are seen here. Only safetensors' plain `save_file` refuses
-views; `Engine.release` gives every layer a weight of its own again.
+For a few tokens a product takes the time of reading its weights plus a launch, which dominates for small ones. The
+merged weight is the only copy: the layers' own weights become views of it, so training, saving and in-place
+changes work as before. Only safetensors' plain `save_file` refuses views; `Engine.release` gives every layer a
+weight of its own again.
 """
 
 from __future__ import annotations
@@ -23,13 +23,15 @@ GROUPS: dict[Merging, tuple[tuple[str, ...], ...]] = {
     "attention": (_ATTENTION,),
     "all": (_ATTENTION, _MLP),
 }
-"""Names of layers of one module that are merged; families that call them otherwise have one product already."""
+"""Names of the layers of a module that are merged; families with other names have one product already."""
 
 
 class Merged:
     """Some linear layers of one module as one product; `undo` gives each a weight of its own again.
 
-    weight: `(sum of the layers' outputs, inputs)`. bias: one number an output, or None.
+    Attributes:
+        weight: `(sum of the layers' outputs, inputs)`.
+        bias: one number per output, or None.
     """
 
     def __init__(self, owner: nn.Module, names: Sequence[str]) -> None:
@@ -63,8 +65,8 @@ class Merged:
         self._given, self._pieces = None, []
 
     def product(self, given: Tensor, part: int) -> Tensor:
-        """A layer's output; the first of them to be asked computes all."""
-        # By identity: layers that are given different tensors are products of their own.
+        """A layer's output; the first layer that is called computes all of them."""
+        # By identity: layers that get different tensors are computed separately.
         if given is not self._given or self._pieces[part] is None:
             self._given = given
             self._pieces = list(nn.functional.linear(given, self.weight, self.bias).split(self._sizes, -1))
@@ -72,13 +74,13 @@ class Merged:
         assert piece is not None
         self._pieces[part] = None
         if all(each is None for each in self._pieces):
-            # Nothing stays behind: what a compiled step leaves in an object is an output of its graph.
+            # Keep nothing: a tensor that a compiled step leaves in an object becomes an output of its graph.
             self._given, self._pieces = None, []
         return piece
 
 
 class _Part(nn.Module):
-    """Stands in a layer's place during a step."""
+    """Replaces a layer during a step."""
 
     def __init__(self, merged: Merged, number: int) -> None:
         super().__init__()
@@ -90,7 +92,7 @@ class _Part(nn.Module):
 
 @torch.no_grad()
 def merge(model: nn.Module, merging: Merging) -> list[Merged]:
-    """Merge every group of plain linear layers; what is quantized, adapted, hooked or tied stays as it is."""
+    """Merge every group of plain linear layers; quantized, adapted, hooked or tied ones are left alone."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
     found = [
         Merged(module, names)
@@ -99,13 +101,13 @@ def merge(model: nn.Module, merging: Merging) -> list[Merged]:
         if _mergeable([getattr(module, name, None) for name in names], uses)
     ]
     if found and found[0].weight.is_cuda:
-        torch.cuda.empty_cache()  # the pieces left free are too small for the next merged weight
+        torch.cuda.empty_cache()  # the freed pieces are too small for the next merged weight
     return found
 
 
 @contextmanager
 def applied(groups: Sequence[Merged]) -> Iterator[None]:
-    """Within, the model computes each group as one product."""
+    """Inside the block, the model computes each group as one product."""
     for each in groups:
         each.enter()
     try:
@@ -125,7 +127,7 @@ def _mergeable(layers: Sequence[object], uses: Counter[int]) -> bool:
 
 
 def _plain(linear: nn.Linear) -> bool:
-    """Weights of plain numbers, and no subclass, hook or patched `forward` that a product would leave out."""
+    """Whether a layer has plain floating-point weights and no subclass, hook or patched `forward`."""
     hooks = (linear._forward_hooks, linear._forward_pre_hooks)
     return (
         type(linear) is nn.Linear

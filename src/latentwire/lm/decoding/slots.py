@@ -1,9 +1,8 @@
-"""A static cache in which every row has a write position of its own.
+"""A static cache in which every row has its own write position.
 
-Row r's keys lie side by side: the `lengths[r]` valid ones first, whatever the prefix looked like (padding and
-columns that no later token may see are left out, a memory's keys come first). Nothing moves while tokens come:
-each is written behind its row's last key. So no step copies the cache, rows of any lengths stand in one batch,
-and a row that has ended makes room for another prompt.
+Row r holds `lengths[r]` keys side by side, whatever the prefix looked like: a memory's keys come first, and
+padding and columns that no later token may see are left out. A new token is written after its row's last key. So
+no step copies the cache, rows of any length share a batch, and a row that has ended makes room for another prompt.
 
 Shapes: B slots, C columns of capacity, L layers, H key/value heads, D head width, V vocabulary.
 """
@@ -20,22 +19,27 @@ from latentwire.lm.masks.reading import SHARED
 from latentwire.lm.prefix import Prefilled
 
 HISTORY = 16
-"""Steps between two looks of the host at what a captured graph has chosen."""
+"""Steps of a captured graph between two reads of its tokens by the host."""
 
 
 class Slots:
-    """B rows of at most C columns, with the state of the text that each is writing.
+    """B rows of at most C columns, with the state of the text that is generated in each.
 
-    keys, values: L tensors `(B, H, C, D)`, rotated. positions: `(B, C)`, of the keys. lengths: `(B,)`, valid keys.
-    heads: L tensors `(B, H, C)`, which keys each head has, or none where every head has all of them.
-    tokens: `(B,)`, the token to read next. next_position: `(B,)`, its position. room: `(B,)`, steps that the row
-    may still take; at 0 it stays where it is. held: `(B,)`, tokens before which it may not end.
-    history: `(B, HISTORY)`, tokens chosen since the host looked; cursor: `(1,)`, how many. logits: `(B, V)`.
+    Attributes:
+        keys, values: L tensors `(B, H, C, D)`, rotated.
+        heads: L tensors `(B, H, C)`, which keys each head has; empty where every head has all of them.
+        positions: `(B, C)`, of the keys.
+        lengths: `(B,)`, number of valid keys.
+        tokens: `(B,)`, the token to read next. next_position: `(B,)`, its position.
+        room: `(B,)`, how many more steps the row may take; at 0 it does not change.
+        held: `(B,)`, how many more tokens before the row may end.
+        history: `(B, HISTORY)`, tokens chosen since the host last read them; cursor: `(1,)`, how many.
+        logits: `(B, V)`, of the last step.
     """
 
     def __init__(self, like: Prefilled, rows: int, capacity: int) -> None:
         def zeros(*shape: int, of: Tensor) -> Tensor:
-            # Zeros, since what is never written is still multiplied by a weight of zero: NaN would stay NaN.
+            # Zeros: unwritten columns are multiplied by an attention weight of zero, and 0 * NaN would be NaN.
             return torch.zeros(shape, dtype=of.dtype, device=of.device)
 
         at = like.next_position
@@ -55,11 +59,11 @@ class Slots:
 
     @property
     def nbytes(self) -> int:
-        """Of keys and values."""
+        """Bytes of keys and values."""
         return sum(tensor.numel() * tensor.element_size() for tensor in [*self.keys, *self.values])
 
     def fits(self, like: Prefilled) -> bool:
-        """Whether keys and values of this kind can stand here."""
+        """Whether keys and values of this shape, dtype and device can be stored."""
         found, memory = layers_of(like), like.reading.memory
         by_head = memory is not None and bool(memory.heads)
         return (
@@ -73,7 +77,7 @@ class Slots:
         )
 
     def grow(self, capacity: int) -> None:
-        """More columns for every row, what stands there kept; tensors are new ones."""
+        """Add columns to every row and keep its content; keys and values become new tensors."""
         more = capacity - self.capacity
         self.keys = [nn.functional.pad(key, (0, 0, 0, more)) for key in self.keys]
         self.values = [nn.functional.pad(value, (0, 0, 0, more)) for value in self.values]
@@ -82,7 +86,7 @@ class Slots:
         self.capacity = capacity
 
     def free(self, slots: Sequence[int]) -> None:
-        """These rows write no more and hold nothing."""
+        """Empty these rows; they take no more steps."""
         index = torch.tensor(slots, device=self.lengths.device)
         for tensor in (self.lengths, self.next_position, self.room, self.held):
             tensor.index_fill_(0, index, 0)
@@ -99,10 +103,10 @@ class Slots:
         """Copy rows of a prefill into slots.
 
         Args:
-            tokens: `(len(rows),)`, what each row has said first. room, held: see the class.
+            tokens: `(len(rows),)`, the first token of each row. room, held: see the class.
         """
         device = self.lengths.device
-        # From here on everything is of as many rows as are admitted: row `source[n]` goes to slot `target[n]`.
+        # Row `source[n]` of the prefill goes to slot `target[n]`.
         source, target = torch.tensor(rows, device=device), torch.tensor(slots, device=device)
         order, lengths = packed(prefilled, source)
         width = order.shape[1]
@@ -144,10 +148,10 @@ def layers_of(prefilled: Prefilled) -> list[tuple[Tensor, Tensor]]:
 
 
 def packed(prefilled: Prefilled, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Which columns of some rows of a prefill a later token may see, memory first.
+    """The columns of some rows of a prefill that a later token may see, memory first.
 
     Returns:
-        Column indices `(n, widest)`, each row's seen columns first and in order, and their numbers `(n,)`.
+        Column indices `(n, widest)`, each row's visible columns first and in order, and their counts `(n,)`.
     """
     seen = seen_later(prefilled)[rows]
     lengths = seen.sum(1)

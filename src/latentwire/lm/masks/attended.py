@@ -1,4 +1,4 @@
-"""How much attention every column receives at most: what a reader could least do without."""
+"""The largest attention weight that each column receives, as a measure of how much a reader needs it."""
 
 from __future__ import annotations
 
@@ -17,16 +17,16 @@ if TYPE_CHECKING:
 
 @torch.no_grad()
 def attended(lm: LM, prefix: Prefix, queries: Tensor) -> tuple[Memory, list[Tensor]]:
-    """Read a prefix and watch whom some of its columns attend to.
+    """Read a prefix and record which columns some of its queries attend to.
 
-    Attention weights are made whole, `(B, heads, P, P)` a layer, one layer at a time.
+    Full attention weights are made, `(B, heads, P, P)` per layer, one layer at a time.
 
     Args:
-        queries: `(B, P)`, the columns that are watched.
+        queries: `(B, P)`, True for the columns whose attention is recorded.
 
     Returns:
-        What `lm.memorize` gives of keys and values, and for every layer `(B, H, P)`: the largest weight that a
-        watched column gives each column, over the query heads that share one of its H key heads.
+        The keys and values of `lm.memorize`, and for every layer `(B, H, P)`: the largest weight that any recorded
+        column gives each column, over the query heads that share one of the H key heads.
 
     Raises:
         UserError: as `lm.memorize`, or the model has no eager attention of ours.

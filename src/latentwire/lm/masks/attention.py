@@ -4,9 +4,9 @@ Registered beside Transformers' own under `latentwire_sdpa`, `latentwire_eager`,
 `latentwire_split`. Without `reading` each is its stock counterpart (`split`: sdpa) to the bit: a model may keep
 the implementation and still be called by anyone else.
 
-`flex` and `split` read whole rows of packed documents. Whatever else a model that trains with them is asked (a
-prefill with memory, a step behind a cache, shapes that would compile anew) goes to the dense mask, which is right
-everywhere.
+`flex` and `split` read whole rows of packed documents. Everything else that a model is asked while it trains with
+them (a prefill with memory, a step after a cache, shapes that would need a new compilation) uses the dense mask,
+which is right everywhere.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mask
 
 from latentwire.errors import UserError
-from latentwire.lm.decoding.step import Step
+from latentwire.lm.decoding.decode_step import DecodeStep
 from latentwire.lm.masks import flex
 from latentwire.lm.masks import varlen_runs as split
 from latentwire.lm.masks.intervals import intervals
@@ -33,12 +33,12 @@ from latentwire.lm.masks.safe_gradients import safe_gradients
 Attention = Callable[..., tuple[Tensor, Tensor | None]]
 States = tuple[Tensor, Tensor, Tensor]
 """Queries, keys and values."""
-Reads = Callable[[nn.Module, States, Reading | Step, dict[str, Any]], tuple[Tensor, Tensor | None]]
+Reads = Callable[[nn.Module, States, Reading | DecodeStep, dict[str, Any]], tuple[Tensor, Tensor | None]]
 Fast = Callable[[Reading, States, int, int | None, dict[str, Any]], Tensor | None]
-"""Given a layer's number, its window and the keyword arguments; None where the kernel cannot read the mask."""
+"""Takes a layer's index, its window and the keyword arguments; None if the kernel cannot read the mask."""
 PREFIX = "latentwire_"
 STOCK = {"sdpa": "sdpa", "eager": "eager", "flex": "flex_attention"}
-"""Names on our side, and what Transformers calls the same mathematics."""
+"""Our names, and the names in Transformers of the same computation."""
 _SOFT_CAP = "attn_logit_softcapping"
 KERNELS = (*STOCK, "split")
 """`sdpa` and `eager` take dense masks; `flex` and `split` take intervals, for training."""
@@ -72,7 +72,7 @@ def _window(module: nn.Module, kwargs: dict[str, Any]) -> int | None:
 
 
 def _attention(stock: Attention, reads: Reads) -> Attention:
-    """`stock` as it is without `reading=`, else `reads`."""
+    """`stock` without `reading=`, else `reads`."""
 
     def attend(
         module: nn.Module,
@@ -80,7 +80,7 @@ def _attention(stock: Attention, reads: Reads) -> Attention:
         key: Tensor,
         value: Tensor,
         attention_mask: Any,
-        reading: Reading | Step | None = None,
+        reading: Reading | DecodeStep | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
         with safe_gradients():
@@ -93,11 +93,11 @@ def _attention(stock: Attention, reads: Reads) -> Attention:
 
 def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Reads:
     def read(
-        module: nn.Module, states: States, reading: Reading | Step, kwargs: dict[str, Any]
+        module: nn.Module, states: States, reading: Reading | DecodeStep, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = states
         layer: int = module.layer_idx  # type: ignore[assignment]
-        if stock is sdpa_attention_forward and isinstance(reading, Step):
+        if stock is sdpa_attention_forward and isinstance(reading, DecodeStep):
             return reading.attend(query, key, value, layer, _window(module, kwargs), kwargs.get("scaling")), None
         reading.leave(layer, key, value)
         queries, keys, window = query.shape[2], key.shape[2], _window(module, kwargs)
@@ -116,14 +116,14 @@ _DENSE = {"sdpa": _dense(sdpa_attention_forward, _boolean), "eager": _dense(_eag
 
 
 def _trains(fast: Fast) -> Reads:
-    """`fast` where it can read the mask (it returns None where it cannot), else a dense mask."""
+    """`fast` if it can read the mask (it returns None if not), else a dense mask."""
 
     def read(
-        module: nn.Module, states: States, reading: Reading | Step, kwargs: dict[str, Any]
+        module: nn.Module, states: States, reading: Reading | DecodeStep, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         # sdpa knows neither soft-capping nor sinks.
         dense = _DENSE["sdpa" if kwargs.get("softcap") is None and kwargs.get("s_aux") is None else "eager"]
-        if isinstance(reading, Step) or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
+        if isinstance(reading, DecodeStep) or kwargs.get("s_aux") is not None or kwargs.get("dropout"):
             return dense(module, states, reading, kwargs)
         query, key, value = states
         if reading.whole(query.shape[2], key.shape[2]) and intervals(reading) is not None:
@@ -145,7 +145,7 @@ def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> States:
 
 
 def _groups(query: Tensor, key: Tensor) -> bool:
-    """Whether a fused kernel takes grouped heads without a mask: on a GPU those for 16 bits alone do."""
+    """Whether a fused kernel takes grouped heads without a mask; on a GPU only those for 16 bits do."""
     return not query.is_cuda or _half(query) or query.shape[1] == key.shape[1]
 
 
@@ -185,14 +185,14 @@ for _name, _stock, _reads, _mask in (
 
 
 def install(model: PreTrainedModel, attention: str | None = None) -> str:
-    """Let `model` obey `reading=`; returns the implementation it had, for `uninstall`.
+    """Make `model` obey `reading=`; returns its previous implementation, for `uninstall`.
 
     Args:
         attention: one of `KERNELS`; None keeps the kernel the model already uses, or takes `eager` if the model
             soft-caps its attention scores.
 
     Raises:
-        UserError: the model or the kernel cannot carry our masks and stay right.
+        UserError: the model or the kernel cannot carry our masks correctly.
     """
     before: str = model.config._attn_implementation
     ours = {theirs: name for name, theirs in STOCK.items()}
@@ -216,7 +216,7 @@ def kernel(model: PreTrainedModel) -> str:
 
 
 def uninstall(model: PreTrainedModel, before: str) -> None:
-    """Give the model back the implementation that `install` returned."""
+    """Restore the implementation that `install` returned."""
     model.set_attn_implementation(before)
 
 

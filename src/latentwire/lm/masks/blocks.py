@@ -1,4 +1,4 @@
-"""`with latentwire.blocks(model, ...):` the mask in anyone's own loop around a Transformers model."""
+"""`with latentwire.blocks(model, ...):` our masks in your own code around a Transformers model."""
 
 from __future__ import annotations
 
@@ -28,18 +28,18 @@ def blocks(
 ) -> Iterator[None]:
     """Inside the block every forward of `model` reads the prompt bidirectionally and the rest causally.
 
-    Works around a plain forward, a training step (activation checkpointing included, also with the backward
-    pass outside) and `generate` with dynamic or static caches, beams and assistants. Padding may stand on
-    either side. Afterwards the model is as it was: at once, or where a graph still has layers to run anew (a
-    checkpointed backward pass outside), with the end of that graph. Of two blocks the inner one counts.
+    Works for a plain forward, a training step (with activation checkpointing too, and with the backward pass
+    outside the block) and `generate` with dynamic or static caches, beams and assistants. Padding may be on either
+    side. Afterwards the model is restored: at once, or, where a graph still has to recompute layers (a
+    checkpointed backward pass outside), when that graph is gone. Of nested blocks the inner one counts.
 
     Args:
         model: a Transformers decoder, bare or wrapped (PEFT, DDP).
         prompt: `(B,)` prompt lengths in tokens, padding not counted; or `(B, T)` block ids by column:
-            equal ids >= 0 see each other, -1 is causal, columns behind T are causal.
+            equal ids >= 0 see each other, -1 is causal, columns after T are causal.
         layers: `(first, last)`, both included: blocks count there only.
-        documents: `(B, T)` ids of packed documents, which do not see each other. Without it documents are
-            told apart where `position_ids` start anew, as Transformers does.
+        documents: `(B, T)` ids of packed documents, which do not see each other. Without it a document starts
+            where `position_ids` start again, as in Transformers, and also in rows with padding.
 
     Raises:
         UserError: the model cannot carry the mask or ignores it, rows do not match, or the prompt comes in
@@ -61,17 +61,17 @@ def blocks(
     )
     _hold(inner, mask)
     hooks = []
-    # Whoever calls the backbone alone gets the mask too; behind its model's forward it has one already.
+    # A call of the backbone alone gets the mask too; inside its model's forward it has one already.
     for module in {inner, inner.get_decoder()}:
         hooks.append(module.register_forward_pre_hook(mask.before_forward, with_kwargs=True, prepend=True))
         hooks.append(module.register_forward_hook(_refuse_ignored, with_kwargs=True))
-    # For a cache that can be compiled, `generate` makes causal masks ahead and keeps the padding to itself.
+    # For compilable caches `generate` makes causal masks in advance and does not pass the padding on.
     ahead = vars(inner).get("create_masks_for_generate")
     inner.create_masks_for_generate = _padding_as_it_is  # type: ignore[assignment]
     try:
         yield
     except BaseException:
-        # The traceback keeps the failed forward's reading alive; no backward pass will come for it.
+        # The traceback keeps the failed forward's reading alive, but no backward pass will use it.
         for holder in mask.made:
             _release(inner, holder)
         raise
@@ -85,14 +85,14 @@ def blocks(
 
 
 _HELD: weakref.WeakKeyDictionary[PreTrainedModel, tuple[str, set[object]]] = weakref.WeakKeyDictionary()
-"""Per model, the implementation it had, and who still needs ours."""
+"""Per model: its own attention implementation, and the holders that still need ours."""
 
 
 def _hold(model: PreTrainedModel, holder: object) -> None:
     """Keep our attention function in the model for `holder`.
 
-    A block needs it, and so does every reading that autograd may run a layer with anew: activation
-    checkpointing looks the attention function up again, in a backward pass that may come after the block.
+    A block needs it, and so does every reading with which autograd may recompute a layer: activation checkpointing
+    looks the attention function up again, in a backward pass that may come after the block.
     """
     if model not in _HELD:
         _HELD[model] = (attention.install(model), set())
@@ -100,7 +100,7 @@ def _hold(model: PreTrainedModel, holder: object) -> None:
 
 
 def _release(model: PreTrainedModel, holder: object) -> None:
-    """Give the model its own implementation back when the last holder goes."""
+    """Restore the model's own implementation when the last holder goes."""
     before, holders = _HELD.get(model, ("", set()))
     if holder in holders:
         holders.remove(holder)
@@ -110,9 +110,10 @@ def _release(model: PreTrainedModel, holder: object) -> None:
 
 
 class _Mask:
-    """Builds the reading of each forward from what the caller passes to it.
+    """Builds the reading of each forward from the caller's arguments.
 
-    made: the holders of the readings that were made under autograd.
+    Attributes:
+        made: the holders of the readings that were made under autograd.
     """
 
     def __init__(
@@ -159,26 +160,31 @@ class _Mask:
         layer_count = model.config.get_text_config().num_hidden_layers  # type: ignore[union-attr,operator]
         spans = None
         if cache is not None:
-            sizes = [cache.get_mask_sizes(queries, layer) for layer in range(layer_count)]
+            config = model.config.get_text_config()  # type: ignore[union-attr,operator]
+            sizes = [cache.get_mask_sizes(queries, owner) for owner in _key_owners(config, layer_count)]
             spans = tuple((int(offset), int(length)) for length, offset in sizes)
         return Reading(Columns(valid, positions, block, documents), self.layers, spans=spans)
 
     def _layout(self, valid: Tensor, position_ids: Tensor | None, past: int) -> tuple[Tensor, Tensor]:
-        """Positions as the model rotates by them, and documents."""
+        """The positions that the model rotates by, and the documents."""
         rows, total = valid.shape
         if position_ids is None:
             positions = torch.arange(total, device=valid.device).expand(rows, -1)
         else:
             now = position_ids.to(valid.device).expand(rows, -1)
-            # Of what is in the cache only the padding is known: it is counted back from here.
+            # Positions in the cache are not known: they are counted back from the first new one.
             counted = valid.long().cumsum(1)
             positions = torch.cat([counted[:, :past] + now[:, :1] - counted[:, past : past + 1], now], 1)
         shared = torch.full_like(positions, SHARED)
         if self.documents is not None:
             return positions, _fit(self.documents.to(valid.device), rows, total, SHARED)
-        if position_ids is None or past > 0 or not bool(valid.all()):
+        if position_ids is None or past > 0:
             return positions, shared
-        starts = torch.diff(positions, prepend=positions[:, :1] - 1) != 1
+        # Compared with the last real column before it: padding has positions that mean nothing.
+        index = torch.arange(total, device=valid.device).expand(rows, -1)
+        before = torch.nn.functional.pad(torch.where(valid, index, -1).cummax(1).values[:, :-1], (1, 0), value=-1)
+        follows = positions == positions.gather(1, before.clamp_min(0)) + 1
+        starts = valid & (before >= 0) & ~follows
         return positions, (starts.cumsum(1) if bool(starts.any()) else shared)
 
     def _blocks(self, valid: Tensor, rows: int, total: int) -> Tensor:
@@ -187,6 +193,20 @@ class _Mask:
         lengths = _match(self.prompt.to(valid.device), rows)
         inside = valid & (valid.long().cumsum(1) <= lengths[:, None])
         return torch.where(inside, 0, CAUSAL)
+
+
+def _key_owners(config: Any, layers: int) -> list[int]:
+    """For each layer, the one whose keys and values it reads: its own, or those of an earlier layer of its type.
+
+    Gemma 3n and Gemma 4 share keys and values among their last layers, which have no place in the cache.
+    """
+    shared = int(getattr(config, "num_kv_shared_layers", 0) or 0)
+    owning = layers - shared
+    if not 0 < owning < layers:
+        return list(range(layers))
+    kinds = list(config.layer_types)
+    last = {kind: layer for layer, kind in enumerate(kinds[:owning])}
+    return [*range(owning), *(last[kind] for kind in kinds[owning:layers])]
 
 
 def _padding_as_it_is(attention_mask: Tensor, **_: object) -> Tensor:
@@ -199,7 +219,7 @@ def _refuse_ignored(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _match(given: Tensor, rows: int) -> Tensor:
-    """Rows as the model sees them: beams and several samples repeat each of the caller's rows."""
+    """Repeat the caller's rows as the model does for beams and several samples."""
     if not len(given) or rows % len(given):
         raise UserError(f"blocks: found {len(given)} rows, expected the model's {rows} or a divisor of it.")
     return given.repeat_interleave(rows // len(given), 0)
@@ -210,7 +230,7 @@ def _fit(given: Tensor, rows: int, total: int, fill: int) -> Tensor:
     missing = total - given.shape[1]
     if missing > 0:
         return torch.nn.functional.pad(given, (0, missing), value=fill)
-    # A prompt read in part would silently be another prompt; `_refuse_chunks` looks at what is cut off.
+    # A prompt read in part would silently be another prompt; `_refuse_chunks` checks what is cut off.
     if bool((given[:, total:] != fill).any()):
         raise UserError(
             f"blocks: found {total} columns of a prompt that has {given.shape[1]}, expected all of them at once "
@@ -220,7 +240,7 @@ def _fit(given: Tensor, rows: int, total: int, fill: int) -> Tensor:
 
 
 def _refuse_chunks(block: Tensor, past: int) -> None:
-    """A block that began in the cache and goes on now would have been read only in part."""
+    """Refuse a block that began in the cache and continues now: it would have been read only in part."""
     old, new = block[:, :past], block[:, past:]
     crossing = (new[:, :, None] == old[:, None, :]) & (new[:, :, None] != CAUSAL)
     if past and bool(crossing.any()):

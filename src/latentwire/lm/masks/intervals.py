@@ -20,7 +20,7 @@ from latentwire.lm.prompts import CAUSAL
 class Intervals:
     """Of each column, `(B, T)`, on the CPU.
 
-    start: first column of its document. stop: column behind its block; its own plus one where it is causal.
+    start: first column of its document. stop: column after its block; its own plus one where it is causal.
     inside: whether it stands in a block. Padding is a document of its own: it sees itself, so that a softmax over
     nothing never happens, and nobody sees it.
     """
@@ -30,7 +30,7 @@ class Intervals:
     inside: Tensor
 
     def limits(self, both_ways: bool, window: int | None) -> tuple[Tensor, Tensor]:
-        """`start` and `stop` `(B, T)` of what each column sees, inside a sliding window of so many positions."""
+        """`start` and `stop` `(B, T)` of what each column sees, within a sliding window of `window` positions."""
         at = torch.arange(self.start.shape[1])
         stop = self.stop if both_ways else (at + 1).expand_as(self.stop)
         if window is None:
@@ -39,7 +39,7 @@ class Intervals:
 
 
 def intervals(reading: Reading) -> Intervals | None:
-    """Those of a reading, found once; None where a mask is no interval (see `find`)."""
+    """The intervals of a reading, computed once; None where its mask is not made of intervals (see `find`)."""
     return reading.once(("intervals",), lambda: find(reading.columns))
 
 

@@ -1,4 +1,4 @@
-"""Which attention kernel trains a model: the fastest one that computes its mask, or the one asked for."""
+"""Chooses the attention kernel of a training: the fastest one that computes its mask, or the one asked for."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ FASTEST = ("flex", "split")
 """In this order, on a GPU. `latentwire bench train` measures both."""
 HALF = (torch.bfloat16, torch.float16)
 WIDEST_HEAD, HEAD_MULTIPLE, NARROWEST_HEAD = 256, 8, 16
-"""Head widths of the flash kernel, and the least one of FlexAttention's."""
+"""Head widths that the flash kernel takes, and the smallest that FlexAttention takes."""
 
 
 @dataclass(frozen=True)
 class Choice:
-    """kernel: one of `attention.KERNELS`. because: why it is that one, as the end of a sentence."""
+    """kernel: one of `attention.KERNELS`. because: the reason, as the end of a sentence."""
 
     kernel: str
     because: str

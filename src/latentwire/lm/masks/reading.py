@@ -1,4 +1,4 @@
-"""Who sees whom: a mask as data, carried through one forward pass.
+"""Masks as data: who attends to whom, carried through one forward pass.
 
 A `Reading` describes the columns of the attention matrix (position, validity, block, document of
 each) and travels as the forward keyword `reading=` down to the attention functions of
@@ -23,16 +23,18 @@ from latentwire.lm.prompts import CAUSAL
 Made = TypeVar("Made")
 
 SHARED = -1
-"""Document id of a column that every document of its row sees."""
+"""Document id of a column that all documents of its row can see."""
 
 
 @dataclass(frozen=True, eq=False)
 class Columns:
-    """What is known of each column of a row; every tensor is `(B, T)`.
+    """The columns of B rows; every tensor is `(B, T)`.
 
-    valid: real column, not padding. positions: what masks, windows and rotations follow.
-    blocks: columns with equal ids >= 0 see each other; `CAUSAL` sees only what stands before.
-    documents: a column sees its own document and `SHARED` columns, nothing else.
+    Attributes:
+        valid: False on padding.
+        positions: what masks, windows and rotations follow.
+        blocks: columns with equal ids >= 0 see each other; a `CAUSAL` column sees only earlier ones.
+        documents: a column sees its own document and `SHARED` columns, nothing else.
     """
 
     valid: Tensor
@@ -44,7 +46,7 @@ class Columns:
     def of(
         cls, valid: Tensor, positions: Tensor, blocks: Tensor | None = None, documents: Tensor | None = None
     ) -> Columns:
-        """Columns that are causal and of one shared document unless said otherwise."""
+        """Columns that are causal and in one shared document unless given otherwise."""
         shared = torch.full_like(positions, SHARED)
         return cls(
             valid=valid,
@@ -59,26 +61,26 @@ class Columns:
 
     @property
     def end(self) -> Tensor:
-        """`(B,)`: the position behind the highest valid one, 0 where there is none."""
-        # A column more, for rows of no width have no maximum.
+        """`(B,)`: one more than the highest valid position, 0 where there is none."""
+        # One extra column, since rows of width 0 have no maximum.
         ends = torch.where(self.valid, self.positions + 1, 0)
         return torch.nn.functional.pad(ends, (0, 1)).amax(1)
 
     @property
     def last(self) -> Tensor:
-        """`(B,)`: the column that predicts what follows: the valid one of highest position, of equals the last."""
+        """`(B,)`: the column that predicts the next token: the last valid one with the highest position."""
         order = self.positions * self.width + torch.arange(self.width, device=self.positions.device)
         return torch.where(self.valid, order, -1).argmax(1)
 
     def append(self, other: Columns) -> Columns:
-        """These columns with `other`'s behind them."""
+        """These columns followed by `other`'s."""
         return Columns(
             **{f.name: torch.cat([getattr(self, f.name), getattr(other, f.name)], 1) for f in fields(self)}
         )
 
     @classmethod
     def join(cls, parts: Sequence[Columns]) -> Columns:
-        """The rows of all parts, padding behind the shorter ones."""
+        """The rows of all parts, the shorter ones padded on the right."""
         width = max(part.width for part in parts)
         padded = [_pad(part, width) for part in parts]
         return cls(**{f.name: torch.cat([getattr(part, f.name) for part in padded]) for f in fields(cls)})
@@ -87,17 +89,21 @@ class Columns:
         return Columns(**{f.name: getattr(self, f.name)[:, start:stop] for f in fields(self)})
 
     def select(self, rows: Tensor) -> Columns:
-        """The rows with these indices, in this order, repeated where an index is."""
+        """The rows with these indices, in this order; indices may repeat."""
         return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
 
 @dataclass(frozen=True, eq=False)
 class Memory:
-    """Keys and values that stand before every token: one pair `(B, H, M, D)` a layer.
+    """Keys and values that come before every token.
 
-    In a `Prefix` the keys are not rotated; `LM` rotates them once, by `columns.positions`, before
-    they enter a `Reading`. `columns` are `(B, M)`. `heads`, one `(B, H, M)` a layer, says which columns each
-    key/value head has; empty where every head has all of them.
+    In a `Prefix` the keys are not rotated; `LM` rotates them once, by `columns.positions`, before they enter a
+    `Reading`.
+
+    Attributes:
+        keys, values: one `(B, H, M, D)` per layer.
+        columns: `(B, M)`.
+        heads: one `(B, H, M)` per layer, which columns each key/value head has; empty where every head has all.
     """
 
     keys: tuple[Tensor, ...]
@@ -115,7 +121,7 @@ class Memory:
 
     @classmethod
     def join(cls, parts: Sequence[Memory]) -> Memory:
-        """The rows of all parts, padding behind the shorter ones."""
+        """The rows of all parts, the shorter ones padded on the right."""
         pairs = (
             zip(*[part.keys for part in parts], strict=True),
             zip(*[part.values for part in parts], strict=True),
@@ -127,7 +133,7 @@ class Memory:
         return cls(keys, values, Columns.join([part.columns for part in parts]), heads)
 
     def append(self, other: Memory) -> Memory:
-        """This memory with `other` behind it."""
+        """This memory followed by `other`."""
         pairs = [zip(self.keys, other.keys, strict=True), zip(self.values, other.values, strict=True)]
         keys, values = (tuple(torch.cat([mine, its.to(mine)], 2) for mine, its in each) for each in pairs)
         heads: tuple[Tensor, ...] = ()
@@ -143,7 +149,7 @@ class Memory:
 
 
 def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
-    """Rows of several tensors below each other, zeros behind the shorter ones along `dim`."""
+    """Rows of several tensors stacked, the shorter ones padded with zeros along `dim`."""
     shape = list(parts[0].shape)
     shape[0], shape[dim] = sum(len(part) for part in parts), max(part.shape[dim] for part in parts)
     made, start = parts[0].new_zeros(shape), 0
@@ -155,7 +161,7 @@ def stacked(parts: Sequence[Tensor], dim: int) -> Tensor:
 
 @dataclass(frozen=True)
 class LayerRange:
-    """The layers `start..stop-1` in which blocks count; elsewhere reading stays causal."""
+    """The layers `start..stop-1` in which blocks count; all others stay causal."""
 
     start: int
     stop: int
@@ -183,8 +189,8 @@ class LayerRange:
 class Tap:
     """Collects every layer's keys (rotated) and values `(B, H, K, D)` as a pass computes them.
 
-    A pass without a cache keeps neither, and a cache does not train. Recomputing a layer, as activation
-    checkpointing does, leaves what the first pass gave: that is what the graph holds.
+    A pass without a cache keeps neither, and a cache does not train. When activation checkpointing recomputes a
+    layer, the tensors of the first pass are kept, since the graph holds those.
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
@@ -199,12 +205,13 @@ class Tap:
 class Reading:
     """The mask of one forward pass.
 
-    columns: `(B, T)`, all columns of the rows, those in the cache first; the last Q of them are
-        the queries. layers: where blocks count (None: everywhere). memory: keys and values
-        before the columns, keys rotated. spans: per layer, the `(offset, length)` of the columns
-        that a cache returns, where it does not return all of them. tap: where to leave the columns'
-        own keys and values. plain: the columns are those of a `Prefix` that is `plain`, and what padding computes
-        is read by nobody.
+    Attributes:
+        columns: `(B, T)`, all columns of the rows, those in the cache first; the last Q of them are the queries.
+        layers: where blocks count; None for all layers.
+        memory: keys and values before the columns, keys rotated.
+        spans: per layer, the `(offset, length)` of the columns that a cache returns, if it does not return all.
+        tap: collects the columns' own keys and values.
+        plain: the columns are those of a `Prefix` that is `plain`, and the states of padding are never read.
     """
 
     columns: Columns
@@ -221,7 +228,7 @@ class Reading:
         return bool(self._masks)
 
     def leave(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Leave a layer's own keys and values where the pass was asked to."""
+        """Give a layer's own keys and values to the tap, if there is one."""
         if self.tap is not None:
             self.tap.take(layer, key, value)
 
@@ -238,12 +245,12 @@ class Reading:
     def visible(self, queries: int, keys: int, layer: int, window: int | None) -> Tensor:
         """`(B, 1, Q, M + keys)`, true where a query sees a key.
 
-        A query sees what stands at a smaller position (at an equal one: in an earlier column) and
-        its own block, inside its document and the sliding window. It sees itself even where it is
-        padding, because a softmax over nothing is not a number.
+        A query sees smaller positions (at an equal position: earlier columns) and its own block, within its
+        document and the sliding window. It sees itself even if it is padding, because a softmax over nothing is
+        NaN.
 
         Args:
-            queries: Q. keys: key columns that the layer holds, the memory not counted.
+            queries: Q. keys: key columns that the layer holds, without the memory.
             window: sliding window in positions, own position included; None for full attention.
         """
         both_ways = self.both_ways(layer)
@@ -265,21 +272,21 @@ class Reading:
         return torch.cat([see[..., :width] & has, see[..., width:].expand(-1, heads, -1, -1)], 3)
 
     def once(self, name: tuple[object, ...], make: Callable[[], Made]) -> Made:
-        """What `make` returns, made at the first call of this name: a mask is the same in many layers."""
+        """The value of `make`, cached by name: many layers share a mask."""
         if name not in self._masks:
             self._masks[name] = make()
         made: Made = self._masks[name]
         return made
 
     def whole(self, queries: int, keys: int) -> bool:
-        """Whether a layer's queries and keys are all columns, with nothing before them, and columns say it all.
+        """Whether a layer's queries and keys are exactly the columns, with no memory and no cache before them.
 
         Only then may a kernel read the columns itself; otherwise `visible` is the mask.
         """
         return self.memory is None and queries == keys == self.columns.width
 
     def causal(self, queries: int, keys: int, window: int | None) -> bool:
-        """Whether a kernel's own causal mask, for which none of ours is made, is right at every real column.
+        """Whether a kernel's own causal mask is right at every real column, so that none has to be made.
 
         Args: as of `visible`; a window that no row is longer than hides nothing.
         """
@@ -292,7 +299,7 @@ class Reading:
     def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
         total = self.columns.width
         query = self.columns.slice(total - queries, total)
-        # A static cache hands out more columns than are written: they are invalid.
+        # A static cache returns more columns than are written; the rest are invalid.
         key = _pad(self.columns.slice(offset, min(offset + keys, total)), keys)
         index = torch.arange(offset, offset + keys, device=key.valid.device)
         if self.memory is not None:
@@ -313,11 +320,11 @@ class Reading:
         return (see | (index[None, None, :] == own[None, :, None]))[:, None]
 
     def extend(self, columns: Columns) -> Reading:
-        """The reading of a pass whose queries are `columns`, after everything read so far."""
+        """The reading of a pass that continues this one with `columns` as queries."""
         return replace(self, columns=self.columns.append(columns), plain=False, _masks={})
 
     def behind(self, memory: Memory) -> Reading:
-        """The same reading with `memory` (keys rotated) before everything that it remembers itself."""
+        """The same reading with `memory` (keys rotated) before its own memory."""
         return replace(self, memory=memory if self.memory is None else memory.append(self.memory), _masks={})
 
 

@@ -1,4 +1,4 @@
-"""One variable-length attention call: flash attention where there is a GPU, a plain loop where there is none."""
+"""One variable-length attention call: flash attention on a GPU, a plain loop elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from latentwire.lm.masks.safe_gradients import scaled_dot_product_attention
 
 FULL = -1
-"""Size of a window that does not end."""
+"""Size of an unlimited window."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -107,7 +107,7 @@ def loop(
     """What `varlen_attn` computes, run by run, where there is no flash kernel."""
     made = []
     for (a, b), (c, d) in zip(pairwise(call.query_ends.tolist()), pairwise(call.key_ends.tolist()), strict=True):
-        # Aligned at the end: the last query of a run is its last key.
+        # Aligned at the end: the last query of a run belongs to its last key.
         distance = torch.arange(d - c)[None, :] - (torch.arange(b - a)[:, None] + (d - c) - (b - a))
         left, right = window
         see = torch.ones_like(distance, dtype=torch.bool)

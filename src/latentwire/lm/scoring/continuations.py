@@ -1,8 +1,7 @@
-"""Log-probabilities of continuations behind one prefill.
+"""Log-probabilities of continuations after one prefill.
 
-All continuations of a row are read in one forward pass, side by side behind the shared prefix:
-each is a document of its own, so it sees the prefix and itself and nothing else. Every prefix
-is read once however many continuations it has.
+All continuations of a row are read in one forward pass, side by side after the shared prefix. Each is a
+document of its own: it sees the prefix and itself, and no other continuation.
 """
 
 from __future__ import annotations
@@ -21,8 +20,13 @@ from latentwire.lm.prefix import Prefilled, Prefix, pad_rows
 
 @dataclass(frozen=True)
 class Score:
-    """logprob: natural-log probability of a continuation, summed over its `tokens` tokens.
-    greedy: whether greedy decoding would have produced it. Both as in lm-eval's `loglikelihood`."""
+    """The score of one continuation, as lm-eval's `loglikelihood` gives it.
+
+    Attributes:
+        logprob: natural-log probability, summed over its tokens.
+        greedy: whether greedy decoding would have produced it.
+        tokens: its number of tokens.
+    """
 
     logprob: float
     greedy: bool
@@ -30,7 +34,7 @@ class Score:
 
 
 Continuations = Sequence[Sequence[Sequence[int]]]
-"""Per row, its continuations as token ids."""
+"""For each row, its continuations as token ids."""
 
 
 @torch.no_grad()
@@ -38,7 +42,7 @@ def score(lm: Decoder, prefilled: Prefilled, continuations: Continuations) -> li
     """Score every continuation of every row.
 
     Args:
-        continuations: one list a row of the prefill; none may be empty of tokens.
+        continuations: one list per row of the prefill; none may be empty.
     """
     flat = [[token for choice in row for token in choice] for row in continuations]
     owner = [[n for n, choice in enumerate(row) for _ in choice] for row in continuations]
@@ -65,7 +69,7 @@ def score(lm: Decoder, prefilled: Prefilled, continuations: Continuations) -> li
 
 @torch.no_grad()
 def score_whole(lm: Decoder, prefix: Prefix, continuations: Continuations) -> list[list[Score]]:
-    """Score by one whole pass a continuation, for prefixes that read their answer (`leaky`)."""
+    """Score each continuation in a full pass of its own, for prefixes that read their answer (`leaky`)."""
     owner = [n for n, row in enumerate(continuations) for _ in row]
     flat = [answer for row in continuations for answer in row]
     device = prefix.columns.valid.device

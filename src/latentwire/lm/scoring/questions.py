@@ -1,4 +1,4 @@
-"""Several questions about one context: what they share stands first, each is a document of its own behind it."""
+"""Packs several questions after one shared prefix; questions cannot attend to each other."""
 
 from __future__ import annotations
 
@@ -14,15 +14,18 @@ from latentwire.lm.model import LM
 from latentwire.lm.prefix import Forced, Prefix, pad_rows, rounded
 
 IGNORE = -100
-"""Label of a token that is not learned."""
+"""Label of a token that no loss is computed for."""
 
 
 @dataclass(frozen=True, eq=False)
 class Shared:
-    """What stands before every question of B rows, in whatever form it was delivered.
+    """The prefix that all questions of a row share, for B rows.
 
-    end: `(B,)`, the position behind it. memory: keys (not rotated) and values. content: token ids `(B, P)` or
-    embeddings `(B, P, D)`, with their columns, all of them of the document `SHARED`.
+    Attributes:
+        end: `(B,)`, the position of the first token after it.
+        memory: keys (not rotated) and values.
+        content: token ids `(B, P)` or embeddings `(B, P, D)`.
+        columns: of `content`; their document is `SHARED`, which every question sees.
     """
 
     end: Tensor
@@ -32,7 +35,7 @@ class Shared:
 
     @classmethod
     def of_tokens(cls, rows: Sequence[Sequence[int]], device: torch.device | str, multiple: int = 1) -> Shared:
-        """Plain text, read causally. multiple: of columns, padding behind the longest row."""
+        """Plain text, read causally. multiple: the number of columns is padded to a multiple of it."""
         ids = pad_rows(rows, 0, multiple).to(device)
         end = torch.tensor([len(row) for row in rows], device=device)
         positions = torch.arange(ids.shape[1], device=device).expand_as(ids)
@@ -40,7 +43,7 @@ class Shared:
         return cls(end, content=ids, columns=Columns.of(valid, positions, documents=torch.full_like(ids, SHARED)))
 
     def followed(self, text: Shared, lm: LM) -> Shared:
-        """This with plain text behind it."""
+        """This prefix with plain text appended."""
         assert text.content is not None
         assert text.columns is not None
         moved = torch.where(text.columns.valid, text.columns.positions + self.end[:, None], 0)
@@ -50,12 +53,12 @@ class Shared:
         return Shared(self.end + text.end, self.memory, content, columns)
 
     def like(self, ids: Tensor, lm: LM) -> Tensor:
-        """Token ids as what stands here: as they are, or embedded."""
+        """Token ids in the form of `content`: unchanged, or embedded."""
         assert self.content is not None
         return lm.embed(ids).to(self.content) if self.content.is_floating_point() else ids
 
     def select(self, rows: slice) -> Shared:
-        """What stands before the questions of these rows."""
+        """The shared prefixes of these rows."""
         at = torch.arange(len(self.end), device=self.end.device)[rows]
         return Shared(
             self.end[rows],
@@ -65,7 +68,7 @@ class Shared:
         )
 
     def ask(self, questions: Sequence[Sequence[int]], lm: LM) -> Prefix:
-        """The prefix of one question a row, from its token ids."""
+        """This prefix followed by one question per row, given as token ids."""
         ids = pad_rows(questions, 0).to(self.end.device)
         steps = torch.arange(ids.shape[1], device=ids.device)
         valid = pad_rows([[1] * len(row) for row in questions], 0).bool().to(ids.device)
@@ -80,12 +83,16 @@ class Shared:
 
 @dataclass(frozen=True, eq=False)
 class Questions:
-    """Questions with their answers, as token columns `(B, T)`, row by row those about one context.
+    """Questions with their answers as token columns `(B, T)`; each row holds the questions about one context.
 
-    ids, labels: labels are `IGNORE` but on answers. numbers: which question of its row a column belongs to.
-    steps: a column's place in its question. places: in its answer, -1 before it. valid: no padding.
-    learned: `(N,)`, the columns whose next token is an answer's, row by row: row * T + column. first: `(A,)`,
-    which of these predict an answer's first token.
+    Attributes:
+        ids, labels: labels are `IGNORE` except on answer tokens.
+        numbers: which question of its row a column belongs to.
+        steps: the column's index within question and answer.
+        places: the column's index within its answer, -1 before the answer.
+        valid: False on padding.
+        learned: `(N,)`, flat indices (row * T + column) of the columns that predict an answer token.
+        first: `(A,)`, indices into `learned` of the columns that predict an answer's first token.
     """
 
     ids: Tensor
@@ -104,7 +111,7 @@ class Questions:
         device: torch.device | str,
         multiple: int = 1,
     ) -> Questions:
-        """From token ids of question and answer, a list of pairs a context. multiple: of columns."""
+        """From (question, answer) token ids, one list of pairs per context. multiple: columns are padded to it."""
         flat = [(n, q, a) for row in rows for n, (q, a) in enumerate(row)]
         asked = torch.tensor([len(q) for _, q, _ in flat])
         sizes = torch.tensor([len(q) + len(a) for _, q, a in flat])
@@ -131,7 +138,7 @@ class Questions:
 
     @classmethod
     def _of(cls, **columns: Tensor) -> Questions:
-        # On the host where batches are made: on a GPU whoever asks which columns those are waits for it.
+        # Computed on the host, where batches are made: on a GPU, asking which columns those are would synchronize.
         labelled = columns["labels"] != IGNORE
         every = torch.cat([labelled[:, 1:], torch.zeros_like(labelled[:, :1])], 1)
         learned = every.flatten().nonzero()[:, 0]
@@ -155,21 +162,21 @@ class Questions:
 
     @cached_property
     def counts(self) -> Tensor:
-        """`(B,)`: how many columns of each row are learned."""
+        """`(B,)`: how many columns of each row predict answer tokens."""
         return (self.labels[:, 1:] != IGNORE).sum(1)
 
     def at(self, every: Tensor) -> Tensor:
-        """`(N, ...)`: of what stands in all columns, `(B, T, ...)`, that of the learned ones."""
+        """`(N, ...)`: the values `(B, T, ...)` of all columns, at the learned ones."""
         return every.flatten(0, 1)[self.learned]
 
     @cached_property
     def aims(self) -> Tensor:
-        """`(N,)`: the labels, each of the token behind a learned column."""
+        """`(N,)`: the label of each learned column: the token that follows it."""
         return self.labels.flatten()[self.learned + 1]
 
     @cached_property
     def place(self) -> Tensor:
-        """`(N,)`: which token of its answer each learned column predicts, from 0."""
+        """`(N,)`: the index in its answer of the token that each learned column predicts."""
         return self.places.flatten()[self.learned + 1]
 
     @cached_property
@@ -178,10 +185,10 @@ class Questions:
         return self.learned // self.ids.shape[1]
 
     def forced(self, shared: Shared, lm: LM) -> Forced:
-        """Teacher forcing behind what is shared: hidden `(N, D)` and labels `(N,)`; gradients flow."""
+        """Teacher forcing after the shared prefix: hidden states `(N, D)` and labels `(N,)`; gradients flow."""
         start = shared.end[:, None]
         own = Columns.of(self.valid, torch.where(self.valid, start + self.steps, 0), documents=self.numbers)
-        # A learned prefix stands before the first position: the model rotates by so much further.
+        # A learned prefix takes the first positions, so the model rotates everything further.
         shift = 0 if lm.prefix_tuning is None else lm.prefix_tuning.tokens
         memory = None if shared.memory is None else lm.rotary.memory(shared.memory, shift)
         if shared.content is None or shared.columns is None:

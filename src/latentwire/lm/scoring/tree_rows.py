@@ -1,7 +1,7 @@
-"""A row that holds branches of a tree, and the mask under which it is read.
+"""Rows that hold branches of a prefix tree, and the mask under which they are read.
 
-Parents stand before children, every token at its own position. A token sees its ancestors (packed tree attention,
-as SpecInfer, 2305.09781, verifies its token trees) and its own block.
+Parents come before children, and every token keeps its own position. A token sees its ancestors (packed tree
+attention, as SpecInfer, 2305.09781, verifies its token trees) and its own block.
 """
 
 from __future__ import annotations
@@ -15,25 +15,27 @@ from torch import Tensor
 from latentwire.lm.masks.reading import Columns, Reading
 from latentwire.lm.prefix import pad_rows
 from latentwire.lm.prompts import CAUSAL
-from latentwire.lm.scoring.forest import Branch
-from latentwire.lm.scoring.prefix_tree import Line, Node
+from latentwire.lm.scoring.prefix_tree import Node, Scored
+from latentwire.lm.scoring.row_plan import Branch
 
 PADDED = 1.02
-"""Columns of a batch for each token in it, at most."""
+"""Maximum columns of a batch per token in it: at most 2 % of padding."""
 
 
 @dataclass(frozen=True, eq=False)
 class TreeReading(Reading):
-    """The reading of rows whose columns are trees.
+    """A `Reading` of rows whose columns form trees.
 
-    ends: `(B, T)`, per column the first column behind its branch. Documents and positions do not hide anything
-    here: a column sees those before it in whose branches it stands.
+    Documents and positions hide nothing here: a column sees the earlier columns whose branches it is in.
+
+    Attributes:
+        ends: `(B, T)`, for each column the first column after its branch.
     """
 
     ends: Tensor | None = None
 
     def whole(self, queries: int, keys: int) -> bool:
-        """Never: columns alone do not say who sees whom."""
+        """Always False: columns alone do not say who sees whom."""
         return False
 
     def _build(self, queries: int, keys: int, both_ways: bool, offset: int, window: int | None) -> Tensor:
@@ -54,16 +56,18 @@ class TreeReading(Reading):
             of = torch.cat([before.positions[:, None, :], of], 2)
         if window is not None:
             see = see & ((at - of).abs() < window)
-        # Padding sees itself: a softmax over nothing is not a number.
+        # Padding sees itself, since a softmax over nothing is NaN.
         itself = torch.arange(see.shape[2], device=see.device) - (see.shape[2] - queries) == query
         return (see | itself)[:, None]
 
 
-class Layout:
+class TreeRow:
     """The columns of one row.
 
-    at: where each sequence that ends in the row is predicted: per token of its continuation a column, or, in the
-        trunk, the position less the trunk's end, which is negative.
+    Attributes:
+        start: tokens of the trunk before the row.
+        at: for each sequence that ends in the row, the column that predicts each token of its continuation; a
+            column of the trunk is counted back from its end, so it is negative.
     """
 
     def __init__(self, start: int) -> None:
@@ -72,13 +76,13 @@ class Layout:
         self.positions: list[int] = []
         self.blocks: list[int] = []
         self.ends: list[int] = []
-        self.at: list[tuple[Line, list[int]]] = []
+        self.at: list[tuple[Scored, list[int]]] = []
         self._columns: list[int] = []  # of the tokens on the way to the node that was placed last
         self._names: dict[tuple[int, int], int] = {}
 
     @classmethod
-    def of_branches(cls, branches: Sequence[Branch], start: int) -> Layout:
-        """Branches behind a trunk of `start` tokens, a path that several have in common once."""
+    def of_branches(cls, branches: Sequence[Branch], start: int) -> TreeRow:
+        """A row of branches that continue a trunk of `start` tokens; a path that several share is placed once."""
         row, opened = cls(start), list[tuple[Node, int]]()
         for branch in branches:
             while [node for node, _ in opened] != list(branch.path[: len(opened)]):
@@ -93,8 +97,8 @@ class Layout:
         return row
 
     @classmethod
-    def of_path(cls, nodes: Sequence[Node]) -> Layout:
-        """Nodes one behind the other, without what else is below them."""
+    def of_path(cls, nodes: Sequence[Node]) -> TreeRow:
+        """A row of nodes in sequence, without the rest of their subtrees."""
         row = cls(nodes[0].start)
         for node in nodes:
             row._place(node, node.width)
@@ -106,7 +110,7 @@ class Layout:
         return len(self.ids)
 
     def _close(self, node: Node, column: int) -> None:
-        """Nothing more of the row stands below this node."""
+        """Mark the row's current end as the end of this node's branch."""
         self.ends[column : column + node.width] = [self.width] * node.width
 
     def _place(self, node: Node, size: int) -> None:
@@ -123,27 +127,27 @@ class Layout:
             self.at.append((line, [self._columns[step] if step >= 0 else step for step in steps]))
 
     def _name(self, block: int, column: int) -> int:
-        """No cut goes through a block: a node's blocks are its own, whatever others of the row call theirs."""
+        """A block id that is unique in the row: no cut goes through a block, so a block belongs to one node."""
         return block if block == CAUSAL else self._names.setdefault((column, block), len(self._names))
 
 
-def stacked(layouts: Sequence[Layout], device: torch.device) -> tuple[Tensor, Columns, Tensor]:
+def stacked(layouts: Sequence[TreeRow], device: torch.device) -> tuple[Tensor, Columns, Tensor]:
     """Token ids, columns and `ends` of rows, `(B, T)` each, padded on the right."""
     valid = pad_rows([[1] * row.width for row in layouts], 0).bool()
     columns = Columns.of(
         valid=valid.to(device),
         positions=pad_rows([row.positions for row in layouts], 0).to(device),
         blocks=pad_rows([row.blocks for row in layouts], CAUSAL).to(device),
-        # Whoever looks at documents alone must not take a tree for plain causal text.
+        # Code that looks at documents alone must not take a tree for plain causal text.
         documents=pad_rows([row.ends for row in layouts], 0).to(device),
     )
     ids = pad_rows([row.ids for row in layouts], 0).to(device)
     return ids, columns, columns.documents
 
 
-def in_batches(layouts: Sequence[Layout], batch_tokens: int) -> Iterator[list[Layout]]:
-    """Rows, longest first, as many together as have `batch_tokens` columns and little padding among them."""
-    batch: list[Layout] = []
+def in_batches(layouts: Sequence[TreeRow], batch_tokens: int) -> Iterator[list[TreeRow]]:
+    """Batches of rows (given longest first) with at most `batch_tokens` columns and little padding."""
+    batch: list[TreeRow] = []
     tokens = 0
     for row in layouts:
         columns = batch[0].width * (len(batch) + 1) if batch else 0

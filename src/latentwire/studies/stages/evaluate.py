@@ -12,8 +12,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from latentwire.errors import UserError
+from latentwire.errors import UserError, one_of
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.encoded import wording
 from latentwire.evaluation.evaluate import ready
 from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcomes
 from latentwire.evaluation.prompts_shown import departures
@@ -21,6 +22,7 @@ from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.evaluation.sizes import message_sizes
 from latentwire.evaluation.summarize import summarize
 from latentwire.files import write_atomically
+from latentwire.lm.decoding import DecodingSettings
 from latentwire.lm.model import LM
 from latentwire.runs.log import duration
 from latentwire.runs.store import METRICS, OUTCOMES
@@ -53,6 +55,7 @@ class Evaluate(Stage):
             joint answer and their oracle, as arms of their own: `joint(A + B)` and `union(A + B)`.
         begin_suppress_tokens: Tokens, as text, with which no generated answer may begin. The metrics
             `first_token_top1` and `first_token_top5` rank the other tokens.
+        decoding: By arm, how its answers are generated, where that is not as the task says.
     """
 
     described: ClassVar[str] = "an evaluation"
@@ -62,20 +65,33 @@ class Evaluate(Stage):
     model: str | None = None
     arms: dict[Name, str] = Field(min_length=1)
     begin_suppress_tokens: tuple[str, ...] = ()
+    decoding: dict[Name, DecodingSettings] = Field(default_factory=dict)
 
     @field_validator("arms")
     @classmethod
-    def _each_wire_once(cls, value: dict[str, str]) -> dict[str, str]:
+    def _spelled(cls, value: dict[str, str]) -> dict[str, str]:
         labels: dict[str, str] = {}
         for name, text in value.items():
             try:
-                label = arm_label(text)
+                labels[name] = arm_label(text)
             except ValueError as error:
                 raise ValueError(f"{name}: {error}") from error
-            if label in labels.values():
-                raise ValueError(f"{name}: found the wire {label!r} a second time, expected every arm's wire once")
-            labels[name] = label
         return labels
+
+    @model_validator(mode="after")
+    def _each_arm_once(self) -> Self:
+        for name in self.decoding:
+            if name not in self.arms:
+                raise ValueError(f"decoding: found {name!r}, expected {one_of(name, self.arms)}")
+        seen: list[tuple[str, DecodingSettings | None]] = []
+        for name, label in self.arms.items():
+            if (arm := (label, self.decoding.get(name))) in seen:
+                raise ValueError(
+                    f"arms.{name}: found the wire {label!r} a second time, expected every arm's wire once, or "
+                    "another decoding"
+                )
+            seen.append(arm)
+        return self
 
     @model_validator(mode="after")
     def _one_reader(self) -> Self:
@@ -85,17 +101,17 @@ class Evaluate(Stage):
 
     def read(self, trained: Callable[[str], Path] | None = None, model: str = "") -> list[Arm]:
         """The arms, parsed; see `stages.study_arms.read_arm`. `model` is the one that reads by default."""
-        parsed = (read_arm(text, model, trained) for text in self.arms.values())
-        return [arm for arm in parsed if arm is not None]
+        parsed = ((name, read_arm(text, model, trained)) for name, text in self.arms.items())
+        return [replace(arm, decoding=self.decoding.get(name)) for name, arm in parsed if arm is not None]
 
     def evaluated_arms(self) -> Mapping[str, str]:
         derived = {name: " + ".join(self.arms[part] for part in parts) for name, parts in self._derived().items()}
         return {**self.arms, **derived}
 
     def read_together(self) -> list[tuple[str, ...]]:
-        alike: dict[str, list[str]] = {}
+        alike: dict[tuple[str, str], list[str]] = {}
         for name, text in self.arms.items():
-            alike.setdefault(without_reader(text), []).append(name)
+            alike.setdefault((without_reader(text), repr(self.decoding.get(name))), []).append(name)
         return [tuple(names) for names in alike.values() if len(names) > 1]
 
     def _derived(self) -> dict[str, tuple[str, ...]]:
@@ -136,7 +152,10 @@ class Evaluate(Stage):
         super().check_references(name, stages, model)
         wires = {other: wire for other, stage in stages.items() if (wire := stage.trained_wire) is not None}
         own = self.model_of(model)
-        readings = [(without_reader(text), reader_of(text) or own) for text in self.arms.values()]
+        readings = [
+            (without_reader(text), reader_of(text) or own, self.decoding.get(arm))
+            for arm, text in self.arms.items()
+        ]
         for at, (arm, text) in enumerate(self.arms.items()):
             if readings[at] in readings[:at]:
                 raise UserError(
@@ -159,6 +178,9 @@ class Evaluate(Stage):
         weights |= {f"relay {name}": context.weights[name] for name in relays}
         readers = [name for name in self._readers() if name != reader]
         weights |= {f"reader {name}": context.weights[name] for name in readers}
+        decoded = {
+            task.name: task.decoding.model_dump(exclude_none=True) for task in context.tasks if task.decoding
+        }
         finished = self.finished_wires()
         sources = [read_config(locate(path)).source for path in finished]
         return Description(
@@ -171,6 +193,7 @@ class Evaluate(Stage):
                 "limit": context.limit,
                 "tasks": list(context.task_hashes),
                 "dtype": context.dtype or _default_dtype(),
+                **({"task_decoding": decoded} if decoded else {}),
             },
             computed_by=[reader, *relays, *readers, *sources],
         )
@@ -241,8 +264,8 @@ class Evaluate(Stage):
         for task in context.tasks:
             if task.remark:
                 log(task.remark)
-            if task.format is not None and task.format != lm.format:
-                log(f"{task.name}: read in the benchmark's own words, not in the prompt format of {lm.name}")
+            if remark := wording(lm, task, lm.name):
+                log(remark)
         # With the examples that an arm skips, as progress counts them.
         total = len(wires) * sum(examples.values())
         done = len(wires) * sum(examples[task] for task in finished)

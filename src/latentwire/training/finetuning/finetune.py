@@ -175,7 +175,7 @@ class _Finetuning:
         """Look at model, wire and, in the precision of training and so with its kernel, rows."""
         # Dropout would look like a leak: it changes states that nobody exchanged a token for.
         self.lm.model.eval()
-        problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)]).problems
+        problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)], length=0).problems
         with precision:
             problems += audit_rows(self.lm, self.eval_rows[0])
         if self.settings.force_leaky:

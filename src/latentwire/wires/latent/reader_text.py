@@ -73,7 +73,7 @@ def asking(
     if config.shown == "only":
         ending = lm.format.ending(lm)
         return None, [list(ending) for _ in prompts]
-    return None, lm.format.behind_all([question for _, question in prompts], lm)
+    return None, lm.format.after_all([question for _, question in prompts], lm)
 
 
 def fused(adapter: Adapter, latents: Latents, text: OwnText, counted: Callable[[str], list[int]]) -> Shared:

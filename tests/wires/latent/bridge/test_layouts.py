@@ -61,7 +61,7 @@ def lm(tmp_path_factory):
         patch.setattr(models, "CORPUS", [*models.CORPUS, *["\nQ", "?\n"] * 20])
         found = stored(tmp_path_factory.mktemp("llama"), "llama", bos=True, merge_blanks=True)
     context, question = PROMPTS[0].context, PROMPTS[0].question
-    parts = [*found.format.before(context, found), *found.format.behind(question, found)]
+    parts = [*found.format.before(context, found), *found.format.after(question, found)]
     assert parts != found.format.tokens(context, question, found).ids
     return found
 

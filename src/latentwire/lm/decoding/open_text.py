@@ -1,4 +1,4 @@
-"""One text being generated: its tokens so far, and whether it has ended."""
+"""A text that is being generated: its tokens so far, and whether it has ended."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import torch
 from latentwire.lm.decoding.choose import Decoding, Generated
 
 
-class Speaker(Protocol):
-    """What a text needs of a model; `LM` is it."""
+class TextEnds(Protocol):
+    """What an open text needs of a model; `LM` implements it."""
 
     @property
     def eos_ids(self) -> frozenset[int]: ...
@@ -19,14 +19,15 @@ class Speaker(Protocol):
     def decode(self, ids: Sequence[int]) -> str: ...
 
 
-class Text:
-    """Takes tokens in any portions; what it makes of them does not depend on the portions.
+class OpenText:
+    """Takes tokens in portions of any size; the result does not depend on the portions.
 
-    position: of the first token behind the prefix.
+    Args:
+        position: of the first token after the prefix.
     """
 
-    def __init__(self, lm: Speaker, decoding: Decoding, seed: int, position: int) -> None:
-        self._lm, self._decoding = lm, decoding
+    def __init__(self, lm: TextEnds, decoding: Decoding, seed: int, position: int) -> None:
+        self._lm, self._decoding, self._ends = lm, decoding, lm.eos_ids
         self.position = position
         self.draw = torch.Generator().manual_seed(seed)
         self.ids: list[int] = []
@@ -35,19 +36,19 @@ class Text:
 
     @property
     def held(self) -> bool:
-        """Whether it may not end yet."""
+        """Whether it must not end yet."""
         return len(self.ids) < self._decoding.min_new_tokens
 
     @property
     def room(self) -> int:
-        """How many tokens may still come."""
+        """How many more tokens it may take."""
         return self._decoding.max_new_tokens - len(self.ids)
 
     def take(self, tokens: Sequence[int]) -> None:
-        """The next tokens; those behind the end are none of the text's."""
+        """Append the next tokens; those after the end are dropped."""
         known = len(self.ids)
         for token in tokens:
-            if token in self._lm.eos_ids:
+            if token in self._ends:
                 self.ended = "eos"
                 break
             self.ids.append(token)
@@ -62,17 +63,17 @@ class Text:
         return Generated(text, tuple(self.ids), self.ended or "length")
 
     def _look_for_stops(self, known: int) -> None:
-        """End at the first token with which the text contains a stop string.
+        """End at the first token that completes a stop string.
 
-        Decoding the whole text for every token would cost the square of its length, so a first look goes to the
-        tokens behind which a stop string could have begun.
+        Decoding the whole text for every token would cost the square of its length, so the tail in which a stop
+        string could have begun is decoded first.
         """
         stops = self._decoding.stop
         longest, start = max(map(len, stops)), known
         while start > 0 and len(self._lm.decode(self.ids[start:known])) <= longest:
             start = max(0, start - 8)
         tail = self._lm.decode(self.ids[start:])
-        # A blank before the first word is lost by some tokenizers, so it does not tell two texts apart.
+        # Some tokenizers drop a space before the first word, so leading spaces are not compared.
         if not any(stop.lstrip() in tail for stop in stops):
             return
         for count in range(known + 1, len(self.ids) + 1):

@@ -1,6 +1,6 @@
-"""One step of decoding: every slot reads its token and chooses the next, on the device alone.
+"""One decoding step: every slot reads its token and chooses the next one, without leaving the device.
 
-Nothing here asks the device for a number, so that a step can be compiled and captured in a CUDA graph.
+Nothing here synchronizes with the host, so a step can be compiled and captured in a CUDA graph.
 """
 
 from __future__ import annotations
@@ -13,14 +13,15 @@ from torch import Tensor, nn
 from latentwire.lm.decoding.slots import Slots
 
 Split = Callable[..., Tensor]
-"""`latentwire.lm.decoding.split.attend`, where there is a GPU that runs it."""
+"""`latentwire.lm.decoding.split_attention.attend`, on a GPU that can run it."""
 
 
-class Step:
-    """Both sides of one step that a model sees: as `past_key_values=` the cache, as `reading=` the mask.
+class DecodeStep:
+    """What a model gets in one step: the cache as `past_key_values=` and the mask as `reading=`.
 
-    span: how many columns of the slots are read; no row is longer, the new token counted.
-    split: reads what a row has, whatever the span; sdpa without it.
+    Args:
+        span: how many columns of the slots are read; no row is longer, the new token included.
+        split: an attention kernel that reads only the keys a row has, whatever the span; sdpa without it.
     """
 
     def __init__(self, slots: Slots, span: int, split: Split | None = None) -> None:
@@ -29,11 +30,11 @@ class Step:
         self._masks: dict[tuple[int | None, torch.dtype], Tensor] = {}
 
     def update(self, key: Tensor, value: Tensor, layer: int, *_: object, **__: object) -> tuple[Tensor, Tensor]:
-        """Write a layer's `(B, H, 1, D)` behind each row's last key; returns the layer's `(B, H, span, D)`."""
+        """Write a layer's `(B, H, 1, D)` after each row's last key; returns the layer's `(B, H, span, D)`."""
         slots = self.slots
         keys, values = slots.keys[layer], slots.values[layer]
         rows, at = slots.every.to(keys.device), slots.lengths.to(keys.device)
-        # index_put: the one way of writing that a compiler does in place.
+        # index_put is the only way of writing that the compiler does in place.
         keys[rows, :, at] = key[:, :, 0]
         values[rows, :, at] = value[:, :, 0]
         return keys[:, :, : self.span], values[:, :, : self.span]
@@ -43,14 +44,14 @@ class Step:
         return self.span - 1
 
     def remember(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """A memory's keys stand in the slots already."""
+        """Nothing to add: the keys of a memory are in the slots already."""
         return key, value
 
     def leave(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Keys and values go to the slots."""
+        """Nothing to do: keys and values go to the slots."""
 
     def visible(self, queries: int, keys: int, layer: int, window: int | None) -> Tensor:
-        """`(B, 1, 1, span)`, true where the new token sees a key; as `Reading.visible`."""
+        """`(B, 1, 1, span)`, true where the new token may attend to a key; see `Reading.visible`."""
         slots = self.slots
         columns = torch.arange(self.span, device=slots.lengths.device)
         see = columns <= slots.lengths[:, None]
@@ -68,10 +69,10 @@ class Step:
     def attend(
         self, query: Tensor, key: Tensor, value: Tensor, layer: int, window: int | None, scale: float | None
     ) -> Tensor:
-        """Attention of one query a row, `(B, 1, Hq, D)`; the query is `(B, Hq, 1, D)`.
+        """Attention of one query per row, `(B, 1, Hq, D)`; the query is `(B, Hq, 1, D)`.
 
-        The query heads that share a key/value head become rows of one small matrix product, so that keys and
-        values are read once and repeated nowhere, by every kernel of sdpa that takes a mask.
+        The query heads that share a key/value head become rows of one small matrix product, so every sdpa kernel
+        that takes a mask reads keys and values once and never repeats them.
         """
         slots = self.slots
         if self.split is not None:
@@ -93,21 +94,21 @@ class Step:
 
 
 def advance(
-    states: Callable[[Tensor, Tensor, Step], Tensor],
+    states: Callable[[Tensor, Tensor, DecodeStep], Tensor],
     head: Callable[[Tensor], Tensor],
     slots: Slots,
     span: int,
     eos_ids: Tensor,
     split: Split | None = None,
 ) -> None:
-    """Read `slots.tokens` and choose greedily; what is left behind is in `slots`.
+    """Read `slots.tokens` and choose the next tokens greedily; all results are in `slots`.
 
     Args:
         states: final hidden states `(B, 1, E)` of tokens `(B, 1)` at positions `(B, 1)`. head: logits of states.
-        eos_ids: tokens that a row which is `held` may not choose. split: see `Step`.
+        eos_ids: tokens that a row which is `held` may not choose. split: see `DecodeStep`.
     """
     slots.positions[slots.every, slots.lengths] = slots.next_position
-    hidden = states(slots.tokens[:, None], slots.next_position[:, None], Step(slots, span, split))
+    hidden = states(slots.tokens[:, None], slots.next_position[:, None], DecodeStep(slots, span, split))
     logits = head(hidden[:, -1])
     slots.logits.copy_(logits)
     if eos_ids.numel():
@@ -124,10 +125,7 @@ def advance(
 
 
 def bucket(number: int, least: int) -> int:
-    """The next power of two, or one and a half times one, so that few different sizes exist and little is wasted.
-
-    Sizes decide which graphs there are: one for each that occurs.
-    """
+    """Round up to a power of two or one and a half times one: few sizes, little waste, and one graph per size."""
     size = least
     while size < number:
         if size * 3 // 2 >= number:

@@ -1,7 +1,7 @@
-"""Log-probabilities of the continuations of many prompts, every shared token read once.
+"""Scores the continuations of many prompts with every shared token read once.
 
-`scoring` reads a prompt, keeps its keys and values and reads the continuations behind them: two passes. Here a
-prompt and all its continuations stand in one row and are read in one pass, and so do prompts that begin alike.
+`scoring.continuations` prefills a prompt and then reads its continuations: two passes. Here a prompt and all its
+continuations are packed into one row and read in one pass, together with prompts that share a prefix with it.
 """
 
 from __future__ import annotations
@@ -18,22 +18,27 @@ from latentwire.errors import UserError
 from latentwire.lm.decoder import Decoder
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.scoring.continuations import Score
-from latentwire.lm.scoring.forest import Trunk, plan
 from latentwire.lm.scoring.prefix_tree import Request, tree
-from latentwire.lm.scoring.tree_rows import Layout, TreeReading, in_batches, stacked
+from latentwire.lm.scoring.row_plan import Trunk, plan
+from latentwire.lm.scoring.tree_rows import TreeReading, TreeRow, in_batches, stacked
 
 BATCH_TOKENS = 8192
 """Columns of one forward pass, padding included."""
 CPU_TOKENS = 2048
-"""The most on a CPU, where what one layer hands to the next should stay in its caches (12 % faster than 8192)."""
+"""The maximum on a CPU, where activations should stay in the caches (12 % faster than 8192)."""
 LOGITS = 2**26
-"""Logits, in float32, that are held at once: a quarter of a gibibyte."""
+"""Float32 logits held at once: a quarter of a gibibyte."""
 
 
 @dataclass
 class Work:
-    """What scoring cost. run: columns that went through the model, padding included. least: the fewest tokens
-    that have to (`sharing.minimum`). passes: forward passes."""
+    """What scoring cost.
+
+    Attributes:
+        run: columns that went through the model, padding included.
+        least: the fewest tokens that must (`prefix_tree.minimum`).
+        passes: forward passes.
+    """
 
     run: int = 0
     least: int = 0
@@ -42,17 +47,20 @@ class Work:
 
 @dataclass(eq=False)
 class _Read:
-    """A trunk that has been read: keys and values `(1, H, M, D)`, final states `(M, D)`."""
+    """A trunk after its forward pass: keys and values `(1, H, M, D)`, final hidden states `(M, D)`."""
 
     memory: Memory
     hidden: Tensor
 
 
 @dataclass
-class Together:
-    """Scores requests under one mask.
+class SharedScorer:
+    """Scores requests with one model under one mask.
 
-    layers: where blocks count. batch_tokens: columns of a pass. work: the cost so far.
+    Attributes:
+        layers: the layers in which bidirectional blocks apply; None for all.
+        batch_tokens: maximum columns of a forward pass.
+        work: the cost so far.
     """
 
     lm: Decoder
@@ -62,7 +70,7 @@ class Together:
 
     @torch.no_grad()
     def score(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Score]]]:
-        """Pairs of a request's index and the scores of its continuations, in the order in which they are done.
+        """Yields (request index, scores of its continuations) as requests finish, which may be out of order.
 
         Raises:
             UserError: a request is longer than the model's positions.
@@ -72,11 +80,11 @@ class Together:
         self._check_length(requests)
         root = tree(requests)
         self.work.least += root.size
-        found: list[list[Score | None]] = [[None] * len(request.continuations) for request in requests]
+        scores: list[list[Score | None]] = [[None] * len(request.continuations) for request in requests]
         for request, continuation, score in self._trunk(plan(root), None):
-            found[request][continuation] = score
-            if all(found[request]):
-                yield request, [each for each in found[request] if each is not None]
+            scores[request][continuation] = score
+            if all(scores[request]):
+                yield request, [done for done in scores[request] if done is not None]
 
     def _check_length(self, requests: Sequence[Request]) -> None:
         longest = max(len(r.ids) + max(map(len, r.continuations)) - 1 for r in requests)
@@ -87,30 +95,31 @@ class Together:
             )
 
     def _trunk(self, trunk: Trunk, before: _Read | None) -> Iterator[tuple[int, int, Score]]:
+        """Yields (request, continuation, score) for all rows of a trunk, which extends the trunk `before`."""
         if trunk.nodes:
-            alone = Layout.of_path(trunk.nodes)
+            alone = TreeRow.of_path(trunk.nodes)
             cache = DynamicCache()
             hidden = self._read([alone], before, cache)
             yield from self._scores([alone], hidden, before)
             before = self._grown(alone, hidden[0], cache, before)
         start = 0 if before is None else before.memory.columns.width
-        rows = sorted((Layout.of_branches(row, start) for row in trunk.rows), key=lambda row: -row.width)
+        rows = sorted((TreeRow.of_branches(row, start) for row in trunk.rows), key=lambda row: -row.width)
         most = min(self.batch_tokens, CPU_TOKENS) if self.lm.device.type == "cpu" else self.batch_tokens
         for batch in in_batches(rows, most):
             yield from self._scores(batch, self._read(batch, before), before)
         for longer in trunk.trunks:
             yield from self._trunk(longer, before)
 
-    def _read(self, rows: Sequence[Layout], before: _Read | None, cache: DynamicCache | None = None) -> Tensor:
-        """Final states `(B, T, D)` of rows behind a trunk."""
+    def _read(self, rows: Sequence[TreeRow], before: _Read | None, cache: DynamicCache | None = None) -> Tensor:
+        """Final hidden states `(B, T, D)` of rows that continue a trunk."""
         ids, columns, ends = stacked(rows, self.lm.device)
         self.work.run += ids.numel()
         self.work.passes += 1
         memory = None if before is None else _expanded(before.memory, len(rows))
         return self.lm.run(ids, columns, TreeReading(columns, self.layers, memory, ends=ends), cache)
 
-    def _grown(self, row: Layout, hidden: Tensor, cache: DynamicCache, before: _Read | None) -> _Read:
-        """The trunk that ends with a row that has just been read into `cache`."""
+    def _grown(self, row: TreeRow, hidden: Tensor, cache: DynamicCache, before: _Read | None) -> _Read:
+        """The trunk extended by a row whose keys and values are in `cache`."""
         positions = torch.tensor([row.positions], device=hidden.device)
         columns = Columns.of(torch.ones_like(positions).bool(), positions)
         layers: list[Any] = cache.layers
@@ -126,10 +135,10 @@ class Together:
         return _Read(both, torch.cat([before.hidden, hidden]))
 
     def _scores(
-        self, rows: Sequence[Layout], hidden: Tensor, before: _Read | None
+        self, rows: Sequence[TreeRow], hidden: Tensor, before: _Read | None
     ) -> Iterator[tuple[int, int, Score]]:
-        """Scores of the sequences that end in these rows."""
-        # One head row a predicting column, however many continuations begin there.
+        """Yields (request, continuation, score) of the sequences that end in these rows."""
+        # One row of the head per predicting column, however many continuations begin there.
         width, states = hidden.shape[1], hidden.flatten(0, 1)
         ends = [(line, n, at) for n, row in enumerate(rows) for line, at in row.at]
         trunk = 0 if before is None else len(before.hidden)
@@ -151,22 +160,22 @@ class Together:
     def _per_token(
         self, states: Tensor, places: Sequence[int], tokens: Sequence[int]
     ) -> tuple[list[float], list[bool]]:
-        """Per asked token its log-probability behind the state at its place, and whether it is the likeliest."""
+        """For each token, its log-probability given the state at its place, and whether it is the likeliest."""
         if not places:
             return [], []
         where, index = torch.tensor(places).unique(return_inverse=True)
         order = index.argsort(stable=True)
-        asked = torch.tensor(tokens)[order].to(states.device)
-        predicting, behind = states[where.to(states.device)], index[order]
+        targets = torch.tensor(tokens)[order].to(states.device)
+        predicting, of_state = states[where.to(states.device)], index[order]
         step = max(1, LOGITS // self._vocabulary)
         logprobs, greedy = [], []
         for start in range(0, len(where), step):
             logits = self.lm.head(predicting[start : start + step]).float()
-            first, last = torch.searchsorted(behind, torch.tensor([start, start + step])).tolist()
-            mine = (behind[first:last] - start).to(states.device)
-            chosen = logits[mine, asked[first:last]]
+            first, last = torch.searchsorted(of_state, torch.tensor([start, start + step])).tolist()
+            mine = (of_state[first:last] - start).to(states.device)
+            chosen = logits[mine, targets[first:last]]
             logprobs.append(chosen - logits.logsumexp(-1)[mine])
-            greedy.append(logits.argmax(-1)[mine] == asked[first:last])
+            greedy.append(logits.argmax(-1)[mine] == targets[first:last])
         back = order.argsort().tolist()
         flat, likeliest = torch.cat(logprobs).tolist(), torch.cat(greedy).tolist()
         return [flat[n] for n in back], [likeliest[n] for n in back]
@@ -177,7 +186,7 @@ class Together:
 
 
 def _expanded(memory: Memory, rows: int) -> Memory:
-    """One memory before every row; nothing is copied."""
+    """The same memory for every row, as a view."""
     return Memory(
         tuple(key.expand(rows, -1, -1, -1) for key in memory.keys),
         tuple(value.expand(rows, -1, -1, -1) for value in memory.values),

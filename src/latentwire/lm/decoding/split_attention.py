@@ -1,20 +1,20 @@
-"""Attention of one query a row over a static cache, in Triton: only the keys that a row has are read, each once.
+"""Attention of one query per row over a static cache, in Triton; reads each existing key once and nothing else.
 
-The kernels that torch offers for one query under a mask give a row and head one processor, of which a GPU has
-more than there are heads, and read the whole span. Here the keys of a row are split among several programs, whose
-parts a second kernel joins (FlashDecoding: https://pytorch.org/blog/flash-decoding/).
+For one query under a mask, torch's kernels use one processor per row and head, of which a GPU has more than there
+are heads, and read the whole span. Here the keys of a row are split among several programs, whose partial results
+a second kernel joins (FlashDecoding: https://pytorch.org/blog/flash-decoding/).
 """
 
-# Triton reads the source of its kernels: annotations must stand there as they are.
+# No `from __future__ import annotations`: Triton reads the annotations of its kernels.
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 BLOCK = 64
-"""Keys read at a time."""
+"""Keys read per iteration."""
 PROGRAMS = 512
-"""How many programs to aim at: a few for each of a large GPU's processors."""
+"""Target number of programs: a few for each processor of a large GPU."""
 MOST_SPLITS = 16
 
 
@@ -40,10 +40,10 @@ def attend(
     splits = 1
     while splits < MOST_SPLITS and splits * 2 * rows * shared <= PROGRAMS:
         splits *= 2
-    padded = max(16, 1 << (group - 1).bit_length())  # a matrix unit takes no fewer rows than 16
+    padded = max(16, 1 << (group - 1).bit_length())  # matrix units take at least 16 rows
     query = query.contiguous()
     parts = torch.empty((rows, shared, splits, group, width), dtype=torch.float32, device=query.device)
-    # Two tensors: the compiler copies a part of one before a kernel writes it.
+    # Two tensors: the compiler would copy a slice of one before the kernel writes to it.
     tops, sums = (parts.new_empty(parts.shape[:-1]) for _ in range(2))
     out = torch.empty_like(query)
     _parts[(rows, shared, splits)](
@@ -57,8 +57,8 @@ def attend(
     return out
 
 
-def right(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> bool:
-    """Whether the kernels give here what sdpa gives, on random numbers of such a shape."""
+def agrees(device: torch.device, dtype: torch.dtype, heads: int, shared: int, width: int) -> bool:
+    """Whether the kernels agree with sdpa on this device, on random inputs of this shape."""
     generator = torch.Generator().manual_seed(0)
     query, key, value = (
         torch.randn(shape, generator=generator).to(device, dtype)
@@ -125,12 +125,12 @@ def _parts(
             score = tl.dot(asked, tl.trans(keys)) * scale
         seen = real
         if WINDOW > 0:
-            # Own key included: its position is written before the step reads.
+            # The token's own key counts: its position is written before the step reads.
             place = tl.load(positions + row * position_row + column, mask=real, other=0)
             seen = seen & (at - place < WINDOW)
         score = tl.where(seen[None, :], score, -1e30)
         higher = tl.maximum(top, tl.max(score, 1))
-        # Where nothing is seen yet, exp(0) would count what is hidden.
+        # Before anything is visible, exp(0) would count hidden keys.
         weight = tl.where(seen[None, :], tl.exp(score - higher[:, None]), 0.0)
         shrink = tl.exp(top - higher)
         values = tl.load(

@@ -11,10 +11,10 @@ from latentwire import UserError
 from latentwire.lm.masks.reading import LayerRange, Memory
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
-from latentwire.lm.scoring import forest, together
+from latentwire.lm.scoring import row_plan, shared_scorer
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.prefix_tree import Request, minimum, tree
-from latentwire.lm.scoring.together import Together
+from latentwire.lm.scoring.shared_scorer import SharedScorer
 from tests.support.models import FAMILIES, tiny_lm
 
 MASKS = ("causal", "prefix", "segments")
@@ -65,7 +65,7 @@ def agree(ours: list[list[Score]], theirs: list[list[Score]]) -> None:
         assert [(s.greedy, s.tokens) for s in one] == [(s.greedy, s.tokens) for s in two]
 
 
-def scored(at: Together, requests: list[Request]) -> list[list[Score]]:
+def scored(at: SharedScorer, requests: list[Request]) -> list[list[Score]]:
     found = dict(at.score(requests))
     return [found[n] for n in range(len(requests))]
 
@@ -79,19 +79,19 @@ def lm(request: pytest.FixtureRequest) -> LM:
 @pytest.mark.parametrize("mask", MASKS)
 @pytest.mark.parametrize(("row", "trunk"), [(512, 16), (20, 4), (1, 1)])
 def test_scores_are_those_of_two_passes(lm, mask, layers, row, trunk, monkeypatch):
-    monkeypatch.setattr(forest, "ROW", row)
-    monkeypatch.setattr(forest, "TRUNK", trunk)
-    monkeypatch.setattr(together, "LOGITS", 7 * 320)
+    monkeypatch.setattr(row_plan, "ROW", row)
+    monkeypatch.setattr(row_plan, "MIN_TRUNK", trunk)
+    monkeypatch.setattr(shared_scorer, "LOGITS", 7 * 320)
     requests = passages(mask)
-    agree(scored(Together(lm, layers, batch_tokens=200), requests), alone(lm, requests, layers))
+    agree(scored(SharedScorer(lm, layers, batch_tokens=200), requests), alone(lm, requests, layers))
 
 
 @pytest.mark.parametrize("family", ["gemma2", "gpt_oss", "smollm3", "glm", "phi3", "llama_tied"])
 def test_other_families_score_alike(family, monkeypatch):
-    monkeypatch.setattr(forest, "ROW", 20)
-    monkeypatch.setattr(forest, "TRUNK", 4)
+    monkeypatch.setattr(row_plan, "ROW", 20)
+    monkeypatch.setattr(row_plan, "MIN_TRUNK", 4)
     lm, requests = tiny_lm(family, kernel="eager" if family in ("gemma2", "gpt_oss") else None), passages("prefix")
-    agree(scored(Together(lm), requests), alone(lm, requests))
+    agree(scored(SharedScorer(lm), requests), alone(lm, requests))
 
 
 @pytest.mark.parametrize("mask", MASKS)
@@ -99,10 +99,10 @@ def test_neither_company_nor_order_changes_a_score(mask):
     lm, requests = tiny_lm(), passages(mask)
     order = list(range(len(requests)))
     random.Random(1).shuffle(order)
-    shuffled = scored(Together(lm), [requests[n] for n in order])
-    agree([shuffled[order.index(n)] for n in range(len(requests))], scored(Together(lm), requests))
+    shuffled = scored(SharedScorer(lm), [requests[n] for n in order])
+    agree([shuffled[order.index(n)] for n in range(len(requests))], scored(SharedScorer(lm), requests))
     few = [requests[3]]
-    agree(scored(Together(lm), few), alone(lm, few))
+    agree(scored(SharedScorer(lm), few), alone(lm, few))
 
 
 def test_a_passage_is_shared_causally_and_by_segments_but_not_under_one_block():
@@ -143,7 +143,7 @@ def test_tokens_run_are_at_most_1_05_of_the_minimum(mask):
             question = numbers(draw, 20)
             choices = [numbers(draw, draw.randrange(3, 9)) for _ in range(4)]
             requests.append(Request(passage + question, blocks(mask, len(passage), 20), choices))
-    at = Together(lm)
+    at = SharedScorer(lm)
     agree(scored(at, requests)[:2], alone(lm, requests[:2]))
     assert at.work.least == minimum(requests)
     assert at.work.least <= at.work.run <= 1.05 * at.work.least
@@ -163,7 +163,7 @@ def test_rows_of_another_kind_than_tokens_are_not_taken():
 
 def test_a_request_longer_than_the_model_is_refused_before_anything_runs():
     lm = tiny_lm()
-    at = Together(lm)
+    at = SharedScorer(lm)
     with pytest.raises(UserError, match="129 tokens, expected at most 128"):
         list(at.score([Request([3] * 127, [-1] * 127, [[4], [5, 6, 7]])]))
     assert at.work.run == 0
