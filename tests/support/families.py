@@ -138,6 +138,7 @@ def look(name: str, folder: Path) -> Family:
     try:
         plain.save_pretrained(folder)
         tiny_tokenizer().save_pretrained(folder)
+        plain = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
     except Exception as error:
         return Family(name, "unbuilt", _line(error))
     try:
