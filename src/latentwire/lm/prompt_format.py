@@ -80,9 +80,10 @@ class PromptFormat(BaseModel):
         """`encode` for many examples in one call of the tokenizer."""
         joint = self.joint(lm)
         texts = [self._with_answers(example, joint, lm) for example in examples]
-        ids = iter(self._all_ids([text for of_example in texts for text in of_example], lm))
+        different = list(dict.fromkeys(text for of_example in texts for text in of_example))
+        ids = dict(zip(different, self._all_ids(different, lm), strict=True))
         return [
-            _prompt_and_answers(example, *(next(ids) for _ in of_example))
+            _prompt_and_answers(example, *(ids[text] for text in of_example))
             for example, of_example in zip(examples, texts, strict=True)
         ]
 

@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 from latentwire.errors import UserError
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.model import LM
+from latentwire.lm.prompt_format import PLACE
 from latentwire.lm.prompts import Example
 from latentwire.tasks.data_files import digest
 from latentwire.wires.latent.latent_config import LatentConfig
@@ -109,20 +110,27 @@ class Asking(Tokenizing):
         """The answers of all examples in order, as the tokens that an evaluation scores, and their end.
 
         Raises:
-            UserError: a context changes the tokens of its first answer; all are taken after the question alone,
-                which costs a third of reading the context again for each.
+            UserError: a context changes the tokens of its first answer; all are taken without the context, which
+                costs a small part of reading it again for each.
         """
-        # Without a question the context is the whole prompt.
-        bare = [replace(each, context="") if each.question else each for examples in groups for each in examples]
-        firsts = [examples[0] for examples in groups]
-        encoded = self._answers([*firsts, *bare])
-        in_context, alone = encoded[: len(firsts)], encoded[len(firsts) :]
+        examples_ = [example for examples in groups for example in examples]
+        in_context = self._answers([examples[0] for examples in groups])
+        if self.format.template == "raw" or not self.format.anchor:
+            # Without a question the context is the whole prompt.
+            alone = self._answers([replace(each, context="") if each.question else each for each in examples_])
+        else:
+            # The same words end every prompt: one short prompt stands for all, and equal answers are equal tokens.
+            texts = list(dict.fromkeys(example.answers[0] for example in examples_))
+            short = Example(id="", group="", context="", question=PLACE)
+            rows = self._answers([replace(short, answers=(text,)) for text in texts])
+            known = dict(zip(texts, rows, strict=True))
+            alone = [known[example.answers[0]] for example in examples_]
         at = 0
         for examples, answer in zip(groups, in_context, strict=True):
             if answer != alone[at]:
                 raise UserError(
                     f"data: the tokenizer of {self.name} cuts the answer to {examples[0].id} in another way after "
-                    "its context than after the question alone, expected the same tokens."
+                    "its context than without it, expected the same tokens."
                 )
             at += len(examples)
         end = self.format.answer_end(self)
