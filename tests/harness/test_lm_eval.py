@@ -116,7 +116,7 @@ def test_no_answer_comes_from_a_cache_that_knows_neither_model_nor_wire(models, 
         with pytest.raises(UserError, match="use_cache: lm-eval's cache stores neither"):
             run("latentwire", folder, "lw_choose", use_cache=cache, model_args={"model": str(models["llama"])})
         ours = HarnessModel(str(models["llama"]), spec)
-        with pytest.raises(UserError, match="expected none"):
+        with pytest.raises(UserError, match="expected no cache"):
             run(ours, folder, "lw_choose", use_cache=cache)
         assert ours.work.run == 0
 
