@@ -62,7 +62,7 @@ def test_a_training_step_needs_no_more_than_it_computes() -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         losses = step(part)
         losses.total.backward()
-    found, needed = counted.get_total_flops(), wire_train.Needs.of(lm, SMALL).step
+    found, needed = counted.get_total_flops(), wire_train.StepNeeds.of(lm, SMALL).step
     assert 0.75 * found < needed < found
 
 

@@ -11,7 +11,7 @@ from scipy import stats
 
 from latentwire.evaluation.combinations import PairedArms
 from latentwire.evaluation.gates import Gate, hold
-from latentwire.evaluation.intervals import Table, interval
+from latentwire.evaluation.group_intervals import Table, interval
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.significance import holm, sign_flip
 from latentwire.evaluation.statistics import Comparison, Estimate, compare, estimate, members

@@ -7,7 +7,7 @@ import pytest
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.lm.prompts import CAUSAL, Example
-from latentwire.training.data.rows import FileData
+from latentwire.training.data.row_data import FileData
 from latentwire.training.data.world import WorldData
 from latentwire.training.finetuning.documents import IGNORE, document
 from tests.support.models import tiny_lm, tiny_tokenizer

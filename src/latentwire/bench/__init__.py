@@ -20,7 +20,7 @@ NAMES = {
     "score": "multiple choice, documents per second beside lm-eval's hf model",
     "load": "from files to a model that reads, beside reading the files",
 }
-MODULES = {"wire": "wire_costs"}
+MODULES = {"train": "train_costs", "wire": "wire_costs"}
 """The modules of benchmarks whose names differ from theirs."""
 
 

@@ -11,7 +11,7 @@ import torch
 from transformers import PreTrainedModel
 
 from latentwire.bench.setup import BenchRow, Setup
-from latentwire.bench.train import failure
+from latentwire.bench.train_costs import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from latentwire.bench.setup import BenchRow, Setup
-from latentwire.bench.train import failure
+from latentwire.bench.train_costs import failure
 from latentwire.bench.wire_counts import Counts, causal
 from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
 from latentwire.lm.model import LM
@@ -54,7 +54,7 @@ MORE = {"cuda": (WireBatch(8, 1024), WireBatch(2, 4096)), "cpu": (WireBatch(2, 5
 
 
 @dataclass(frozen=True)
-class Needs:
+class StepNeeds:
     """Floating-point operations of one step.
 
     Attributes:
@@ -69,7 +69,7 @@ class Needs:
     student: float
 
     @classmethod
-    def of(cls, lm: LM, batch: WireBatch) -> Needs:
+    def of(cls, lm: LM, batch: WireBatch) -> StepNeeds:
         """What a batch needs, counted from the model's shape."""
         plain, adapted = Counts.of(lm.model), Counts.of(lm.model, RANK)
         each = batch.question + batch.answer
@@ -109,7 +109,7 @@ def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[BenchRow]:
     weights = [each for each in modules.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4)
     for batch in (*BATCHES[kind], *(MORE[kind] if setup.sweep else ())):
-        part, needs = batch.part(lm), Needs.of(lm, batch)
+        part, needs = batch.part(lm), StepNeeds.of(lm, batch)
 
         def train(part: Part = part) -> None:
             losses = step(part)
@@ -130,7 +130,7 @@ def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[BenchRow]:
         yield _row(setup, f"training step{how}", train, batch, needs.step)
 
 
-def _floor(setup: Setup, batch: WireBatch, needs: Needs) -> BenchRow:
+def _floor(setup: Setup, batch: WireBatch, needs: StepNeeds) -> BenchRow:
     seconds = needs.step / setup.flops
     shares = {
         "teacher": needs.teacher,

@@ -8,7 +8,7 @@ from typing import Self
 
 import numpy as np
 
-from latentwire.evaluation.intervals import Array, Interval, Table, interval
+from latentwire.evaluation.group_intervals import Array, Interval, Table, interval
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.statistics import aligned
 
@@ -96,13 +96,14 @@ class PairedArms:
         return float(self.means(name) @ self.table.weights)
 
     def linear(self, weights: Weights) -> Combination:
-        """Σ factor · arm, with the interval of `evaluation.intervals`."""
+        """Σ factor · arm, with the interval of `evaluation.group_intervals`."""
         table, found = self._interval(self._factors(weights))
         return Combination(table.value, found.low, found.high)
 
     def ratio(self, numerator: Weights, denominator: Weights) -> Combination:
         """Numerator over denominator. Its interval holds the ratios r for which numerator − r · denominator
-        is not resolved from 0 (Fieller 1954, with the intervals of `evaluation.intervals` for his normal ones).
+        is not resolved from 0 (Fieller 1954, with the intervals of `evaluation.group_intervals` for his normal
+        ones).
 
         Undefined where the denominator is not resolved above 0.
         """

@@ -10,7 +10,7 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from latentwire.evaluation.intervals import Array, Table
+from latentwire.evaluation.group_intervals import Array, Table
 from latentwire.evaluation.metrics import ALSO_SHARES, METRICS
 from latentwire.evaluation.outcomes import Outcome
 

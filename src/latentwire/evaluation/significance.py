@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy import stats
 
-from latentwire.evaluation.intervals import Array
+from latentwire.evaluation.group_intervals import Array
 
 _CHUNK = 250  # draws held at once
 _NORMAL = 1_000  # more different sizes than these: their signed sum is normal

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
-from latentwire.evaluation.intervals import Array, Table, interval
+from latentwire.evaluation.group_intervals import Array, Table, interval
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.scores import Scores, seed
 from latentwire.evaluation.significance import sign_flip
@@ -120,7 +120,7 @@ def estimate(outcomes: Sequence[Outcome], metric: str | None = None) -> Estimate
     """The value of one arm's `outcomes` with its 95 % interval over groups.
 
     The interval is exact for a share of independent examples (Clopper–Pearson), and Korn and Graubard's (1998)
-    where groups share a passage or scores lie between 0 and 1; see `latentwire.evaluation.intervals`.
+    where groups share a passage or scores lie between 0 and 1; see `latentwire.evaluation.group_intervals`.
 
     Args:
         metric: the primary one of each task if not named.
@@ -147,10 +147,10 @@ def estimate_scores(scores: Scores, metric: str | None = None) -> Estimate:
 def compare(a: Sequence[Outcome], b: Sequence[Outcome], metric: str | None = None) -> Comparison:
     """The paired difference a − b of two arms on the same examples.
 
-    The interval is that of `latentwire.evaluation.intervals`: wins and losses each have Korn and Graubard's, and
-    MOVER subtracts them. The p-value is McNemar's exact one (a binomial test of the pairs that disagree) for a 0/1
-    metric of one task with one example per group, else that of a sign-flip test over groups, weighted as the value
-    is.
+    The interval is that of `latentwire.evaluation.group_intervals`: wins and losses each have Korn and
+    Graubard's, and MOVER subtracts them. The p-value is McNemar's exact one (a binomial test of the pairs that
+    disagree) for a 0/1 metric of one task with one example per group, else that of a sign-flip test over groups,
+    weighted as the value is.
 
     `resolvable` is (t_0.975 + t_0.8)·SE, 2.80·SE for many groups (Student's t with groups − 1 degrees
     of freedom). For a share, SE is that of a sample in which the arms do differ so much: to the

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from latentwire.errors import UserError
 from latentwire.harness.arguments import load
-from latentwire.harness.requests import Asked, Delivered, Verbatim, alike, decoding, parts, scores
+from latentwire.harness.requests import AskedRequest, Delivered, Verbatim, alike, decoding, parts, scores
 from latentwire.harness.truncation import shortened
 from latentwire.lm.loading.load_settings import DeviceMap, Loading
 from latentwire.lm.model import LM
@@ -220,7 +220,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
             context, question = self._divided(request.args[0])
             length = len(reader.format.tokens(context, question, reader).ids)
             prompt = Prompt(context=context, question=question, tokens=length)
-            asked.append(Asked(n, prompt, length, decoding(request.args[1])))
+            asked.append(AskedRequest(n, prompt, length, decoding(request.args[1])))
         texts = [""] * len(requests)
         with tqdm(total=len(requests), desc=self.wire.label, disable=disable_tqdm) as bar:
             for batch in alike(asked, self.batch_tokens):

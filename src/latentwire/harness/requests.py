@@ -50,7 +50,7 @@ class Verbatim(PromptFormat):
 
 
 @dataclass(frozen=True)
-class Asked:
+class AskedRequest:
     """A prompt to continue.
 
     Attributes:
@@ -72,9 +72,9 @@ def parts(rows: Sequence[T], size: int = PROMPTS) -> Iterator[Sequence[T]]:
         yield rows[start : start + size]
 
 
-def alike(asked: Sequence[Asked], batch_tokens: int) -> Iterator[list[Asked]]:
+def alike(asked: Sequence[AskedRequest], batch_tokens: int) -> Iterator[list[AskedRequest]]:
     """Batches of prompts with the same settings, longest first, within `batch_tokens` with their continuations."""
-    batch: list[Asked] = []
+    batch: list[AskedRequest] = []
     for each in sorted(asked, key=lambda each: (repr(each.how), -each.length)):
         width = batch[0].length + each.how.max_new_tokens if batch else 0
         if batch and (each.how != batch[0].how or width * (len(batch) + 1) > batch_tokens):

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.errors import UserError
-from latentwire.training.data.rows import FileData, HubData
+from latentwire.training.data.row_data import FileData, HubData
 from latentwire.training.data.text import TextData
 from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.wire.wire_training_config import WireTraining

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.training.data.rows import FileData
+from latentwire.training.data.row_data import FileData
 from latentwire.training.wire import passage_cache
 from latentwire.training.wire import passages as wire_passages
 from latentwire.training.wire.passages import identity, passages

@@ -10,7 +10,7 @@ from latentwire.kinds import KindOf
 from latentwire.training.data.base import ContextExamples as ContextExamples
 from latentwire.training.data.base import Source as Source
 from latentwire.training.data.base import TrainingData as TrainingData
-from latentwire.training.data.rows import FileData, HubData
+from latentwire.training.data.row_data import FileData, HubData
 from latentwire.training.data.task import TaskData
 from latentwire.training.data.text import TextData
 from latentwire.training.data.world import WorldData, WorldPassages
