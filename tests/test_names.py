@@ -15,11 +15,9 @@ FILES = {
     "evaluate.py": "a stage's file has the name of its kind, as YAML writes it",
     "finetune.py": "a stage's file has the name of its kind, as YAML writes it",
     "wire.py": "a stage's file has the name of its kind, as YAML writes it",
-    "step.py": "one step of a training, and of decoding",
-    "text.py": "plain text to train on, and a text that is being written",
 }
 """File names that may occur more than once, each with its reason."""
-CLASSES = {"Step": "one step of a training, and of decoding"}
+CLASSES: dict[str, str] = {}
 """Class names that may occur more than once, each with its reason."""
 
 

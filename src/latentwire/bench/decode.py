@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from latentwire.bench.decode_step import COMPILED, OURS, floor, ours, peer, place, prompt_ids, tokenizer
+from latentwire.bench.decode_timing import COMPILED, OURS, floor, ours, peer, place, prompt_ids, tokenizer
 from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.decoding.engine import COMPILER, Engine
 from latentwire.lm.decoding.merged import Merging

@@ -23,7 +23,7 @@ from tempfile import TemporaryDirectory
 
 import torch
 
-from latentwire.bench.decode_step import tokenizer
+from latentwire.bench.decode_timing import tokenizer
 from latentwire.bench.setup import GIB, BenchRow, Setup
 
 PARTS = ("cold", "warm")

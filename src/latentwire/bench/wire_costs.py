@@ -13,7 +13,7 @@ from collections.abc import Iterator
 import torch
 
 from latentwire.bench import wire_first, wire_train
-from latentwire.bench.decode_step import tokenizer
+from latentwire.bench.decode_timing import tokenizer
 from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.model import LM
 
