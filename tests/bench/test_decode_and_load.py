@@ -18,7 +18,7 @@ def _nano(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(decode, "BATCHES", (1, 2))
     monkeypatch.setattr(decode, "MORE_BATCHES", (3,))
     monkeypatch.setattr(decode, "PROMPTS", (16, 32))
-    monkeypatch.setattr(decode_step, "LONG", 5)
+    monkeypatch.setattr(decode_timing, "LONG", 5)
 
 
 def rows(only: str, sweep: bool = False) -> list[BenchRow]:
