@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from latentwire.bench import decode, load
+from latentwire.bench import decode, decode_timing, load
 from latentwire.bench.setup import SHAPES, BenchRow, Setup, Shape
 
 CPU = torch.device("cpu")
