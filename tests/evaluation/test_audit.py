@@ -389,6 +389,8 @@ def test_leaky_learns_random_tokens_and_the_audit_catches_it():
 class _Modulo:
     """A tokenizer whose ids fit the small vocabulary; only ids matter here."""
 
+    is_fast = False  # so that it is called, and not the fast tokenizer inside it
+
     def __init__(self, tokenizer):
         self._tokenizer = tokenizer
 
