@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.studies.fits import encoder, fit
-from tests.studies.study import model_folder, written
+from tests.support.studies import model_folder, written
+from tests.support.wire_studies import encoder, fit
 
 TASKS: dict[str, Any] = {"tasks": ["choices/home"], "limit": 3}
 
