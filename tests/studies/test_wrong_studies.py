@@ -88,7 +88,7 @@ WRONG = {
         "text@embedded:wren",
         r"stages\.prefix_ft\.wire: found @embedded:wren, expected a wire without a reader",
     ),
-    "a wire twice": ("stages.baseline.arms.again", "text", r"stages\.baseline\.arms: again: .*second time"),
+    "a wire twice": ("stages.baseline.arms.again", "text", r"stages\.baseline: arms\.again: .*second time"),
     "adapters on layers that are not there": (
         "stages.prefix_ft.lora",
         {"layers": 9},

@@ -44,6 +44,10 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> None:
     }
 
     def load(path: str, name: str | None = None, **_: Any) -> datasets.DatasetDict:
+        if path == "yahma/alpaca-cleaned":
+            return datasets.Dataset.from_list(
+                [{"instruction": f"Add {n} and 1.", "output": str(n + 1)} for n in range(40)]
+            )
         kind = paths.get(path) or paths[str(name)]
         docs = datasets.Dataset.from_list(HUB[kind])
         train = datasets.Dataset.from_list(TRAIN.get(kind, HUB[kind][:1]))

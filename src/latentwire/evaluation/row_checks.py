@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from latentwire.errors import UserError
 from latentwire.lm.masks.blocks import blocks
 from latentwire.lm.masks.reading import SHARED, Columns, LayerRange, Reading
 from latentwire.lm.model import LM
@@ -43,16 +44,22 @@ def packing_gap(lm: LM, documents: Sequence[Document], layers: LayerRange | None
 
 @torch.no_grad()
 def blocks_gap(lm: LM, documents: Sequence[Document], layers: LayerRange | None) -> float:
-    """`packing_gap` of logits through `latentwire.blocks`, which tells documents apart by their positions."""
+    """`packing_gap` of logits through `latentwire.blocks`, which tells documents apart by their positions.
+
+    Infinite where `blocks` refuses the model because it does not read its mask.
+    """
     ids, columns = packed(documents, lm.device)
     span = None if layers is None else (layers.start, layers.stop - 1)
-    with blocks(lm.model, columns.blocks, layers=span):
-        together: Tensor = lm.model(
-            input_ids=ids,
-            attention_mask=columns.valid.long(),
-            position_ids=columns.positions,
-            use_cache=False,
-        ).logits[0]
+    try:
+        with blocks(lm.model, columns.blocks, layers=span):
+            together: Tensor = lm.model(
+                input_ids=ids,
+                attention_mask=columns.valid.long(),
+                position_ids=columns.positions,
+                use_cache=False,
+            ).logits[0]
+    except UserError:
+        return float("inf")
     return _gap(together, columns, [lm.head(_alone(lm, document, layers)) for document in documents])
 
 

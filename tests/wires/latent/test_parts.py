@@ -154,7 +154,7 @@ def test_what_cannot_be_is_refused_in_words(config, said):
         ({"refiner": RefinerConfig(heads=3), "width": 8}, "refiner: found 3 heads"),
         ({"width": 8}, "adapter: found native"),
         ({"encoder": TokensConfig(model="/nowhere/at/all")}, "encoder: found model"),
-        ({"encoder": SelfConfig(scaffold="chat")}, "format: found chat"),
+        ({"encoder": SelfConfig(scaffold="chat")}, "prompts: found template chat"),
     ],
 )
 def test_parts_that_do_not_fit_are_refused_when_the_wire_is_made(config, said):

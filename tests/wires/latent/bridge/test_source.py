@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from latentwire.errors import UserError
+from latentwire.lm import prompt_format
 from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.encoders.source import SourceConfig
 from latentwire.wires.latent.select import Anchors, LearnedSlots, Mean
@@ -120,6 +121,7 @@ def test_contexts_prepared_ahead_are_not_tokenized_again(kind, aligned, source, 
         raise AssertionError("tokenized")
 
     monkeypatch.setattr(type(source.tokenizer), "__call__", refuse)
+    monkeypatch.setattr(prompt_format, "_token_ids", refuse)
     with pytest.raises(AssertionError, match="tokenized"):
         told(["Another context."])
     found = told(CONTEXTS)
