@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -412,7 +413,9 @@ def show(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train, loss, decode, score, wire or load; or plot with FILES.")],
+    name: Annotated[
+        str, typer.Argument(help="train, weights, loss, decode, score, wire or load; or plot with FILES.")
+    ],
     files: Annotated[list[Path] | None, typer.Argument(help="For plot: files that --json wrote.")] = None,
     shape: Annotated[
         str | None,
@@ -497,6 +500,8 @@ def main() -> None:
             raise
         sys.exit(_say(str(error), 2))
     except (typer.Abort, KeyboardInterrupt):
+        # Another Ctrl-C must not take the sentence away, nor end the program in a traceback while it closes.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
         sys.exit(_say("stopped.", 1))
     except Exception as error:
         if debug:
