@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from latentwire.bench.documents import Regime
 
 from latentwire.bench import weights
+from latentwire.bench.packed_documents import Regime
 from latentwire.bench.setup import SHAPES, Setup, Shape
 
 

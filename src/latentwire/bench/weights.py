@@ -13,8 +13,8 @@ from typing import Any
 
 import torch
 
-from latentwire.bench.documents import Regime
-from latentwire.bench.setup import Row, Setup
+from latentwire.bench.packed_documents import Regime
+from latentwire.bench.setup import BenchRow, Setup
 from latentwire.bench.train import failure, no_tokenizer, release_memory
 from latentwire.errors import UserError
 from latentwire.lm.masks import attention
@@ -45,7 +45,7 @@ CONFIGURATIONS: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def measure(setup: Setup) -> Iterator[Row]:
+def measure(setup: Setup) -> Iterator[BenchRow]:
     """Seconds a step, steps and tokens a second, and peak memory of each configuration."""
     for name, (part, options) in CONFIGURATIONS.items():
         if setup.wants(part):
@@ -53,21 +53,21 @@ def measure(setup: Setup) -> Iterator[Row]:
             release_memory()
 
 
-def _row(setup: Setup, name: str, settings: Finetuning) -> Row:
+def _row(setup: Setup, name: str, settings: Finetuning) -> BenchRow:
     regime = REGIMES["cuda" if setup.device.type == "cuda" else "cpu"]
     at: dict[str, str | int | float] = {"shape": setup.shape, "batch": f"{regime.rows}×{regime.width}"}
     try:
         run, tokens = _training(setup, settings, regime)
         timing = setup.timed(run, repeats=5, warm=2)
     except (UserError, RuntimeError) as error:
-        return Row(name, {}, at, str(error) if isinstance(error, UserError) else failure(error))
+        return BenchRow(name, {}, at, str(error) if isinstance(error, UserError) else failure(error))
     figures: dict[str, float | None] = {
         "seconds": timing.seconds,
         "steps_per_second": 1 / timing.seconds,
         "tokens_per_second": tokens / timing.seconds,
         "peak_gib": timing.peak_gib if setup.device.type == "cuda" else None,
     }
-    return Row(name, figures, at)
+    return BenchRow(name, figures, at)
 
 
 def _training(setup: Setup, settings: Finetuning, regime: Regime) -> tuple[Callable[[], None], int]:
