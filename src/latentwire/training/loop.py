@@ -453,7 +453,7 @@ class Training:
             tokens=self.tokens,
             seconds=self.seconds,
             skipped=dict(self.trainee.adapting.skipped),
-            bests={metric: dict(judge.bests[metric]) for metric in self.settings.best},
+            bests={metric: {**best} for metric, best in judge.bests.items()},
             text=self.text,
         )
 
