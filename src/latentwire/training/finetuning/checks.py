@@ -16,8 +16,8 @@ from latentwire.training.finetuning.finetuning_config import Finetuning
 
 def check(settings: Finetuning, lm: LM) -> None:
     """Refuse what would fail later: a leaking wire, data that cannot be read, adapters or hidden states of layers
-    that the model does not have, an optimizer or attention kernel that cannot train it here, a model that cannot be
-    saved.
+    that the model does not have, an optimizer or attention kernel that cannot train it here, a model that cannot
+    be saved.
 
     A study calls this for all of its finetunings before its first stage, so that hours of work are not lost to a
     file that was missing from the start. A hub dataset is downloaded here, and read from the cache later.
