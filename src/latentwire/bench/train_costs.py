@@ -231,6 +231,7 @@ def no_tokenizer() -> PreTrainedTokenizerFast:
 
 
 def release_memory() -> None:
+    """Give back memory that nothing holds any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
