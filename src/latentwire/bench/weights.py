@@ -15,7 +15,7 @@ import torch
 
 from latentwire.bench.packed_documents import Regime
 from latentwire.bench.setup import BenchRow, Setup
-from latentwire.bench.train import failure, no_tokenizer, release_memory
+from latentwire.bench.train_costs import failure, no_tokenizer, release_memory
 from latentwire.errors import UserError
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.kernel_choice import choose
