@@ -77,7 +77,8 @@ class Training:
         self.done, self.tokens, self.seconds, self.stopped = 0, 0, 0.0, ""
         self.pending = True  # the evaluation after the steps that are done
         self.text: dict[str, float] | None = None
-        self._saved_at, self._saved = time.monotonic(), -1
+        self._saved_at = time.monotonic()
+        self._saved: tuple[int, bool] | None = None
         self.finished = self._finished()
         if self.finished is None:
             self._resume()
@@ -453,7 +454,7 @@ class Training:
             tokens=self.tokens,
             seconds=self.seconds,
             skipped=dict(self.trainee.adapting.skipped),
-            bests={metric: {**best} for metric, best in judge.bests.items()},
+            bests={metric: {"value": best["value"], "step": best["step"]} for metric, best in judge.bests.items()},
             text=self.text,
         )
 

@@ -8,6 +8,7 @@ the backward pass has made it (Lv et al., 2306.09782), so that all gradients are
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -34,9 +35,8 @@ def make(settings: Loop, parameters: list[nn.Parameter]) -> torch.optim.Optimize
         return Adafactor(parameters, lr=rate, weight_decay=decay, relative_step=False, scale_parameter=False)
     if settings.optimizer == "adamw8bit":
         check_8bit(parameters[0].device.type)
-        from bitsandbytes.optim import AdamW8bit
-
-        optimizer: torch.optim.Optimizer = AdamW8bit(parameters, lr=rate, betas=BETAS, weight_decay=decay)
+        make_8bit: Any = importlib.import_module("bitsandbytes.optim").AdamW8bit  # it has no types
+        optimizer: torch.optim.Optimizer = make_8bit(parameters, lr=rate, betas=BETAS, weight_decay=decay)
         return optimizer
     fused = all(p.device.type in ("cuda", "cpu") for p in parameters)
     return torch.optim.AdamW(parameters, lr=rate, betas=BETAS, weight_decay=decay, fused=fused)
