@@ -64,7 +64,7 @@ def test_a_learning_rate_that_is_not_finite_is_bad_input(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize(
-    ("number", "status", "said"), [(signal.SIGTERM, 143, ""), (signal.SIGINT, 1, "latentwire: stopped.")]
+    ("number", "status", "said"), [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "latentwire: stopped.")]
 )
 def test_a_signal_ends_a_run_with_a_snapshot_its_sentence_and_its_status(
     tmp_path: Path, number: signal.Signals, status: int, said: str
