@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -412,7 +413,9 @@ def show(
 
 @app.command()
 def bench(
-    name: Annotated[str, typer.Argument(help="train, loss, decode, score, wire or load; or plot with FILES.")],
+    name: Annotated[
+        str, typer.Argument(help="train, weights, loss, decode, score, wire or load; or plot with FILES.")
+    ],
     files: Annotated[list[Path] | None, typer.Argument(help="For plot: files that --json wrote.")] = None,
     shape: Annotated[
         str | None,
@@ -483,13 +486,20 @@ def _print(parts: Iterable[Table | str]) -> None:
             screen.print(part)
 
 
+INTERRUPTED = 130
+"""Exit status after Ctrl-C."""
+
+
 def main() -> None:
     """Entry point: one sentence and status 2 for bad input, a traceback only under `--debug`."""
     importable_here()
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
     try:
-        sys.exit(app(standalone_mode=False))
+        status = app(standalone_mode=False)
+        if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word
+            raise KeyboardInterrupt
+        sys.exit(status)
     except _UsageError as error:
         sys.exit(_say(f"{str(error.format_message()).rstrip('.?')}; see {_command()} --help.", 2))
     except UserError as error:
@@ -497,7 +507,9 @@ def main() -> None:
             raise
         sys.exit(_say(str(error), 2))
     except (typer.Abort, KeyboardInterrupt):
-        sys.exit(_say("stopped.", 1))
+        # Another Ctrl-C must not take the sentence away, nor end the program in a traceback while it closes.
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        sys.exit(_say("stopped.", INTERRUPTED))
     except Exception as error:
         if debug:
             raise

@@ -17,7 +17,7 @@ from latentwire.evaluation.perturbation import look
 from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import CAUSAL
-from latentwire.training.finetuning.adapters import Trainable
+from latentwire.training.finetuning.trainable import Trainable
 from tests.support.checkpoints import write_plain, write_prefix
 from tests.support.dense import Layout, dense, numbers, stock
 from tests.support.models import SLIDING, tiny_model

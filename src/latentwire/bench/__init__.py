@@ -14,6 +14,7 @@ from latentwire.bench.setup import BenchRow, Setup
 
 NAMES = {
     "train": "prefix-LM training: packed rows beside padded batches, forward and backward",
+    "weights": "a finetuning of all weights: steps and peak memory by what weights and optimizer are kept in",
     "loss": "cross-entropy and distillation without vocabulary-sized tensors",
     "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
     "wire": "a latent wire: a training step, and the time to the first token, cold and reused, beside the text",

@@ -73,7 +73,7 @@ def _shape(setup: Setup, regimes: tuple[Regime, ...], *, peers: bool) -> Iterato
     for regime in regimes:
         yield from bench.run(regime)
     del bench
-    _free()
+    release_memory()
 
 
 @dataclass
@@ -144,7 +144,7 @@ class _Bench:
         try:
             attention.install(self.model, "sdpa")
             choose(self.model, kernel, dtype=self.setup.dtype)
-            lm = LM(self.model, _no_tokenizer(), name=self.setup.shape, attention_kernel=kernel)
+            lm = LM(self.model, no_tokenizer(), name=self.setup.shape, attention_kernel=kernel)
         except UserError as error:
             return BenchRow(name, {}, at, str(error))
         step = RowStep(lm, [AnswerCrossEntropy()])
@@ -168,7 +168,7 @@ class _Bench:
     ) -> BenchRow:
         at = self._place(documents, batch)
         real = self._real(documents)
-        _free()
+        release_memory()
 
         def step() -> None:
             self.model.zero_grad(set_to_none=True)
@@ -225,12 +225,13 @@ def _causal(rows: list[list[Document]]) -> list[list[Document]]:
     return [[replace(each, blocks=[CAUSAL] * len(each.ids)) for each in row] for row in rows]
 
 
-def _no_tokenizer() -> PreTrainedTokenizerFast:
+def no_tokenizer() -> PreTrainedTokenizerFast:
     """The benchmark's documents are token ids already."""
     return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel({"<unk>": 0}, unk_token="<unk>")))
 
 
-def _free() -> None:
+def release_memory() -> None:
+    """Give back memory that nothing holds any more."""
     gc.collect()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()

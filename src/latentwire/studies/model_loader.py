@@ -20,7 +20,7 @@ from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate, share
 from latentwire.wires.relay import source_name
 
-Checkpoint = Literal["best", "final"]
+Checkpoint = Literal["best", "final", "best_loss", "best_first_token", "best_exact_match", "best_f1"]
 Source = tuple[str, str | None, Checkpoint]
 """A model, the stage that finetuned it (None for the model as it is), and which of that stage's checkpoints."""
 

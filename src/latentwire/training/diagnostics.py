@@ -1,4 +1,4 @@
-"""`diagnostics.jsonl`: one line a logged step, and the samples of each evaluation."""
+"""`diagnostics.jsonl`: one line for each logged step and evaluation, and the samples of each evaluation."""
 
 from __future__ import annotations
 
@@ -14,18 +14,22 @@ from latentwire.files import write_atomically
 
 
 class Diagnostics:
-    """Appends lines; on resuming drops those of steps that will be run again.
+    """Appends lines; on resuming it drops those of steps and evaluations that will be run again.
 
-    writes: false for all processes of a training but one.
+    Args:
+        folder: The run's folder.
+        step: Steps that are done.
+        evaluated: The evaluation after these steps, where one is due, is done too.
+        writes: False for all processes of a training but one.
     """
 
-    def __init__(self, folder: Path, step: int, *, writes: bool = True) -> None:
+    def __init__(self, folder: Path, step: int, *, evaluated: bool = True, writes: bool = True) -> None:
         self._writes = writes
         self._path = folder / "diagnostics.jsonl"
         self._samples = folder / "samples"
         if writes and self._path.exists():
             lines = self._path.read_text(encoding="utf-8").splitlines()
-            kept = [line for line in lines if _step(line) <= step]
+            kept = [line for line in lines if _is_kept(line, step, evaluated)]
             write_atomically(self._path, "".join(f"{line}\n" for line in kept))
 
     def write(self, line: dict[str, Any]) -> None:
@@ -42,11 +46,13 @@ class Diagnostics:
             write_atomically(path, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
 
 
-def _step(line: str) -> int:
+def _is_kept(line: str, step: int, evaluated: bool) -> bool:
     try:
-        return int(json.loads(line)["step"])
+        values = json.loads(line)
+        at = int(values["step"])
     except (ValueError, KeyError):
-        return 2**62  # half a line, left by a kill
+        return False  # half a line, left by a kill
+    return at < step or (at == step and (evaluated or "eval_loss" not in values))
 
 
 def memory_gib() -> float:

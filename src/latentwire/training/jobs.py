@@ -1,4 +1,4 @@
-"""Work of several processes."""
+"""Work spread over several processes."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ Made = TypeVar("Made")
 
 
 def cores() -> int:
-    """Processors that this process may use: a job or a container may be given fewer than the machine has."""
+    """How many processors this process may use: a job or a container may have fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def spread(make: Callable[[Given], Made], parts: Iterable[Given]) -> list[Made]:
-    """What `make` gives for each part, in their order, one process a core."""
-    # What a process has been given is not collected again and again while it makes millions of small objects.
+    """Call `make` on each part in one process a core; results come in the order of the parts."""
+    # Without it each process would scan what it was given again and again while it makes millions of objects.
     with ProcessPoolExecutor(cores(), initializer=gc.freeze) as pool:
         return list(pool.map(make, parts))

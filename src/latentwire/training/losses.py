@@ -1,15 +1,15 @@
 """Cross-entropy and distillation from hidden states, without a tensor of the size tokens × vocabulary.
 
-Logits are made for a chunk of tokens at a time, turned into their own gradient in place, and multiplied on into
+Logits are computed for a chunk of tokens at a time, turned into their own gradient in place, and multiplied into
 the gradients of hidden states and head; only those two are kept. Loss and gradient come from one pass, so the head
 is multiplied three times, as often as in the plain loss. The idea is Liger's (Hsu et al., 2410.10989) in plain
 torch. `torch.nn.functional.linear_cross_entropy` does the same from torch 2.13 on, for cross-entropy alone;
-Liger's kernels are one more package for what these lines do, and fused divergences were found off in bfloat16. So
-neither is used.
+Liger's kernels would be one more package, and its fused divergences were found inaccurate in bfloat16. So neither
+is used.
 
-Accuracy: the softmax is in float32, every product as the head's dtype has it. In bfloat16 the gradient of the
-hidden states is the plain loss's; the head's is rounded once a chunk instead of once, so that with 8 chunks it is
-0.34 % of its norm off the exact one where the plain loss is 0.17 % off, with 16 chunks 0.43 %.
+Accuracy: the softmax is in float32, every product in the head's dtype. In bfloat16 the gradient of the hidden
+states equals the plain loss's; the head's is rounded once a chunk instead of once, so that with 8 chunks it is off
+by 0.34 % of its norm, where the plain loss is off by 0.17 %; with 16 chunks by 0.43 %.
 
 Shapes: N tokens, D the width of hidden states, V the vocabulary.
 """
@@ -33,8 +33,8 @@ PART_BYTES = 2**27
 """Of float32 logits at a time, a piece of a chunk."""
 
 Divergence = Callable[[Tensor, slice], Tensor]
-"""Called with logits `(R, V)` of the tokens of a slice: returns their summed loss and leaves in the logits its
-gradient."""
+"""Called with logits `(R, V)` of a slice of the tokens; returns their summed loss and leaves its gradient in
+the logits."""
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Head:
 
     Attributes:
         weight: `(V, D)`.
-        cap: of the logits, as Gemma has it.
-        scale: what the logits are multiplied by before the cap, as Cohere and Granite have it.
+        cap: Of the logits, as in Gemma.
+        scale: What the logits are multiplied by before the cap, as in Cohere and Granite.
     """
 
     weight: Tensor
@@ -53,7 +53,7 @@ class Head:
 
     @classmethod
     def of(cls, lm: LM) -> Head | None:
-        """A model's head; None where it is more than a matrix (adapters, hooks, shards, biases): use `LM.head`."""
+        """A model's head; None if it is more than a matrix (adapters, hooks, shards, biases): use `LM.head`."""
         module = lm.model.get_output_embeddings()
         if type(module) is not nn.Linear or module.bias is not None or type(module.weight) is not nn.Parameter:
             return None
@@ -230,6 +230,6 @@ class _Chunked(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, scale: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
-        # Not in place: single objectives' norms ask for the same gradients before the step does.
+        # Not in place: the norms of single objectives need the same gradients before the step does.
         scaled = [None if each is None else each * scale.to(each.dtype) for each in ctx.saved_tensors]
         return (*scaled, None, None, None)

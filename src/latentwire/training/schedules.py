@@ -1,4 +1,4 @@
-"""Rates, weights and probabilities as functions of the step."""
+"""Learning rates, weights and probabilities as functions of the step."""
 
 from __future__ import annotations
 
@@ -9,10 +9,19 @@ from typing import Literal
 def learning_rate_share(
     kind: Literal["cosine", "linear", "constant"], step: int, steps: int, warmup: int, final_share: float
 ) -> float:
-    """The share of the peak learning rate at `step` (from 0): linear warm-up, then the named decay.
+    """The share of the peak learning rate at a step: linear warm-up, then the named decay.
 
-    `cosine` and `linear` approach `final_share` of the peak, which the step after the last one would have;
-    `constant` stays.
+    Args:
+        kind: `cosine` and `linear` decay to `final_share`, which the step after the last one would have;
+            `constant` stays at the peak.
+        step: From 0.
+        steps: Of the whole training.
+        warmup: Steps of the warm-up.
+        final_share: Share of the peak at the end, 0 to 1.
+
+    Example:
+        >>> learning_rate_share("linear", 5, steps=10, warmup=0, final_share=0.0)
+        0.5
     """
     if step < warmup:
         return (step + 1) / warmup
@@ -24,7 +33,7 @@ def learning_rate_share(
 
 
 def annealed(start: float, final: float | None, share: float) -> float:
-    """`start` at share 0, `final` from share 1 on, on a cosine between; without a final value it stays."""
+    """`start` at share 0 and `final` from share 1 on, on a cosine between them; None for `final` keeps `start`."""
     if final is None:
         return start
     return final + (start - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))

@@ -6,6 +6,6 @@ from pydantic import BaseModel, ConfigDict
 
 
 class Settings(BaseModel):
-    """Typed settings: an unknown key is an error, and values do not change once they are set."""
+    """Typed settings: unknown keys, NaN and infinity are errors, and values do not change once they are set."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)

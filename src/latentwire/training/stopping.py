@@ -1,10 +1,12 @@
-"""When a finetuning ends before its last step."""
+"""When a training ends before its last step, and which of its checkpoints is the best."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypedDict
 
-from latentwire.training.config import Stopping
+from latentwire.training.loop_config import Stopping
 
 SMOOTHED = 20
 """Steps whose mean train loss is compared with the first one's."""
@@ -14,19 +16,32 @@ class Leak(RuntimeError):
     """Training would read, or seems to read, its own labels."""
 
 
+class Best(TypedDict):
+    """The best value of a metric so far, and the step it was measured at."""
+
+    value: float
+    step: int
+
+
 @dataclass
 class Judge:
-    """Keeps what the criteria need; its fields are saved with every checkpoint, so a resumed run judges alike.
+    """Keeps what the criteria need; its fields are saved with every snapshot, so a resumed run judges alike.
 
-    best_loss, best_step: of the evaluation loss. stale: evaluations since it improved by `min_delta`.
-    rising: evaluations running at which it rose. peak_accuracy, peak_step, last_accuracy: of first answer tokens
-    predicted right. first_loss: the train loss at step 0; recent: of the last
-    `SMOOTHED` steps.
+    Attributes:
+        settings: The criteria.
+        bests: By metric, its best value and the step of it.
+        plateau_loss: The evaluation loss that must be improved by `min_delta`.
+        stale: Evaluations since it was.
+        rising: Evaluations in a row at which the loss rose.
+        last_loss: The latest evaluation loss.
+        peak_accuracy: The highest share of first answer tokens predicted right, that after `peak_step` steps.
+        last_accuracy: The latest one.
+        first_loss: The train loss at step 0.
+        recent: The train losses of the last `SMOOTHED` steps.
     """
 
     settings: Stopping
-    best_loss: float = float("inf")
-    best_step: int = -1
+    bests: dict[str, Best] = field(default_factory=dict)
     plateau_loss: float = float("inf")
     stale: int = 0
     rising: int = 0
@@ -38,17 +53,15 @@ class Judge:
     recent: list[float] = field(default_factory=list)
 
     def trained(self, step: int, loss: float) -> str | None:
-        """Tell a step's train loss (nats a token); returns why to stop, or None.
+        """Take a step's train loss (nats a token) into account; returns why to stop, or None.
 
         Raises:
-            Leak: the loss fell implausibly fast.
+            Leak: The loss fell implausibly fast.
         """
         if self.first_loss is None:
             self.first_loss = loss
         self.recent = [*self.recent, loss][-SMOOTHED:]
         limits = self.settings
-        if not loss < float("inf"):
-            return "the train loss is not a finite number"
         collapsed = limits.collapse_ratio is not None and loss < limits.collapse_ratio * self.first_loss
         # A model that knows its task starts low: only a fall from a loss worth the name is suspicious.
         if collapsed and step < limits.collapse_steps and self.first_loss > 0.5:
@@ -62,15 +75,38 @@ class Judge:
             return f"no learning signal after {step + 1} steps"
         return None
 
-    def evaluated(self, step: int, loss: float, accuracy: float = 0.0) -> str | None:
-        """Tell an evaluation's loss and accuracy after `step` steps; returns why to stop, or None."""
+    @property
+    def best_step(self) -> int:
+        """The step with the lowest evaluation loss, -1 before the first evaluation."""
+        return self.bests["loss"]["step"] if "loss" in self.bests else -1
+
+    def improved(self, step: int) -> list[str]:
+        """The metrics whose best value is that of this step."""
+        return [metric for metric, best in self.bests.items() if best["step"] == step]
+
+    def evaluated(
+        self, step: int, loss: float, accuracy: float = 0.0, generated: Mapping[str, float] | None = None
+    ) -> str | None:
+        """Take an evaluation into account.
+
+        Args:
+            step: After how many steps it was made.
+            loss: Nats a token.
+            accuracy: The share of first answer tokens predicted right.
+            generated: Further metrics, higher is better, where answers were generated.
+
+        Returns:
+            Why to stop, or None.
+        """
+        for metric, value in {"loss": loss, "first_token": accuracy, **(generated or {})}.items():
+            best = self.bests.get(metric)
+            if best is None or (value < best["value"] if metric == "loss" else value > best["value"]):
+                self.bests[metric] = Best(value=value, step=step)
         self.last_accuracy = accuracy
         if accuracy > self.peak_accuracy:
             self.peak_accuracy, self.peak_step = accuracy, step
         self.rising = self.rising + 1 if loss > self.last_loss else 0
         self.last_loss = loss
-        if loss < self.best_loss:
-            self.best_loss, self.best_step = loss, step
         if loss < self.plateau_loss - self.settings.min_delta:
             self.plateau_loss, self.stale = loss, 0
         else:

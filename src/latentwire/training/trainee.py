@@ -1,8 +1,8 @@
-"""What the training loop asks of whatever it trains, and what it gives back."""
+"""What the training loop needs from whatever it trains, and what it returns."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -11,17 +11,27 @@ import torch
 from torch import nn
 
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.step import Measured, Step
+from latentwire.training.training_step import Step
 
 
 @dataclass(frozen=True)
 class Trained:
-    """What a training came to. stopped: why it ended.
+    """What a training came to.
 
-    peak_accuracy: the highest share of first answer tokens predicted right in an evaluation, that after peak_step
-    steps; final_accuracy: in the last one. train_rows_sha256: of tokens, labels and order, equal for two stages
-    that saw the same data. tokens: read in training, padding not counted. skipped: by objective, how often there
-    was no memory for it.
+    Attributes:
+        steps: Optimizer steps done.
+        stopped: Why it ended.
+        best_step: The step of the checkpoint `best`.
+        best_loss: The lowest evaluation loss, nats a token.
+        peak_accuracy: The highest share of first answer tokens predicted right in an evaluation.
+        peak_step: The step of that evaluation.
+        final_accuracy: The share in the last evaluation.
+        train_rows_sha256: Of tokens, labels and order: equal for two stages that saw the same data.
+        tokens: Tokens read in training, padding not counted.
+        seconds: Time spent in training steps.
+        skipped: By objective, how often it did not fit into memory.
+        bests: By metric of `best:`, its best value and the step of it.
+        text: Exact match and F1 of the untrained model reading the text, where answers were generated.
     """
 
     steps: int
@@ -35,12 +45,24 @@ class Trained:
     tokens: int
     seconds: float
     skipped: dict[str, int] = field(default_factory=dict)
+    bests: dict[str, dict[str, float]] = field(default_factory=dict)
+    text: dict[str, float] | None = None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A generated answer and the gold ones."""
+
+    prediction: str
+    golds: list[str]
 
 
 class Trainee(Protocol):
-    """What is trained: a model over a wire, or a wire before its readers.
+    """What is trained: a model over a wire, or a wire for its readers.
 
-    step: called with a part and the share of steps done, gives `Losses`. module: whose parameters are trained.
+    Attributes:
+        step: Called with a part and the share of steps done, it returns `Losses`.
+        module: Whose parameters are trained.
     """
 
     step: Step
@@ -69,8 +91,18 @@ class Trainee(Protocol):
     def sha256(self) -> str:
         """Of the data and its order."""
 
-    def evaluate(self) -> Measured:
-        """On the held-out examples."""
+    def examples(self, part: Any) -> list[str]:
+        """Names of the examples in a part, for messages."""
+
+    def held_out(self) -> Iterable[Any]:
+        """The held-out examples, in parts."""
+
+    def answers(self, count: int, *, text: bool = False) -> list[Answered]:
+        """Generated answers to the first `count` held-out examples.
+
+        Args:
+            text: Of the model as it was before training, reading the text.
+        """
 
     def samples(self) -> list[dict[str, Any]]:
         """What it says to some of them."""

@@ -11,6 +11,7 @@ from latentwire.lm.loading.lora import Lora
 from latentwire.lm.prefix import STEADY
 from latentwire.training import loop
 from latentwire.training.data.text import TextData
+from latentwire.training.not_finite import NotFinite
 from latentwire.training.objectives import (
     Align,
     AnswerCrossEntropy,
@@ -334,3 +335,29 @@ def test_the_contexts_of_every_step_are_announced_before_it_runs(tmp_path, monke
     monkeypatch.setattr(SelfEncoder, "forward", reading)
     run(tmp_path, steps=3)
     assert sorted(announced) == sorted(context for contexts in read for context in contexts)
+
+
+def test_a_wires_training_measures_generated_answers_beside_the_text(tmp_path):
+    """The text's are those of the readers as they were: they stay, whatever readers learn along the way."""
+    how = {"generate_steps": 3, "generate_samples": 3, "best": ["f1", "first_token"], "steps": 6, "eval_steps": 3}
+    done, _, _ = run(tmp_path / "run", **STAGE_B, **how)
+    measured = [line for line in lines_of(tmp_path / "run") if "eval_f1" in line]
+    assert [line["step"] for line in measured] == [0, 3, 6]
+    assert {line["text_f1"] for line in measured} == {done.text["f1"]}
+    assert all(0 <= line["eval_exact_match"] <= line["eval_f1"] <= 1 for line in measured)
+    assert done.best_step == done.bests["f1"]["step"]
+    for name in ("best", "best_first_token"):
+        assert weights_of(tmp_path / "run", name)
+
+
+def test_a_wire_that_meets_a_nan_names_its_contexts_and_keeps_its_best(tmp_path, monkeypatch):
+    honest = Distill.loss
+
+    def never_finite(self, evidence):
+        return honest(self, evidence) * torch.inf
+
+    monkeypatch.setattr(Distill, "loss", never_finite)
+    with pytest.raises(NotFinite, match=r"step 1 of distill: found loss (inf|nan).*the batch holds"):
+        run(tmp_path / "run", objectives=(AnswerCrossEntropy(), Distill()))
+    assert weights_of(tmp_path / "run", "best")
+    assert not (tmp_path / "run" / "checkpoints" / "final").exists()

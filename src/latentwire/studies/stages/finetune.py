@@ -15,7 +15,7 @@ from latentwire.training.finetuning.finetuning_config import Finetuning
 
 
 class Finetune(Finetuning, TrainingStage):
-    """A finetuning; its settings are those of `training.config.Finetuning`."""
+    """A finetuning; its settings are those of `training.finetuning.finetuning_config.Finetuning`."""
 
     described: ClassVar[str] = "a finetuning"
     changes_model: ClassVar[bool] = True

@@ -41,9 +41,10 @@ class TrainingStage(Stage):
 def reported(trained: Trained, log: Log) -> dict[str, Any]:
     """The results of a training, after a line in the log that sums them up."""
     lost = left_out(trained.skipped)
+    best = trained.bests.get("loss", {"step": trained.best_step})
     log(
         f"{trained.steps:,} steps in {duration(trained.seconds)}, ended by: {trained.stopped}; "
-        f"best evaluation loss {trained.best_loss:.4f} at step {trained.best_step:,}{f'; {lost}' if lost else ''}"
+        f"best evaluation loss {trained.best_loss:.4f} at step {best['step']:,}{f'; {lost}' if lost else ''}"
     )
     return asdict(trained)
 

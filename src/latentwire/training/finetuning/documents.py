@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,12 +21,17 @@ from latentwire.wires import Wire
 class Document:
     """One prompt with its answer, or one conversation.
 
-    ids, labels, blocks: per token; labels are `IGNORE` but where the model answers.
+    Attributes:
+        ids: Token ids.
+        labels: The ids where the model answers, `IGNORE` elsewhere.
+        blocks: Block ids of the mask, one a token.
+        name: What messages call it.
     """
 
     ids: list[int]
     labels: list[int]
     blocks: list[int]
+    name: str = ""
 
     @cached_property
     def answers(self) -> list[int]:
@@ -38,7 +44,7 @@ def document(source: Source, wire: Wire, lm: LM) -> Document:
     """The document that `wire` makes of an example or of a conversation.
 
     Raises:
-        UserError: the wire delivers something else than tokens, which cannot be packed.
+        UserError: The wire delivers something other than tokens, which cannot be packed.
     """
     if isinstance(source, list):
         return _conversation(source, wire, lm)
@@ -52,11 +58,12 @@ def document(source: Source, wire: Wire, lm: LM) -> Document:
         ids=ids + answer,
         labels=[IGNORE] * len(ids) + answer,
         blocks=blocks + [blocks[0] if prefix.leaky else CAUSAL] * len(answer),
+        name=source.id,
     )
 
 
 def _conversation(turns: Sequence[Turn], wire: Wire, lm: LM) -> Document:
-    """Every user turn is a block of its own under `prefix` and `segments`; what the model says is causal."""
+    """Under `prefix` and `segments` every user turn is a block of its own; what the model says is causal."""
     if wire.kind != "text":
         raise UserError(
             f"wire: found {wire.label} for conversations, expected text: no context is delivered there."
@@ -75,4 +82,4 @@ def _conversation(turns: Sequence[Turn], wire: Wire, lm: LM) -> Document:
         blocks += [CAUSAL if causal else at] * (len(before) - len(ids)) + [CAUSAL] * (len(after) - len(before))
         labels += [IGNORE] * (len(before) - len(ids)) + after[len(before) :]
         ids = after
-    return Document(ids, labels, blocks)
+    return Document(ids, labels, blocks, name=f"the conversation {textwrap.shorten(turns[0][1], 40)!r}")

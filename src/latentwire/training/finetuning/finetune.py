@@ -19,21 +19,22 @@ from latentwire.lm.masks import attention, flex
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.training.data import Source
-from latentwire.training.finetuning.adapters import Trainable
 from latentwire.training.finetuning.checks import check, kernel
 from latentwire.training.finetuning.documents import Document, document
 from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.finetuning.packing import Plan, Rows, collate, pack
 from latentwire.training.finetuning.row_audit import audit_rows, without_leaks
 from latentwire.training.finetuning.row_step import RowStep, labels_of
+from latentwire.training.finetuning.trainable import Trainable
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.step import Measured, Step
 from latentwire.training.stopping import Leak
-from latentwire.training.trainee import Trained
+from latentwire.training.trainee import Answered, Trained
+from latentwire.training.training_step import Step
 from latentwire.wires import Wire
 
 SAMPLE_TOKENS = 48
+ANSWERS_AT_ONCE = 32
 
 
 def finetune(
@@ -47,14 +48,24 @@ def finetune(
     """Train `lm` in place and leave it at its best checkpoint.
 
     Args:
-        folder: gets `diagnostics.jsonl`, `samples/` and `checkpoints/{last,best,final}`; a snapshot in
-            `last` is continued from, exactly.
-        progress: called with the steps done and all steps.
+        lm: The model, changed in place.
+        settings: What to train on, how, and for how long.
+        folder: Gets `diagnostics.jsonl`, `samples/` and `checkpoints/{best,final}`. A snapshot in
+            `checkpoints/last`, left by an earlier attempt, is continued from exactly.
+        log: Called with one sentence at a time.
+        progress: Called with the steps done and the number of all steps.
 
     Raises:
-        UserError: the data cannot be used. Leak: the audit of model, wire or rows found one.
+        UserError: The data or an option cannot be used.
+        Leak: The audit of model, wire or rows found one.
+        NotFinite: A loss or gradient was no finite number.
+
+    Example:
+        >>> finetune(LM.load("embedded:heron"), Finetuning(steps=100), Path("run"))
     """
     check(settings, lm)
+    if settings.weights == "bfloat16":
+        _to_bfloat16(lm)
     wire = wires.parse(settings.wire).bind(lm)
     choice = kernel(settings, lm)
     log(str(choice))
@@ -70,15 +81,14 @@ def finetune(
 
 
 class _Finetuning:
-    """What the loop asks of a finetuning."""
+    """A `Trainee`: a model on packed rows."""
 
     def __init__(self, lm: LM, wire: Wire, settings: Finetuning, log: Callable[[str], None]) -> None:
         self.lm, self.wire, self.settings, self.log = lm, wire, settings, log
-        held_out = list(settings.data.sources("validation", settings.eval_samples, settings.eval_samples))
+        self.sources = list(settings.data.sources("validation", settings.eval_samples, settings.eval_samples))
         for remark in settings.data.remarks():
             log(remark)
-        self.held_out = held_out
-        self.eval_rows = self._eval_batches(self._documents(held_out))
+        self.eval_rows = self._eval_batches(self._documents(self.sources))
         self.plan = self._plan()
         torch.manual_seed(seed_of(settings.seed, "adapters"))
         follows = any(objective.needs_teacher for objective in settings.objectives)
@@ -150,7 +160,7 @@ class _Finetuning:
         needed = settings.steps * settings.rows * settings.row_tokens
         found: list[Source] = []
         budget = 0
-        # The world's train split has no end: one epoch's worth is enough.
+        # The world's train split is endless: one epoch's worth is enough.
         for source in stream:
             found.append(source)
             if settings.train_samples is None:
@@ -172,8 +182,8 @@ class _Finetuning:
         return collate(rows, getattr(self.wire, "layers", None), shape).to(self.lm.device)
 
     def audit(self, precision: AbstractContextManager[None]) -> None:
-        """Look at model, wire and, in the precision of training and so with its kernel, rows."""
-        # Dropout would look like a leak: it changes states that nobody exchanged a token for.
+        """Audit model and wire, and the rows in the precision and with the kernel of training."""
+        # Dropout would look like a leak: it changes states although no token was changed.
         self.lm.model.eval()
         problems = audit(self.lm, self.wire, kernels=[attention.kernel(self.lm.model)], length=0).problems
         with precision:
@@ -186,31 +196,67 @@ class _Finetuning:
         if not self.settings.force_leaky:
             self.log(f"audit of {self.wire.label} and its rows: nothing leaks")
 
-    def evaluate(self) -> Measured:
-        return self.step.measure(self.eval_rows)
+    def examples(self, part: Rows) -> list[str]:
+        return list(part.names)
+
+    def held_out(self) -> list[Rows]:
+        return self.eval_rows
+
+    @property
+    def _asked(self) -> list[Example]:
+        """The held-out examples that are questions: a conversation has no one answer."""
+        return [source for source in self.sources if isinstance(source, Example)]
+
+    def answers(self, count: int, *, text: bool = False) -> list[Answered]:
+        wire = wires.parse("text").bind(self.lm) if text else self.wire
+        examples = self._asked[:count]
+        if not examples:
+            raise UserError(
+                "generate_steps: found conversations to learn from, expected data with answers to match."
+            )
+        how = Decoding(max_new_tokens=SAMPLE_TOKENS, stop=("\n",))
+        answers: list[Answered] = []
+        for at in range(0, len(examples), ANSWERS_AT_ONCE):
+            some = examples[at : at + ANSWERS_AT_ONCE]
+            golds = [list(example.answers) or [example.choices[example.gold]] for example in some]
+            texts = self._say(some, wire, how)
+            answers += [Answered(text.strip(), gold) for text, gold in zip(texts, golds, strict=True)]
+        return answers
 
     def samples(self) -> list[dict[str, Any]]:
-        examples = [each for each in self.held_out if isinstance(each, Example)][: self.settings.samples]
+        examples = self._asked[: self.settings.samples]
         if not examples:
             return []
-        encoded = [self.lm.format.encode(each, self.lm) for each in examples]
-        prefilled = self.lm.prefill(self.wire([prompt for prompt, _ in encoded], self.lm))
-        texts = self.lm.generate(prefilled, Decoding(max_new_tokens=SAMPLE_TOKENS))
+        texts = self._say(examples, self.wire, Decoding(max_new_tokens=SAMPLE_TOKENS))
         return [
-            {"id": each.id, "answer": (each.answers or (each.choices[each.gold],))[0], "prediction": text.text}
+            {"id": each.id, "answer": (each.answers or (each.choices[each.gold],))[0], "prediction": text}
             for each, text in zip(examples, texts, strict=True)
         ]
 
+    def _say(self, examples: Sequence[Example], wire: Wire, how: Decoding) -> list[str]:
+        prompts = [self.lm.format.encode(example, self.lm)[0] for example in examples]
+        prefilled = self.lm.prefill(wire(prompts, self.lm))
+        return [generated.text for generated in self.lm.generate(prefilled, how)]
+
     def export(self, folder: Path) -> None:
-        self.trainable.export(folder)
+        dtype = self.settings.export_dtype
+        self.trainable.export(folder, None if dtype is None else getattr(torch, dtype))
 
     def settle(self, folder: Path) -> None:
         self.trainable.settle(folder)
 
     def _rows(self, step: int) -> list[list[Document]]:
-        """A step's rows. Steps are asked for in order but for the first one, where an earlier run had stopped."""
+        """A step's rows. Steps are asked for in order; the first is where an earlier run had stopped."""
         if step not in (self._step, self._step + 1) or self._step < 0:
             self._stream, self._step = self.plan.steps(step, self.settings.steps), step - 1
         if step == self._step + 1:
             self._step, self._current = step, next(self._stream)
         return self._current
+
+
+def _to_bfloat16(lm: LM) -> None:
+    """Keep the weights in bfloat16, but for those that the model always keeps in float32."""
+    kept = [*(lm.model._keep_in_fp32_modules or ()), *(lm.model._keep_in_fp32_modules_strict or ())]
+    for name, weight in lm.model.named_parameters():
+        if not any(part in name for part in kept):
+            weight.data = weight.data.to(torch.bfloat16)

@@ -8,9 +8,9 @@ from pydantic import Field, field_validator, model_validator
 
 from latentwire import wires
 from latentwire.lm.loading.lora import Lora
-from latentwire.training.config import Loop
 from latentwire.training.data import DocumentData
 from latentwire.training.data.world import WorldData
+from latentwire.training.loop_config import Loop
 from latentwire.training.objectives import AnswerCrossEntropy, Objectives
 
 
@@ -29,6 +29,11 @@ class Finetuning(Loop):
         lora: Train low-rank adapters; None trains all weights.
         attention: The kernel that reads the rows; `auto` takes the fastest that is right and says why.
         activation_checkpointing: Compute activations again in the backward pass instead of keeping them.
+        weights: What all weights are kept in while they are trained. `bfloat16` takes half the memory: each weight
+            is updated in float32 and rounded stochastically.
+        release_gradients: Use and free each gradient inside the backward pass; `clip` then holds for each weight's
+            own gradient.
+        export_dtype: What exported checkpoints are written in; None writes the weights as they are.
     """
 
     wire: str = "text"
@@ -41,6 +46,33 @@ class Finetuning(Loop):
     lora: Lora | None = None
     attention: Literal["auto", "sdpa", "eager", "flex", "split"] = "auto"
     activation_checkpointing: bool = False
+    weights: Literal["float32", "bfloat16"] = "float32"
+    release_gradients: bool = False
+    export_dtype: Literal["float32", "bfloat16"] | None = None
+
+    @property
+    def one_by_one(self) -> bool:
+        return self.weights == "bfloat16" or self.release_gradients
+
+    @property
+    def releases(self) -> bool:
+        return self.release_gradients
+
+    @model_validator(mode="after")
+    def _options_of_full_weights(self) -> Self:
+        if self.lora is not None and self.one_by_one:
+            raise ValueError(
+                "weights: found bfloat16 or release_gradients beside lora, expected neither: adapters are few, "
+                "and trained in float32"
+            )
+        if self.weights == "bfloat16" and self.precision != "bf16":
+            raise ValueError(f"precision: found {self.precision} beside weights: bfloat16, expected bf16")
+        if self.release_gradients and self.accumulation > 1:
+            raise ValueError(
+                f"accumulation: found {self.accumulation} beside release_gradients, expected 1: a gradient that "
+                "is used at once cannot be summed over passes"
+            )
+        return self
 
     @field_validator("objectives")
     @classmethod

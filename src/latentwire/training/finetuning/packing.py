@@ -1,4 +1,4 @@
-"""Documents packed into rows without padding between them; they do not see each other."""
+"""Documents packed into rows without padding between them; they cannot attend to each other."""
 
 from __future__ import annotations
 
@@ -28,6 +28,7 @@ class Rows:
         labels: `(B, T)`, `IGNORE` where nothing is learned.
         columns: Documents are numbered within a row, and positions start anew in each.
         layers: The layers in which blocks count; None for all.
+        names: The documents, for messages.
         answers: Tokens of every answer in the whole step, of which these rows may be a part; None takes their own.
     """
 
@@ -36,6 +37,7 @@ class Rows:
     columns: Columns
     layers: LayerRange | None = None
     answers: Sequence[int] | None = None
+    names: Sequence[str] = ()
 
     def to(self, device: torch.device) -> Rows:
         columns = Columns(
@@ -53,7 +55,7 @@ def collate(
     """Rows of documents as one batch, padded on the right to the longest row.
 
     Args:
-        shape: at least so many rows and columns, for kernels that are compiled for one shape.
+        shape: The least number of rows and columns, for kernels that are compiled for one shape.
     """
     rows = [*rows, *[[]] * (shape[0] - len(rows))]
 
@@ -70,14 +72,23 @@ def collate(
         labels=pad([[t for d in row for t in d.labels] for row in rows], IGNORE),
         columns=Columns(valid, positions, blocks, numbers),
         layers=layers,
+        names=[document.name for row in rows for document in row],
     )
 
 
 def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
-    """Indices of documents by row: best fit, longest first; equal lengths keep their order.
+    """Assign documents to rows: best fit, longest first; equal lengths keep their order.
 
     Args:
-        lengths: of the documents, none above `width`.
+        lengths: Tokens of each document, none above `width`.
+        width: Tokens of a row.
+
+    Returns:
+        For each row the indices of its documents.
+
+    Example:
+        >>> pack([3, 5, 2], 5)
+        [[1], [0, 2]]
     """
     rows: list[list[int]] = []
     # (space left, row), sorted: the first entry with enough space is the tightest fit.
@@ -95,10 +106,10 @@ def pack(lengths: Sequence[int], width: int) -> list[list[int]]:
 
 
 class Plan:
-    """Which documents stand in which row of which step: a function of lengths, seed and step alone.
+    """Which documents are in which row of which step: a function of lengths, seed and step alone.
 
-    Every epoch shuffles the documents, packs them and shuffles the rows. Under two masks, the rows, labels and
-    their order are the same, since tokens and lengths are.
+    Every epoch shuffles the documents, packs them and shuffles the rows. Two masks get the same rows and labels in
+    the same order, since tokens and lengths are the same.
     """
 
     def __init__(self, documents: Sequence[Document], width: int, rows_per_step: int, seed: int) -> None:
@@ -114,7 +125,7 @@ class Plan:
         return rows
 
     def steps(self, start: int, stop: int) -> Iterator[list[list[Document]]]:
-        """The rows of steps `start` to `stop - 1`; an epoch's last rows and the next one's first share a step."""
+        """The rows of steps `start` to `stop - 1`; a step may hold rows of two epochs."""
         wanted = start * self._rows_per_step
         epoch, rows = 0, self._epoch(0)
         while wanted >= len(rows):
@@ -131,7 +142,7 @@ class Plan:
 
     @cache  # noqa: B019 - one plan a finetuning, asked at every checkpoint
     def sha256(self) -> str:
-        """Of every token, label, row, step and the order of the first epoch; the mask is not in it."""
+        """Hash of every token and label, the sizes and the order of the first epoch; the mask is not in it."""
         digest = hashlib.sha256(repr((self._width, self._rows_per_step)).encode())
         for row in self._epoch(0):
             for index in row:

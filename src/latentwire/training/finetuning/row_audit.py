@@ -1,4 +1,4 @@
-"""The audit of a collator: on its own packed rows, who sees whom, and is the right token learned?"""
+"""The audit of packed rows: which token sees which, and whether each label is the right token."""
 
 from __future__ import annotations
 
@@ -17,10 +17,13 @@ LOOKS = 8
 
 @torch.no_grad()
 def audit_rows(lm: LM, rows: Rows, seed: int = 0) -> list[str]:
-    """Exchange up to `LOOKS` tokens of the rows, one at a time, and return what should not have happened.
+    """Change up to `LOOKS` labelled tokens of the rows, one at a time, and report what should not have changed.
 
-    A state that predicts a label must not change with it, no state of another document may change, and
-    a label must be the very token of its column.
+    The state that predicts a label must not change with it, no state of another document may change, and a label
+    must be the token of its column.
+
+    Returns:
+        One sentence for each problem; those about leaks begin with `LEAK`.
     """
     problems = []
     if bool(((rows.labels != IGNORE) & (rows.labels != rows.ids)).any()):
@@ -32,7 +35,7 @@ def audit_rows(lm: LM, rows: Rows, seed: int = 0) -> list[str]:
     documents = rows.columns.documents
     looks = random.Random(f"{seed}/row audit").sample(labelled, min(LOOKS, len(labelled)))
     for exchanges in _apart(looks):
-        # All rows every time: in the very shape in which the rows are trained on, with the kernel made for it.
+        # All rows every time: the shape that is trained on, with the kernel compiled for it.
         ids = rows.ids.clone()
         for row, column in exchanges:
             ids[row, column] = (ids[row, column] + 1) % vocabulary
@@ -49,7 +52,7 @@ def audit_rows(lm: LM, rows: Rows, seed: int = 0) -> list[str]:
 
 
 def _apart(looks: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
-    """The looks in as few passes as possible, no two of a pass in one row."""
+    """Group the looks into as few passes as possible, no two of a pass in one row."""
     passes: list[list[tuple[int, ...]]] = []
     for look in looks:
         free = [each for each in passes if look[0] not in [row for row, _ in each]]
@@ -61,5 +64,5 @@ def _apart(looks: Sequence[tuple[int, ...]]) -> list[list[tuple[int, ...]]]:
 
 
 def without_leaks(problems: list[str]) -> list[str]:
-    """The problems that remain where a leak was asked for."""
+    """The problems that remain if leaks were asked for."""
     return [problem for problem in problems if not problem.startswith("LEAK")]

@@ -18,7 +18,7 @@ from latentwire.lm.tapping import States, depth, tapping
 from latentwire.training.finetuning.packing import Rows
 from latentwire.training.objectives import Term
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.step import Step
+from latentwire.training.training_step import Step
 
 
 class RowStep(Step):

@@ -1,6 +1,6 @@
 """The card of an embedded model: how it was grown and what it can do, measured on the test split.
 
-`card.json` is what programs read, `card.md` the same for people. Both stand in the model's folder.
+`card.json` is for programs, `card.md` the same for people. Both are in the model's folder.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Grows an embedded model from nothing: its tokenizer, its rows, its weights.
+"""Grow an embedded model from random weights: its tokenizer, its rows, its weights.
 
-The loss is the cross-entropy of the answers plus half that of all tokens of a row. The model is
-always grown causally; what other masks do to it is what the project is there to find out.
+The loss is the cross-entropy of the answers plus half that of all tokens of a row. The model is always grown
+causally; what other masks do to it is for the project's studies to find out.
 """
 
 from __future__ import annotations
@@ -40,12 +40,21 @@ Checks = dict[str, tuple[Tensor, Tensor]]
 
 
 def grow(name: str, seed: int, out: Path, device: str, report: Report) -> dict[str, float]:
-    """Grow the embedded model `name` and save it in `out` as a Hugging Face model folder.
+    """Grow an embedded model and save it as a Hugging Face model folder.
 
-    `seed` decides the first weights and the order of the rows. `report` is called every 500 steps
-    with the step, the seconds, the loss and the accuracies on validation examples (teacher-forced
-    exact match, which is what greedy decoding gets). Returns the same for the last step, measured
-    on all validation examples, with the number of tokens seen. Raises `UserError` for an unknown name.
+    Args:
+        name: The embedded model.
+        seed: Decides the first weights and the order of the rows.
+        out: The folder to write.
+        device: `cpu` or `cuda`.
+        report: Called every 500 steps with the step, the seconds, the loss and the accuracies on validation
+            examples (teacher-forced exact match, which equals that of greedy decoding).
+
+    Returns:
+        What was reported for the last step, measured on all validation examples, with the number of tokens seen.
+
+    Raises:
+        UserError: There is no such model.
     """
     return grow_recipe(recipe_of(name), seed, out, device, report)
 
@@ -103,10 +112,10 @@ def _loss(model: Any, ids: Tensor, is_answer: Tensor, is_real: Tensor, device: s
 
 
 def _optimizers(model: Any, recipe: Recipe) -> list[tuple[Optimizer, LRScheduler]]:
-    """Muon for the matrices between the layers, AdamW for embedding and norms, each with its schedule.
+    """Muon for the layers' matrices, AdamW for embedding and norms, each with its schedule.
 
-    Under AdamW alone it depends on the seed when, and whether, a model gets beyond naming any value of the
-    right kind and begins to look at whom the question is about; under Muon every seed tried soon does.
+    Under AdamW alone it depends on the seed when, and whether, a model gets beyond naming any value of the right
+    kind and begins to attend to the person in question; under Muon every seed that was tried soon does.
     """
     embedding = model.get_input_embeddings().weight
     matrices = [weight for weight in model.parameters() if weight.ndim == 2 and weight is not embedding]

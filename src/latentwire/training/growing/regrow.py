@@ -1,4 +1,4 @@
-"""Embedded models grown into a folder of the user's own, with the card that tells what they can do."""
+"""Grow an embedded model into a folder of the user's, with the card that says what it can do."""
 
 from __future__ import annotations
 
@@ -16,13 +16,17 @@ from latentwire.training.growing.growth_data import recipe_of
 
 
 def regrow(name: str, seeds: Sequence[int], folder: Path, report: Report, log: Callable[[str], None]) -> None:
-    """Grow and measure an embedded model in `folder`, which is there only once all is done.
+    """Grow and measure an embedded model in `folder`, which appears only once everything is done.
 
     Args:
-        seeds: the first is the model's; further ones are grown for its card.
+        name: The embedded model.
+        seeds: The first is the model's; the others are grown for its card.
+        folder: Where to.
+        report: As in `grow`.
+        log: Called with one sentence at a time.
 
     Raises:
-        UserError: no such model, or a folder that is there already or cannot be made.
+        UserError: There is no such model, or the folder exists already or cannot be made.
     """
     recipe = asdict(recipe_of(name))
     if folder.exists():

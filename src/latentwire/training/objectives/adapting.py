@@ -1,4 +1,4 @@
-"""What adapts while a wire is trained: the answer's tokens that count, and the weights that follow the message."""
+"""What adapts during a training: how many answer tokens count, and the weights of objectives with `auto`."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from latentwire.training.objectives import Term
 SMOOTHING = 0.95
 """Share of the old value that a running mean keeps."""
 SCALES = (1e-3, 1e3)
-"""Bounds of an automatic scale: a term that has come to its end has hardly any gradient left."""
+"""Bounds of an automatic scale: a term that has converged has hardly any gradient left."""
 
 
 class Adapting:
-    """Running numbers that change what is trained on; saved with every checkpoint, so a resumed run adapts alike.
+    """Running numbers that change what is trained on; every snapshot holds them, so a resumed run adapts alike.
 
-    accuracy: running mean of first answer tokens predicted right, None before the first step. best: its maximum.
-    scales: by kind, of the objectives with `auto`. skipped: by kind, how often an objective had no memory.
+    Attributes:
+        accuracy: Running mean of first answer tokens predicted right; None before the first step.
+        best: Its maximum.
+        scales: Factor of each objective with `auto`, by kind.
+        skipped: How often an objective did not fit into memory, by kind.
     """
 
     def __init__(self, objectives: Sequence[Term]) -> None:
@@ -37,7 +40,12 @@ class Adapting:
         return bool(self._auto)
 
     def stepped(self, accuracy: float | None, skipped: Mapping[str, int]) -> None:
-        """Tell a step's accuracy, None if it read the text, and what it had no memory for, in all processes."""
+        """Take a step into account.
+
+        Args:
+            accuracy: First answer tokens predicted right, 0 to 1; None if the readers read the text.
+            skipped: By kind, how often it did not fit into memory, in all processes.
+        """
         if accuracy is not None:
             before = accuracy if self.accuracy is None else self.accuracy
             self.accuracy = SMOOTHING * before + (1 - SMOOTHING) * accuracy
@@ -47,7 +55,7 @@ class Adapting:
                 self.skipped[kind] = self.skipped.get(kind, 0) + count
 
     def measured(self, norms: Mapping[str, float]) -> None:
-        """Tell the objectives' gradient norms, the means of all processes."""
+        """Take the objectives' gradient norms into account, which are means over all processes."""
         main = norms.get(self._main, 0.0)
         for kind in self._auto:
             own = norms.get(kind, 0.0)

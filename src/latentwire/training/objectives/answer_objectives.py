@@ -28,7 +28,7 @@ class AnswerCrossEntropy(Term):
 class FirstTokens(Term):
     """Cross-entropy of the first `tokens` of every answer, scaled to weigh as much as all of them would.
 
-    The first token decides: a reader that gets it wrong has not understood, whatever it says on.
+    The first token is the hard one: a reader that gets it wrong has not understood, whatever it goes on to say.
     """
 
     kind: Literal["first_tokens"] = "first_tokens"
@@ -40,10 +40,13 @@ class FirstTokens(Term):
 
 
 class GrowingTokens(Term):
-    """`FirstTokens` whose number grows with what has been learned, and never shrinks.
+    """`FirstTokens` whose number grows with the running accuracy of first answer tokens, and never shrinks.
 
-    tokens: so many while the running accuracy of first answer tokens is below `low`. most: from `high` on. The
-        running accuracy is kept in checkpoints.
+    Attributes:
+        tokens: How many count while that accuracy is below `low`.
+        most: How many count from `high` on.
+        low: Accuracy, 0 to 1, at which the number begins to grow. Snapshots keep the accuracy.
+        high: Accuracy at which it has reached `most`.
     """
 
     kind: Literal["growing_tokens"] = "growing_tokens"
@@ -62,7 +65,7 @@ class GrowingTokens(Term):
         return self
 
     def tokens_at(self, accuracy: float) -> int:
-        """How many at the best running accuracy so far."""
+        """How many tokens count at this running accuracy, the best so far."""
         risen = min(1.0, max(0.0, (accuracy - self.low) / (self.high - self.low)))
         return self.tokens + int((self.most - self.tokens) * risen)
 
@@ -72,7 +75,7 @@ class GrowingTokens(Term):
 
 
 class Contrast(Term):
-    """The answer must be likelier behind its own latents than behind another's, by `margin` nats a token."""
+    """The answer must be likelier after its own latents than after another context's, by `margin` nats a token."""
 
     needs_message: ClassVar[bool] = True
 

@@ -1,6 +1,6 @@
-"""Objectives on the context's own tokens, read behind its latents: no question, no label is needed.
+"""Objectives on the context's own tokens, read after its latents: they need neither questions nor labels.
 
-The continuation of a context is no objective of its own: `TextData` makes it the answer.
+The continuation of a context has no objective of its own: `TextData` makes it the answer.
 """
 
 from __future__ import annotations
@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 
 
 class Reconstruct(Term):
-    """The reader writes the context down behind its latents (ICAE, 2307.06945; ARC-Encoder mixes in 20 %).
+    """The reader writes the context out after its latents (ICAE, 2307.06945; ARC-Encoder mixes in 20 %).
 
-    cue: what asks for it. limit: tokens of a context, from its beginning; None takes all.
+    Attributes:
+        cue: The text that asks for it.
+        limit: How many tokens of a context, from its beginning; None takes all.
     """
 
     needs_message: ClassVar[bool] = True
@@ -36,9 +38,13 @@ class Reconstruct(Term):
 
 
 class Gist(Term):
-    """The reader fills in tokens of the context that it is not shown, from what stands before and the latents.
+    """The reader fills in masked tokens of the context from the latents and the tokens before them.
 
-    share: of the tokens that are masked, drawn anew in every step; each becomes an end-of-sequence token.
+    Attributes:
+        share: The share of tokens that are masked, drawn anew in every step; each becomes an end-of-sequence
+            token.
+        cue: The text that asks for it.
+        limit: How many tokens of a context, from its beginning; None takes all.
     """
 
     needs_message: ClassVar[bool] = True

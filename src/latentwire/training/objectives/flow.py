@@ -1,4 +1,4 @@
-"""The objective of a bridge whose latents are drawn by a flow: where the flow shall lead."""
+"""The objective of a bridge whose latents are drawn by a flow: the embeddings that the flow should reach."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ if TYPE_CHECKING:
 class FlowMatching(Term):
     """Velocities of the translator `dit` lead from noise straight to embeddings of the reader (2210.02747).
 
-    Latents are as wide as these embeddings, so that no map stands between; each aim is brought to size one, the
-    noise's own. Aims are seen here alone: what the reader reads is sampled from noise.
+    Latents are as wide as these embeddings, so no map stands between them; each target is scaled to a root mean
+    square of one, like the noise. Only this objective sees the targets: what the reader reads is sampled from
+    noise.
 
-    teacher: the tokens of the answers to what is asked, one behind another, cut off or filled up with
-        end-of-sequence tokens; or of the context, each latent the mean of those that it stands for.
-    reader: whose embeddings, where several read.
+    Attributes:
+        teacher: `answer`: the tokens of the answers in a row, cut off or filled up with end-of-sequence tokens.
+            `prompt`: the context, each latent being the mean of the tokens that it stands for.
+        reader: Whose embeddings, where the wire has several readers.
     """
 
     needs_message: ClassVar[bool] = True
@@ -48,7 +50,7 @@ class FlowMatching(Term):
 
     @property
     def layout(self) -> Layout | None:
-        """Latents that shall be the prompt are read without it."""
+        """Latents that replace the prompt are read without it."""
         return "only" if self.teacher == "prompt" else None
 
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
@@ -87,7 +89,7 @@ class FlowMatching(Term):
         return (rows * evidence.questions.counts.to(rows)).sum()
 
     def _answers(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Aims `(B, M, D)` and which of them count."""
+        """Targets `(B, M, D)`, and which of them count."""
         real = evidence.encoded.states.real
         fill = min(evidence.lm.eos_ids, default=0)
         ids = torch.full(real.shape, fill)
@@ -97,7 +99,7 @@ class FlowMatching(Term):
         return evidence.lm.embed(ids.to(evidence.lm.device)).detach(), real
 
     def _prompts(self, evidence: Evidence) -> tuple[Tensor, Tensor]:
-        """Aims `(B, M, D)` and which of them count: those that some token stands for."""
+        """Targets `(B, M, D)`, and which of them count: those that stand for some token."""
         spans = evidence.source_spans
         share = spans / spans.sum(-1, keepdim=True).clamp_min(1)
         return share @ evidence.text_embeddings, spans.any(-1)

@@ -1,4 +1,4 @@
-"""An objective that follows another wire: a bridge learns to say what the reader's own encoder would have said."""
+"""An objective that follows another wire: a bridge learns to give what the reader's own encoder would give."""
 
 from __future__ import annotations
 
@@ -33,17 +33,19 @@ AT_ONCE = 2**28
 
 
 class Imitate(Term):
-    """Keys and values as a finished wire of the same reader gives them, latent by latent.
+    """Keys and values match those of a finished wire of the same reader, latent by latent.
 
-    A question tells a translator little about where it went wrong; here every number it makes has an aim.
-    Distances count in units of the aims' own spread in each direction of a head (Mahalanobis, 1936): what tells
+    An answer says little about where a translator went wrong; here every number that it makes has a target.
+    Distances are in units of the targets' own spread in each direction of a head (Mahalanobis, 1936): what tells
     two people apart is a small part of a key.
 
-    Such a distance is a mean over all numbers, and its gradient at the message some thirty times smaller than
+    Such a distance is a mean over all numbers, and its gradient at the message is some thirty times smaller than
     that of an answer's cross-entropy: beside one, a weight of 30 makes it count as much.
 
-    wire: the finished one: `embedded:NAME`, a folder, or a run's; or `text`, the reader's own keys and values of
-        the text, for a wire with a latent for each of its tokens. reader: who reads both, where several do.
+    Attributes:
+        wire: The finished wire: `embedded:NAME`, a folder, or a run's; or `text`, the reader's own keys and values
+            of the text, for a wire with one latent for each of its tokens.
+        reader: The reader of both, where the wire has several.
     """
 
     needs_message: ClassVar[bool] = True
@@ -54,7 +56,7 @@ class Imitate(Term):
 
     @torch.no_grad()
     def check(self, modules: LatentModules, readers: Mapping[str, LM]) -> None:
-        """On one text. A study's stage has no wire before it runs; training looks at it when it begins."""
+        """Compare both wires on one text. A wire that a study's stage trains is compared when training begins."""
         if self.wire.startswith(STAGE):
             return
         if self.reader is not None and self.reader not in readers:
@@ -75,7 +77,7 @@ class Imitate(Term):
 
     @property
     def finished(self) -> str | None:
-        """The finished wire that it follows; None where that is the text, or a study's stage trains it."""
+        """The finished wire to follow; None if that is the text, or if a study's stage trains it."""
         return None if self.wire == TEXT or self.wire.startswith(STAGE) else self.wire
 
     def loss(self, evidence: Evidence) -> Tensor | None:
@@ -90,10 +92,10 @@ class Imitate(Term):
     def _side_by_side(
         self, made: Memory | None, aims: Memory, reader: str, thinned: bool = False
     ) -> tuple[Memory, Memory]:
-        """Both with the same columns: padding that one of them lacks is left out.
+        """Both memories with the same columns: padding that only one of them has is cut off.
 
         Args:
-            thinned: some of what was made is not delivered; it has its aim all the same.
+            thinned: Some latents are dropped before delivery; they keep their targets.
         """
         width = max(0 if made is None else made.columns.width, aims.columns.width)
         wanted = F.pad(aims.columns.valid, (0, width - aims.columns.width))
@@ -128,7 +130,7 @@ def _apart(made: Memory, aims: Memory) -> Tensor:
 
 
 def _alike(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Sequence[tuple[Tensor, Tensor]]]:
-    """Neighbours of one shape, `AT_ONCE` at a time: a launch costs as much for one as for many."""
+    """Neighbouring pairs of one shape, `AT_ONCE` bytes at a time: a launch costs as much for one as for many."""
     for _, group in groupby(pairs, key=lambda pair: [(each.shape, each.dtype) for each in pair]):
         some = list(group)
         size = max(1, AT_ONCE // (4 * some[0][1].numel()))
@@ -136,15 +138,15 @@ def _alike(pairs: Sequence[tuple[Tensor, Tensor]]) -> Iterator[Sequence[tuple[Te
 
 
 def _whitened(aim: Tensor, apart: Tensor) -> Tensor:
-    """Differences `(H, N, D)` in units of the aims' spread, no direction narrower than `RIDGE` allows."""
+    """Differences `(H, N, D)` in units of the targets' spread, which `RIDGE` bounds from below."""
     with torch.autocast(aim.device.type, enabled=False):
         centred = aim - aim.mean(1, keepdim=True)
         spread = centred.mT @ centred / aim.shape[1]
         size = spread.diagonal(dim1=-2, dim2=-1).mean(-1).clamp_min(1e-12)
         one = torch.eye(aim.shape[-1], device=aim.device)
-        # Nothing is checked, for that would wait for the device: with the ridge every pivot is positive.
+        # `cholesky` would wait for the device to check its result; with the ridge every pivot is positive.
         lower = torch.linalg.cholesky_ex(spread + RIDGE * size[:, None, None] * one)[0]
-        # Small inverses and a product: to solve for thousands of differences takes a GPU far longer.
+        # Small inverses and a product: solving for thousands of differences takes a GPU far longer.
         inverse = torch.linalg.solve_triangular(lower, one.expand_as(lower), upper=False)
         scaled: Tensor = apart @ inverse.mT
     return scaled

@@ -1,4 +1,4 @@
-"""Objectives on the message itself: its size, and how near soft tokens are to what the reader knows."""
+"""Objectives on the message itself: its size, and how close soft tokens are to the reader's embeddings."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class Scale(Term):
-    """Keeps the size of latents near `target`: the squared log-ratio of their root mean square to it."""
+    """Keeps the root mean square of latents near `target`: the squared logarithm of their ratio."""
 
     needs_message: ClassVar[bool] = True
 
@@ -33,9 +33,11 @@ class Scale(Term):
 
 
 class Align(Term):
-    """Each soft token resembles the mean of the embeddings of the text it stands for.
+    """Each soft token resembles the mean embedding of the text tokens that it stands for.
 
-    measure: one minus the cosine, or the squared distance as a share of the embeddings' mean square.
+    Attributes:
+        measure: `cosine`, one minus the cosine, or `mse`, the squared distance divided by the embeddings' mean
+            square.
     """
 
     needs_message: ClassVar[bool] = True
@@ -61,9 +63,9 @@ class Align(Term):
 
 
 class Manifold(Term):
-    """Soft tokens have, channel by channel, the mean and the spread of the reader's embeddings.
+    """Soft tokens have, channel by channel, the mean and the standard deviation of the reader's embeddings.
 
-    Both gaps count in units of the embeddings' spread; off this manifold a frozen reader stops at once.
+    Both gaps are in units of the embeddings' standard deviation; off this manifold a frozen reader stops at once.
     """
 
     needs_message: ClassVar[bool] = True
@@ -75,7 +77,7 @@ class Manifold(Term):
         soft = soft_tokens(evidence)[evidence.soft_valid]
         mean, spread, _ = evidence.table
         off = ((soft.mean(0) - mean) / spread).square().mean()
-        # A variance with a floor: the root's slope has no end where all soft tokens are equal.
+        # The variance has a floor: the slope of its root is unbounded where all soft tokens are equal.
         wide = ((soft.var(0, unbiased=False) + 1e-12).sqrt() / spread - 1).square().mean()
         return (off + wide) * evidence.labels
 
@@ -83,7 +85,7 @@ class Manifold(Term):
 class InfoNce(Term):
     """Soft tokens, on average, resemble their own text more than the batch's others (van den Oord, 1807.03748).
 
-    Texts of the same group are no negatives.
+    Texts of the same group are not taken as negatives.
     """
 
     needs_message: ClassVar[bool] = True

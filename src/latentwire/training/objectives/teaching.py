@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 class Distill(Term):
     """KL from the teacher on the first `tokens` of every answer or on all of it (Hinton et al., 1503.02531).
 
-    top: against the teacher's likeliest tokens only, all others counted as one.
+    Attributes:
+        tokens: How many tokens of every answer count; None takes all.
+        temperature: Divides the logits of both; the loss is multiplied by its square.
+        top: Compare with the teacher's K likeliest tokens only, all others counted as one; None takes all.
     """
 
     needs_teacher: ClassVar[bool] = True
@@ -42,7 +45,7 @@ class Distill(Term):
         return self.divergence(evidence.lm, ours, evidence.teacher_lm, theirs) * scale
 
     def divergence(self, lm: LM, hidden: Tensor, teacher: LM, teacher_hidden: Tensor) -> Tensor:
-        """Summed over tokens, for hidden states `(N, D)` of both, times the temperature squared."""
+        """The divergence summed over tokens, for hidden states `(N, D)` of both, times the temperature squared."""
         heat, head, their_head = self.temperature, losses.Head.of(lm), losses.Head.of(teacher)
         if self.top is not None:
             ids, logprobs = _likeliest(teacher, teacher_hidden, self.top, heat)
@@ -59,10 +62,14 @@ class Distill(Term):
 
 
 class DistillHidden(Term):
-    """The reader's hidden states at the answer follow the teacher's (as CODI does, 2502.21074).
+    """The hidden states at the answer follow the teacher's (as CODI does, 2502.21074).
 
-    layers: behind which, counted from 0; negative ones from the end, None for all. The squared distance is a
-        share of the teacher's own mean square, token by token, so that width and scale do not matter.
+    The squared distance is divided by the teacher's own mean square, token by token, so that width and scale do
+    not matter.
+
+    Attributes:
+        layers: After which layers, counted from 0, negative ones from the end; None for all.
+        tokens: How many tokens of every answer count; None takes all.
     """
 
     needs_teacher: ClassVar[bool] = True

@@ -17,7 +17,7 @@ from latentwire.errors import UserError
 GIB = 2**30
 SHARE = 0.9
 """Of free memory, what a step may take: allocators leave gaps, and kernels need room to work in."""
-OPTIMIZER_BYTES = {"adamw": 8, "adafactor": 0}
+OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0}
 """A trained number; Adafactor keeps a row and a column of each matrix."""
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -14,23 +14,26 @@ from torch import nn
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
-from latentwire.lm.prefix import STEADY
+from latentwire.lm.prefix import STEADY, Prefix
+from latentwire.lm.scoring.questions import Shared
 from latentwire.tasks.base import Split
-from latentwire.training import checkpoints
-from latentwire.training.loop import Training, seed_of
+from latentwire.training import checkpoints, optimizers
+from latentwire.training.loop import CHECKPOINTS, Training, seed_of, usable
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.step import Measured, Step
-from latentwire.training.trainee import Trained
+from latentwire.training.trainee import Answered, Trained
+from latentwire.training.training_step import Step
 from latentwire.training.wire import memory
 from latentwire.training.wire.feed import Feed
 from latentwire.training.wire.layout import settled
 from latentwire.training.wire.part import Part, collate
+from latentwire.training.wire.passage import Passage
 from latentwire.training.wire.passages import identity, passages
 from latentwire.training.wire.start import begin
 from latentwire.training.wire.teacher import Teacher
 from latentwire.training.wire.wire_step import WireStep
 from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent import ridge
+from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules, fingerprint
 from latentwire.wires.latent.reader_text import SAMPLE, OwnText
 from latentwire.wires.latent.trained_readers import save
@@ -75,7 +78,7 @@ def train_wire(
         >>> train_wire({lm.name: lm}, lm, WireTraining(wire=config, steps=100), Path("runs/wire"))
     """
     settings = settled(settings, log)
-    resumes = checkpoints.find(folder / "checkpoints" / "last") is not None
+    resumes = usable(folder, settings, log) is not None or (folder / CHECKPOINTS / checkpoints.DONE).exists()
     trainee = _WireTrainee(readers, source, settings, folder, log, start, solved=resumes)
     training = Training(trainee, settings, folder, log)
     training.train(progress)
@@ -95,6 +98,8 @@ def check(readers: Mapping[str, LM], source: LM, settings: WireTraining, start: 
         UserError: pieces that do not fit the models, or data that cannot be read.
     """
     settings = settled(settings, lambda remark: None)
+    if settings.optimizer == "adamw8bit":
+        optimizers.check_8bit(source.device.type)
     modules = LatentModules(settings.wire, readers, source)
     begin(modules, readers, settings, start, log=lambda _: None)
     _check_pieces(modules, readers, settings)
@@ -259,8 +264,35 @@ class _WireTrainee:
             for batch, numbers in zip(batches, asked, strict=True)
         ]
 
-    def evaluate(self) -> Measured:
-        return self.step.measure(self._held_out_parts)
+    def examples(self, part: Part) -> list[str]:
+        return part.groups
+
+    def held_out(self) -> list[Part]:
+        return self._held_out_parts
+
+    @torch.no_grad()
+    def answers(self, count: int, *, text: bool = False) -> list[Answered]:
+        how = Decoding(max_new_tokens=SAMPLE_TOKENS, stop=("\n",))
+        answers: list[Answered] = []
+        for at in range(0, min(count, len(self._held_out)), self.settings.passages):
+            some = self._held_out[at : min(at + self.settings.passages, count)]
+            message = None if text else self.modules([passage.context for passage in some])
+            for name, trained in self.readers.items():
+                lm = self._frozen[name] if text else trained
+                golds = [lm.decode(passage.pairs[name][0][1]).strip() for passage in some]
+                generated = lm.generate(lm.prefill(self._asked(some, name, message)), how)
+                answers += [Answered(one.text.strip(), [gold]) for one, gold in zip(generated, golds, strict=True)]
+        return answers
+
+    def _asked(self, some: Sequence[Passage], name: str, message: Latents | None) -> Prefix:
+        """The first question of each passage after its latents, or after its text where there is no message."""
+        lm = self.readers[name]
+        if message is None:
+            shared = Shared.of_tokens([passage.text[name] for passage in some], lm.device)
+            return shared.ask([passage.pairs[name][0][0] for passage in some], lm)
+        text = OwnText.of([passage.text[name] for passage in some], lm)
+        asked = [passage.asks(name, 0) + self._after[name] for passage in some]
+        return self.modules.deliver(message, name, text).ask(asked, lm)
 
     @torch.no_grad()
     def samples(self) -> list[dict[str, Any]]:
@@ -270,9 +302,7 @@ class _WireTrainee:
         message = self.modules([passage.context for passage in some])
         samples: list[dict[str, Any]] = []
         for name, lm in self.readers.items():
-            asked = [passage.asks(name, 0) + self._after[name] for passage in some]
-            text = OwnText.of([passage.text[name] for passage in some], lm)
-            prefix = self.modules.deliver(message, name, text).ask(asked, lm)
+            prefix = self._asked(some, name, message)
             texts = lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=SAMPLE_TOKENS))
             samples += [
                 {"id": p.group, "reader": name, "answer": lm.decode(p.pairs[name][0][1]), "prediction": text.text}

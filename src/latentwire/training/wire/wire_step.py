@@ -8,7 +8,7 @@ from latentwire.lm.model import LM
 from latentwire.lm.tapping import depth
 from latentwire.training.objectives import Term
 from latentwire.training.objectives.adapting import Adapting
-from latentwire.training.step import Step
+from latentwire.training.training_step import Step
 from latentwire.training.wire.evidence import Encoded, Evidence
 from latentwire.training.wire.part import Part
 from latentwire.training.wire.teacher import Teacher

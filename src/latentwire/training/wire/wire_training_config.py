@@ -8,9 +8,9 @@ import torch
 from pydantic import Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
 from latentwire.lm.loading.lora import Lora
-from latentwire.training.config import Loop
 from latentwire.training.data import PassageData
 from latentwire.training.data.world import WorldPassages
+from latentwire.training.loop_config import Loop
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, Objectives
 from latentwire.training.schedules import annealed
 from latentwire.training.settings import Settings

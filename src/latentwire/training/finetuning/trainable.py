@@ -6,6 +6,9 @@ import copy
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import nn
+
 from latentwire.errors import UserError
 from latentwire.lm.loading import weights
 from latentwire.lm.loading.lora import Lora
@@ -45,12 +48,19 @@ class Trainable:
         # The adapters go into the layers of `lm.model` itself, which reads on as before.
         self._adapted = get_peft_model(lm.model, lora.for_peft(lm))
 
-    def export(self, folder: Path) -> None:
-        """Write the model as it is now as a plain model folder, adapters merged; training can go on."""
+    def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write the model as it is now as a plain model folder, adapters merged; training can go on.
+
+        Args:
+            folder: Where to.
+            dtype: What floating-point weights are written in; None writes them as they are.
+        """
         # Merging in place and undoing it would change the weights by a rounding.
         model: Any = self._lm.model
         if self._adapted is not None:
             model = copy.deepcopy(self._adapted).merge_and_unload()
+        if dtype is not None and dtype != model.dtype:
+            model = _cast(model, dtype)
         weights.save(model, self._lm.tokenizer, self._lm.format, folder)
 
     def settle(self, folder: Path) -> None:
@@ -59,3 +69,16 @@ class Trainable:
             self._lm.model = self._adapted.unload()
         self._lm.model.requires_grad_(False)
         weights.restore(self._lm.model, folder)
+
+
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """A copy in main memory with weights of this dtype, but for those that the model keeps in float32."""
+    kept = [*(model._keep_in_fp32_modules or ()), *(model._keep_in_fp32_modules_strict or ())]
+    memo: dict[int, Any] = {}
+    for name, weight in model.named_parameters():
+        wanted = weight.dtype if any(part in name for part in kept) else dtype
+        memo[id(weight)] = nn.Parameter(weight.detach().to("cpu", wanted), requires_grad=False)
+    for _, buffer in model.named_buffers():
+        memo[id(buffer)] = buffer.detach().cpu()
+    # What is in the memo is not copied: the accelerator never holds a second model.
+    return copy.deepcopy(model, memo)
