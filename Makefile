@@ -5,17 +5,21 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations 20 --durations-min 5
 
-.PHONY: demo test quick lint lock clean
+.PHONY: demo test quick sweep lint lock clean
 
 demo: .venv/.installed
 	$(BIN)/latentwire run quickstart
 
 # Two workers with one thread each: tiny models gain nothing from more.
 test: .venv/.developing
-	$(PYTEST)
+	$(PYTEST) -m 'not sweep'
 
 quick: .venv/.developing
-	$(PYTEST) -m 'not slow'
+	$(PYTEST) -m 'not slow and not sweep'
+
+# Coverage of intervals, malformed inputs, every family of models: by hand, before a release.
+sweep: .venv/.developing
+	$(PYTEST) -m sweep
 
 lint: .venv/.developing
 	$(BIN)/ruff check .

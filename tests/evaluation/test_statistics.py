@@ -373,7 +373,7 @@ def highest(events):
     return 0.98 + 2.6 * math.sqrt(0.02 * 0.98 / SAMPLES) if events >= 15 else 1.0
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("n", [20, 50, 100, 200, 500])
 @pytest.mark.parametrize(("size", "correlation"), [(1, 0.0), (5, 0.0), (5, 0.3)])
 def test_intervals_of_shares_cover_the_truth_in_93_to_98_percent_of_samples(n, size, correlation):
@@ -383,7 +383,7 @@ def test_intervals_of_shares_cover_the_truth_in_93_to_98_percent_of_samples(n, s
         assert LOWEST <= covered <= highest(min(p, 1 - p) * n / size), (p, covered)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("n", [20, 50, 100, 200, 500])
 @pytest.mark.parametrize(("size", "correlation"), [(1, 0.0), (5, 0.0), (5, 0.3)])
 def test_intervals_of_differences_cover_the_truth_in_93_to_98_percent_of_samples(n, size, correlation):
@@ -394,7 +394,7 @@ def test_intervals_of_differences_cover_the_truth_in_93_to_98_percent_of_samples
         assert LOWEST <= covered <= highest(events), (wins, losses, covered)
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize(("n", "size"), [(20, 1), (100, 1), (100, 5), (500, 1), (500, 5)])
 def test_intervals_of_ratios_cover_the_truth_in_at_least_93_percent_of_samples(n, size):
     rng = np.random.default_rng(n)

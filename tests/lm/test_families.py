@@ -10,7 +10,7 @@ import transformers
 from tests.support import families
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("name", families.NAMES)
 def test_a_family_is_read_right_or_refused_on_loading(name: str, tmp_path: Path) -> None:
     found = families.look(name, tmp_path / "model")

@@ -356,7 +356,7 @@ class Hang(BaseException):
     """Raised by the timer; nothing in the package catches it."""
 
 
-@pytest.mark.slow
+@pytest.mark.sweep
 @pytest.mark.parametrize("family", MAKERS)
 def test_malformed_inputs_end_in_one_sentence(
     family: str, wire: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
