@@ -18,7 +18,7 @@ from latentwire.runs.store import runs
 from latentwire.studies import loading, plan, runner, summary_tables
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import Evaluate
-from latentwire.training.wire import fit as fitting
+from latentwire.training.wire import train
 from latentwire.wires.latent.latent_wire import Latent
 from latentwire.wires.latent.modules import CONFIG, WEIGHTS
 from tests.support.wire_studies import FIT, STUDY
@@ -117,7 +117,7 @@ def test_no_arm_reads_over_a_wire_whose_training_failed(tmp_path: Path, monkeypa
     def diverge(*_: Any, **__: Any) -> None:
         raise RuntimeError("step 3: the loss is not a finite number")
 
-    monkeypatch.setattr(fitting, "fit", diverge)
+    monkeypatch.setattr(train, "train_wire", diverge)
     for _ in range(2):  # a second call goes on with the failed stage, and does not start the next
         with pytest.raises(runner.StageFailed, match="fit failed with RuntimeError: step 3"):
             runner.run(made(), tmp_path, Log(), stages=["latent"])

@@ -21,7 +21,7 @@ NAMES = {
     "score": "multiple choice, documents per second beside lm-eval's hf model",
     "load": "from files to a model that reads, beside reading the files",
 }
-MODULES = {"train": "train_costs", "wire": "wire_costs"}
+MODULES = {"train": "train_costs", "weights": "full_weights", "wire": "wire_costs"}
 """The modules of benchmarks whose names differ from theirs."""
 
 

@@ -1,0 +1,7 @@
+"""The commands: parse, call, print. The work is done by the packages below."""
+
+from latentwire.cli import evaluating, machine, runs_commands, studying  # noqa: F401  (each adds its commands)
+from latentwire.cli.application import app
+from latentwire.cli.entry import main
+
+__all__ = ["app", "main"]

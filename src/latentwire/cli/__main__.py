@@ -1,0 +1,5 @@
+"""`python -m latentwire.cli`."""
+
+from latentwire.cli import main
+
+main()
