@@ -18,7 +18,7 @@ class UserError(Exception):
     """
 
 
-def one_of(found: str, valid: Iterable[str]) -> str:
+def one_of(name: str, valid: Iterable[str]) -> str:
     """`one of a, b, c (nearest: b)`, for a message about a name that is none of the valid ones.
 
     Example:
@@ -26,15 +26,15 @@ def one_of(found: str, valid: Iterable[str]) -> str:
         'one of text, none (nearest: text)'
     """
     names = list(valid)
-    return f"one of {', '.join(names)}{nearest(found, names)}"
+    return f"one of {', '.join(names)}{nearest(name, names)}"
 
 
-def nearest(found: str, valid: Iterable[str]) -> str:
+def nearest(name: str, valid: Iterable[str]) -> str:
     """` (nearest: b)`, or nothing where no valid name is spelt like `found`.
 
     Example:
         >>> nearest("txt", ["text", "none"])
         ' (nearest: text)'
     """
-    near = get_close_matches(found, list(valid), n=1)
+    near = get_close_matches(name, list(valid), n=1)
     return f" (nearest: {near[0]})" if near else ""

@@ -42,7 +42,7 @@ def padded(side: str) -> tuple[Tensor, Tensor]:
 
 
 def generated(lm: LM, count: int, rows: list[int] | None = None) -> list[tuple[int, ...]]:
-    """What `LM` says behind `PROMPTS` read bidirectionally."""
+    """What `LM` says after `PROMPTS` read bidirectionally."""
     prefix = Prefix.of_tokens(PROMPTS, [[0] * n for n in LENGTHS])
     prefix = prefix if rows is None else prefix.select(torch.tensor(rows))
     how = Decoding(max_new_tokens=count, min_new_tokens=count)

@@ -199,8 +199,8 @@ def test_the_first_token_has_a_temperature_and_a_nucleus_of_its_own(llama: LM) -
     hot_first = ids(llama, prefilled, seeds, first_temperature=2.0, **common)
     assert len({m[0] for m in hot_first}) > 3
     for made in hot_first:  # and from there on greedy
-        behind = llama.prefill(Prefix.of_tokens([[*ROWS[0], made[0]]]))
-        assert ids(llama, behind, max_new_tokens=3, min_new_tokens=3)[0] == made[1:]
+        after = llama.prefill(Prefix.of_tokens([[*ROWS[0], made[0]]]))
+        assert ids(llama, after, max_new_tokens=3, min_new_tokens=3)[0] == made[1:]
     for cold in ({"first_temperature": 0.0}, {"first_top_p": 1e-9}):
         cold_first = ids(llama, prefilled, seeds, temperature=2.0, **cold, **common)
         assert {m[0] for m in cold_first} == {greedy[0]}

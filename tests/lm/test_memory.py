@@ -34,8 +34,8 @@ def unrotated(lm: LM, prefix: Prefix) -> Memory:
     return Memory(keys, tuple(layer.values for layer in layers), prefix.columns)
 
 
-def behind(lm: LM, mask: str, layers: LayerRange | None = None) -> Prefix:
-    """Contexts of several lengths as right-padded memory, questions of several lengths behind them."""
+def after(lm: LM, mask: str, layers: LayerRange | None = None) -> Prefix:
+    """Contexts of several lengths as right-padded memory, questions of several lengths after them."""
     memory = unrotated(lm, Prefix.of_tokens(CONTEXTS))
     questions = Prefix.of_tokens(QUESTIONS, [block_ids(mask, len(q)) for q in QUESTIONS])
     start = memory.columns.end[:, None]
@@ -53,7 +53,7 @@ def as_text(mask: str) -> Prefix:
 @pytest.mark.parametrize("mask", ["causal", "prefix"])
 @torch.no_grad()
 def test_memory_of_a_causal_prefill_equals_plain_text(lm: LM, mask: str) -> None:
-    memory, text = behind(lm, mask), as_text(mask)
+    memory, text = after(lm, mask), as_text(mask)
     ours, reference = lm.prefill(memory), lm.prefill(text)
     close(ours.logits, reference.logits)
     assert torch.equal(ours.next_position, reference.next_position)
@@ -77,7 +77,7 @@ def test_memory_of_a_causal_prefill_equals_plain_text(lm: LM, mask: str) -> None
 @torch.no_grad()
 def test_keys_of_a_memory_are_rotated_by_their_positions(lm: LM) -> None:
     """Keys taken at one place and put at another are the keys of that place: only distances matter."""
-    near = behind(lm, "prefix")
+    near = after(lm, "prefix")
     assert near.memory is not None
     shift = 17
 
@@ -94,7 +94,7 @@ def test_keys_of_a_memory_are_rotated_by_their_positions(lm: LM) -> None:
 
 @torch.no_grad()
 def test_padding_in_a_memory_changes_nothing(lm: LM) -> None:
-    prefix = behind(lm, "prefix")
+    prefix = after(lm, "prefix")
     assert prefix.memory is not None
     keys = tuple(key.clone() for key in prefix.memory.keys)
     values = tuple(value.clone() for value in prefix.memory.values)
@@ -109,11 +109,11 @@ def test_padding_in_a_memory_changes_nothing(lm: LM) -> None:
 @torch.no_grad()
 def test_blocks_documents_and_layer_ranges_apply_to_memory_columns(lm: LM) -> None:
     """Memory columns have blocks, documents and ranges of their own, as any other column."""
-    prefix = behind(lm, "prefix", LayerRange(1, 2))
+    prefix = after(lm, "prefix", LayerRange(1, 2))
     assert prefix.memory is not None
     assert prefix.ids is not None
     there = prefix.memory.columns
-    # The memory is of the block of the questions (which stand behind it: seen anyway) and of two documents.
+    # The memory is of the block of the questions (which stand after it: seen anyway) and of two documents.
     documents = torch.arange(there.width).expand_as(there.positions) % 2
     memory = Memory(
         prefix.memory.keys, prefix.memory.values, Columns(there.valid, there.positions, there.blocks, documents)
@@ -146,7 +146,7 @@ def with_cache(
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 def test_gradients_reach_the_memory_as_in_the_dense_reference(lm: LM, checkpointing: bool) -> None:
-    prefix = behind(lm, "prefix")
+    prefix = after(lm, "prefix")
     assert prefix.memory is not None
     assert prefix.ids is not None
     there = prefix.memory
@@ -208,7 +208,7 @@ def test_scaled_rotations_are_undone_exactly() -> None:
     yarn = {"rope_type": "yarn", "rope_theta": 1e4, "factor": 4.0, "original_max_position_embeddings": 32}
     lm = tiny_lm("llama", rope_parameters=yarn)
     assert float(lm.rotary._angles(0, torch.tensor([[0]]), torch.zeros(1, 1, 1, 8))[0].max()) > 1.01  # type: ignore[index]
-    close(lm.prefill(behind(lm, "prefix")).logits, lm.prefill(as_text("prefix")).logits)
+    close(lm.prefill(after(lm, "prefix")).logits, lm.prefill(as_text("prefix")).logits)
 
 
 @pytest.mark.parametrize("family", ["glm", "smollm3"])
@@ -222,7 +222,7 @@ def test_rotations_that_cannot_be_undone_are_refused(family: str) -> None:
 
 
 def test_a_memory_of_another_depth_is_refused(lm: LM) -> None:
-    prefix = behind(lm, "causal")
+    prefix = after(lm, "causal")
     assert prefix.memory is not None
     short = Memory(prefix.memory.keys[:2], prefix.memory.values[:2], prefix.memory.columns)
     with pytest.raises(ValueError, match="memory holds 2 layers"):

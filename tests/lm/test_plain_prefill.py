@@ -107,8 +107,8 @@ def left_padding(lm: LM) -> object:
 def memory(lm: LM) -> object:
     _, before = lm.memorize(Prefix.of_tokens([numbers(4, 7)] * 3))
     own = Prefix.of_tokens(ROWS)
-    behind = replace(own.columns, positions=own.columns.positions + 4)
-    return lm.prefill(replace(own, columns=behind, memory=before))
+    after = replace(own.columns, positions=own.columns.positions + 4)
+    return lm.prefill(replace(own, columns=after, memory=before))
 
 
 def behind_a_prefill(lm: LM) -> object:

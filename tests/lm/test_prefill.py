@@ -32,7 +32,7 @@ def prefix_of(mask: str, padding: str, layers: LayerRange | None = None) -> tupl
 
 
 def answered(row: Layout, ids: Tensor, answer: list[int]) -> tuple[Tensor, Layout]:
-    """A row with an answer read causally behind it."""
+    """A row with an answer read causally after it."""
     end = 1 + max(p for p, real in zip(row.positions, row.valid, strict=True) if real)
     more = len(answer)
     layout = Layout(
@@ -203,7 +203,7 @@ def test_a_prefilled_stays_as_it_was(lm: LM) -> None:
 @pytest.mark.parametrize("padding", PADDINGS)
 @torch.no_grad()
 def test_reading_on_equals_reading_at_once(lm: LM, padding: str) -> None:
-    """Tokens of several lengths behind a prefill: one more prefill, the same as a longer one."""
+    """Tokens of several lengths after a prefill: one more prefill, the same as a longer one."""
     prefix, rows = prefix_of("prefix", padding)
     prefilled = lm.prefill(prefix)
     more = [numbers(3, 40), numbers(1, 41), []]
@@ -268,7 +268,7 @@ def test_more_positions_than_the_model_has_are_refused() -> None:
         with pytest.raises(UserError, match="expected at most 16") as error:
             refused()
         assert "\n" not in str(error.value)
-    # An answer's last token is read by nobody, and padding behind a short answer counts for nothing.
+    # An answer's last token is read by nobody, and padding after a short answer counts for nothing.
     lm.forced(Prefix.of_tokens([numbers(15, 0), numbers(3, 0)]), pad_rows([[3, 4], [3] * 13], -100))
 
 

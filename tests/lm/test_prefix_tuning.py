@@ -30,7 +30,7 @@ FITTING = ("llama", "qwen3", "mistral", "ministral3", "gemma3")
 
 @pytest.fixture(scope="module", params=FITTING)
 def both(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[LM, Any]:
-    """The same model behind the same prefix, as this package reads it and as PEFT does."""
+    """The same model after the same prefix, as this package reads it and as PEFT does."""
     folder = tmp_path_factory.mktemp(request.param)
     write_plain(tiny_model(request.param), folder / "m")
     write_prefix(tiny_model(request.param), folder / "prefix", TOKENS)
@@ -44,17 +44,17 @@ def test_every_token_after_the_prefix_is_read_as_in_peft(both: tuple[LM, Any]) -
     want = theirs(input_ids=torch.tensor([PROMPT + ANSWER])).logits[0]
     bare = lm.model(input_ids=torch.tensor([PROMPT + ANSWER])).logits[0]
     assert float((want - bare).abs().max()) > 0.1
-    prefix, behind = Prefix.of_tokens([PROMPT]), want[len(PROMPT) - 1 : -1]
+    prefix, after = Prefix.of_tokens([PROMPT]), want[len(PROMPT) - 1 : -1]
     forced = lm.forced(prefix, torch.tensor([ANSWER]))
-    torch.testing.assert_close(lm.head(forced.hidden)[0], behind, atol=1e-4, rtol=0)
+    torch.testing.assert_close(lm.head(forced.hidden)[0], after, atol=1e-4, rtol=0)
     prefilled = lm.prefill(prefix)
-    torch.testing.assert_close(prefilled.logits[0], behind[0], atol=1e-4, rtol=0)
-    logprobs = behind.log_softmax(-1).gather(1, torch.tensor(ANSWER)[:, None])
+    torch.testing.assert_close(prefilled.logits[0], after[0], atol=1e-4, rtol=0)
+    logprobs = after.log_softmax(-1).gather(1, torch.tensor(ANSWER)[:, None])
     ((score,),) = lm.score(prefilled, [[ANSWER]])
     assert score.logprob == pytest.approx(float(logprobs.sum()), abs=1e-3)
     for token, at in zip(ANSWER, range(1, 4), strict=False):
         prefilled = lm.append(prefilled, torch.tensor([[token]]))
-        torch.testing.assert_close(prefilled.logits[0], behind[at], atol=1e-4, rtol=0)
+        torch.testing.assert_close(prefilled.logits[0], after[at], atol=1e-4, rtol=0)
 
 
 @torch.no_grad()
@@ -88,7 +88,7 @@ def test_a_bidirectional_prompt_sees_itself_and_the_prefix_and_nothing_leaks(bot
 
 @torch.no_grad()
 def test_a_prefix_made_of_tokens_equals_those_tokens_before_the_prompt(tmp_path: Path) -> None:
-    """Keys and values of three real tokens as the learned prefix: then prompts are read as behind these tokens."""
+    """Keys and values of three real tokens as the learned prefix: then prompts are read as after these tokens."""
     model, real = tiny_model("qwen3"), numbers(TOKENS, 8)
     write_plain(model, tmp_path / "m")
     cache = model(input_ids=torch.tensor([real]), use_cache=True).past_key_values

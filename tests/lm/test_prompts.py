@@ -77,7 +77,7 @@ def example(context: str = "Ada has 12 apples.", question: str = "How many?", **
 
 
 def encode_pair(lm: LM, context: str, continuation: str) -> tuple[list[int], list[int]]:
-    """What lm-eval's rule says: blanks move over, the whole is split behind the context's own tokens."""
+    """What lm-eval's rule says: blanks move over, the whole is split after the context's own tokens."""
     stripped = context.rstrip()
     whole, alone = (ids_of(lm, text) for text in (context + continuation, stripped))
     return alone, whole[len(alone) :]

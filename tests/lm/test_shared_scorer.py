@@ -33,7 +33,7 @@ def blocks(mask: str, context: int, question: int) -> list[int]:
 
 
 def passages(mask: str, *, count: int = 4, shared: int = 9) -> list[Request]:
-    """Passages with three questions each, all behind one header; choices of one to five tokens, some alike."""
+    """Passages with three questions each, all after one header; choices of one to five tokens, some alike."""
     draw = random.Random(5)
     header, made = numbers(draw, shared), []
     for n in range(count):
@@ -115,7 +115,7 @@ def test_a_passage_is_shared_causally_and_by_segments_but_not_under_one_block():
 @pytest.mark.parametrize(
     ("mask", "tokens"),
     [
-        ("causal", 4 + 2 * 2 + 2),  # a passage, two questions, and behind one of them the tokens 9 and 10
+        ("causal", 4 + 2 * 2 + 2),  # a passage, two questions, and after one of them the tokens 9 and 10
         ("prefix", 2 * (4 + 2) + 2),  # neither passage nor question can be read without the other
         ("segments", 4 + 2 * 2 + 2),
     ],

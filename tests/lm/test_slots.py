@@ -49,7 +49,7 @@ def slowly(lm: LM, prefilled: Prefilled, steps: int) -> list[list[int]]:
 
 
 def prefixes(lm: LM) -> dict[str, Prefix]:
-    """One of every kind, each with padding inside or behind its rows."""
+    """One of every kind, each with padding inside or after its rows."""
     ids = Prefix.of_tokens(ROWS[:3])
     holes = torch.rand(ids.columns.valid.shape, generator=torch.Generator().manual_seed(0)) < 0.3
     holes[:, 0] = False
@@ -62,14 +62,14 @@ def prefixes(lm: LM) -> dict[str, Prefix]:
     pairs = [torch.randn(3, shape[1], 4, shape[3], generator=generator) for _ in range(2 * layers)]
     seen = torch.tensor([[True, True, False, True], [False, True, True, False], [True] * 4])
     memory = Memory(tuple(pairs[:layers]), tuple(pairs[layers:]), Columns.of(seen, torch.arange(4).expand(3, -1)))
-    behind = replace(ids.columns, positions=ids.columns.positions + 4)
+    after = replace(ids.columns, positions=ids.columns.positions + 4)
     return {
         "tokens": ids,
         "holes": replace(ids, columns=gaps),
         "blocks": Prefix.of_tokens(ROWS[:3], [[0] * len(row) for row in ROWS[:3]], layers=LayerRange(0, 2)),
         "documents": replace(ids, columns=replace(ids.columns, documents=documents)),
         "embeddings": Prefix(embeddings=torch.randn(3, 12, size, generator=generator), columns=ids.columns),
-        "memory": replace(ids, columns=behind, memory=memory),
+        "memory": replace(ids, columns=after, memory=memory),
     }
 
 

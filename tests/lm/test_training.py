@@ -150,7 +150,7 @@ def test_a_model_in_training_mode_can_be_wrapped() -> None:
 
 
 def own_step(model: Any, ids: Tensor, lengths: list[int], *, inside: bool) -> Tensor:
-    """A loss over everything behind the prompt, with the forward in the `with` block."""
+    """A loss over everything after the prompt, with the forward in the `with` block."""
     labels = ids.clone()
     for n, length in enumerate(lengths):
         labels[n, :length] = -100
@@ -189,7 +189,7 @@ def test_blocks_around_a_training_step_with_the_backward_outside(family: str) ->
 
 
 def test_two_steps_of_blocks_with_one_backward() -> None:
-    """Two `with` blocks on one model, checkpointed, and a single backward behind both."""
+    """Two `with` blocks on one model, checkpointed, and a single backward after both."""
     first, second = torch.tensor([numbers(9, 1)]), torch.tensor([numbers(9, 2)])
 
     def gradients(model: Any) -> dict[str, Tensor]:

@@ -42,7 +42,7 @@ ADAPTERS: dict[str, AdapterKind] = {
 
 
 def source_lm(**changes: object) -> LM:
-    """Its tokens run across words, behind a BOS."""
+    """Its tokens run across words, after a BOS."""
     model = tiny_model("llama", **LONG, num_hidden_layers=4, **changes)
     return LM(model, tiny_tokenizer(bos=True, merge_blanks=True), name="source")
 

@@ -40,7 +40,7 @@ POSITIONS = {"max_position_embeddings": 2048}
 def stored(folder: Path, family: str, **tokenizer: bool) -> LM:
     """A model that knows its folder by name, so that another can align to its tokens.
 
-    A sliding window is shorter than texts here and reaches them from behind a question.
+    A sliding window is shorter than texts here and reaches them from after a question.
     """
     window = {"sliding_window": 12} if family == "mistral" else {}
     model, cut = tiny_model(family, **POSITIONS, **window), tiny_tokenizer(**tokenizer)

@@ -104,7 +104,7 @@ def shaken(modules: LatentModules) -> LatentModules:
 
 
 def loss(modules: LatentModules, lm: LM, contexts: Sequence[str] = CONTEXTS) -> torch.Tensor:
-    """Cross-entropy of the answers behind the latents."""
+    """Cross-entropy of the answers after the latents."""
     pairs = [[(lm.format.after(q, lm), a)] for q, a in zip(QUESTIONS, ANSWERS, strict=True)]
     found = Questions.of(pairs, "cpu").forced(modules.deliver(modules(contexts), lm.name), lm)
     return torch.nn.functional.cross_entropy(lm.head(found.hidden).float(), found.labels)

@@ -51,7 +51,7 @@ def test_text_of_a_ratio_is_no_longer_than_its_latents(lm, kind, ratio):
     columns = untrained(lm, ratio).valid.sum(1).tolist()
     texts = latents(lm, f"{kind},ratio={ratio}").texts
     for context, text, count in zip(CONTEXTS, texts, columns, strict=True):
-        # A line break stands behind every context: a context of one token cannot become less.
+        # A line break stands after every context: a context of one token cannot become less.
         assert len(lm.format.before(text, lm)) <= max(count, 2)
         assert (text == context) == (ratio == 1 or context == "a")
 

@@ -145,11 +145,11 @@ def _prefills(setup: Setup, lm: LM) -> Iterator[BenchRow]:
         for who, run in runs.items():
             at = place(lm.model, PREFILL_ROWS, length)
             try:
-                found = setup.timed(run, repeats=3, warm=1)
+                timing = setup.timed(run, repeats=3, warm=1)
             except torch.OutOfMemoryError:
                 yield BenchRow(who, {"seconds": None}, at, note="out of memory")
                 continue
-            yield BenchRow(who, {"seconds": found.seconds, "peak_gib": found.peak_gib}, at)
+            yield BenchRow(who, {"seconds": timing.seconds, "peak_gib": timing.peak_gib}, at)
 
 
 @torch.inference_mode()

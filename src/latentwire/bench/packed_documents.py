@@ -70,13 +70,13 @@ def padded(documents: list[Document], device: torch.device, dtype: torch.dtype) 
     Returns:
         Ids and labels `(B, T)`, and an additive mask `(B, 1, T, T)` under which prompts are bidirectional.
     """
-    rows, width = len(documents), max(len(each.ids) for each in documents)
+    rows, width = len(documents), max(len(document.ids) for document in documents)
     ids = torch.zeros(rows, width, dtype=torch.long)
     labels = torch.full((rows, width), IGNORE)
     mask = torch.full((rows, 1, width, width), torch.finfo(dtype).min, dtype=dtype, device=device)
-    for n, each in enumerate(documents):
-        length, prompt = len(each.ids), each.blocks.index(CAUSAL)
-        ids[n, :length], labels[n, :length] = torch.tensor(each.ids), torch.tensor(each.labels)
+    for n, document in enumerate(documents):
+        length, prompt = len(document.ids), document.blocks.index(CAUSAL)
+        ids[n, :length], labels[n, :length] = torch.tensor(document.ids), torch.tensor(document.labels)
         see = torch.ones(length, length, device=device).tril().bool()
         see[:prompt, :prompt] = True
         mask[n, 0, :length, :length].masked_fill_(see, 0)

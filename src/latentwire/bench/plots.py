@@ -109,14 +109,14 @@ def _matplotlib() -> Any:
     return Figure
 
 
-def _picture(figure: Any, found: dict[str, Line], value: str, place: str, title: str, path: Path) -> None:
+def _picture(figure: Any, lines: dict[str, Line], value: str, place: str, title: str, path: Path) -> None:
     drawn = figure(figsize=(7, 4.5), layout="constrained")
     axes = drawn.subplots()
-    for who, (xs, ys) in found.items():
+    for who, (xs, ys) in lines.items():
         axes.plot(xs, ys, marker="o", label=who, linestyle="--" if who == "floor" else "-")
     axes.set_xscale("log", base=2)
     axes.set_yscale("log")
-    ticks = sorted({x for xs, _ in found.values() for x in xs})
+    ticks = sorted({x for xs, _ in lines.values() for x in xs})
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks], minor=False)
     axes.set_xlabel(LABELS[place])
     axes.set_ylabel(LABELS[value])

@@ -81,14 +81,14 @@ def measure(setup: Setup) -> Iterator[BenchRow]:
         ]
         untouched = partial(attention.uninstall, model, stock)
         runs += [(untouched, partial(_theirs, peer, documents)) for peer in peers.values()]
-        found = _fastest(setup, runs)
-        for mask, ours in zip(MASKS, found, strict=False):
+        measured = _fastest(setup, runs)
+        for mask, ours in zip(MASKS, measured, strict=False):
             yield _row(f"latentwire, {mask}", ours, documents, at, minimum(_requests(documents, mask)), None)
         least = minimum(_requests(documents, "causal"))
-        for (batch, peer), theirs in zip(peers.items(), found[len(MASKS) :], strict=True):
-            row = _row(f"lm-eval hf, batch {batch}", theirs, documents, at, least, found[0])
+        for (batch, peer), theirs in zip(peers.items(), measured[len(MASKS) :], strict=True):
+            row = _row(f"lm-eval hf, batch {batch}", theirs, documents, at, least, measured[0])
             attention.uninstall(model, stock)
-            yield _judged(row, reference, documents, found[0], theirs, peer.note)
+            yield _judged(row, reference, documents, measured[0], theirs, peer.note)
 
 
 def _points(setup: Setup) -> list[tuple[str, int]]:
@@ -180,29 +180,29 @@ def _fastest(setup: Setup, runs: Sequence[tuple[Callable[[], object], Callable[[
 
 def _row(
     who: str,
-    found: Answers,
+    answers: Answers,
     documents: Sequence[ScoredDocument],
     at: dict[str, str | int | float],
     least: int,
     ours: Answers | None,
 ) -> BenchRow:
     figures: dict[str, float | None] = {
-        "seconds": found.seconds,
-        "documents_per_second": len(documents) / found.seconds,
-        "tokens_run": found.run,
-        "run_per_minimum": found.run / least,
+        "seconds": answers.seconds,
+        "documents_per_second": len(documents) / answers.seconds,
+        "tokens_run": answers.run,
+        "run_per_minimum": answers.run / least,
     }
     if ours is None:
         return BenchRow(who, figures, at)
-    figures["ours_times_as_fast"] = found.seconds / ours.seconds
-    same = [_best(a) == _best(b) for a, b in zip(found.logprobs, ours.logprobs, strict=True)]
+    figures["ours_times_as_fast"] = answers.seconds / ours.seconds
+    same = [_best(a) == _best(b) for a, b in zip(answers.logprobs, ours.logprobs, strict=True)]
     clear = [_margin(b) > MARGIN for b in ours.logprobs]
     figures["same_answers"] = sum(same) / len(same)
     figures["same_where_margin_is_clear"] = sum(s and c for s, c in zip(same, clear, strict=True)) / max(
         1, sum(clear)
     )
     figures["largest_difference"] = max(
-        abs(x - y) for a, b in zip(found.logprobs, ours.logprobs, strict=True) for x, y in zip(a, b, strict=True)
+        abs(x - y) for a, b in zip(answers.logprobs, ours.logprobs, strict=True) for x, y in zip(a, b, strict=True)
     )
     return BenchRow(who, figures, at)
 

@@ -54,7 +54,7 @@ class Peer:
         for n, (context, continuation) in enumerate(pairs):
             groups.setdefault((*context, *continuation[:-1]), []).append(n)
         order = sorted(groups, key=lambda ids: (-len(ids), ids))
-        found = [0.0] * len(pairs)
+        scores = [0.0] * len(pairs)
         for start in range(0, len(order), self._batch):
             chunk = order[start : start + self._batch]
             width = len(chunk[0])
@@ -66,5 +66,5 @@ class Peer:
                     behind = each[len(row) - len(asked) : len(row)]
                     # As there: whether greedy decoding would say the same is asked each time.
                     bool((behind.argmax(-1) == asked).all())
-                    found[n] = float(behind.gather(1, asked[:, None]).sum())
-        return found
+                    scores[n] = float(behind.gather(1, asked[:, None]).sum())
+        return scores

@@ -73,13 +73,13 @@ class Reference:
             self._exact = self._model
             if self._model.dtype != torch.float32:
                 self._exact = copy.deepcopy(self._model).float()
-        found = []
+        scores = []
         for choice in choices:
             ids = torch.tensor([[*context, *choice[:-1]]], device=self._exact.device)
             logits = self._exact(input_ids=ids, use_cache=False, logits_to_keep=len(choice)).logits[0]
             asked = torch.tensor(choice, device=ids.device)
-            found.append(float(logits.double().log_softmax(-1).gather(1, asked[:, None]).sum()))
-        return found
+            scores.append(float(logits.double().log_softmax(-1).gather(1, asked[:, None]).sum()))
+        return scores
 
 
 def _best(logprobs: Sequence[float]) -> int:

@@ -154,7 +154,7 @@ class _Bench:
             losses = step(rows)
             (losses.total / losses.labels).backward()
 
-        # FlexAttention compiles its backward kernel behind its first forward pass.
+        # FlexAttention compiles its backward kernel after its first forward pass.
         return self._timed(name, run, documents, labels, str(at["batch"]), warm=2)
 
     def _timed(

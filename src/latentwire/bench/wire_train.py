@@ -72,12 +72,12 @@ class StepNeeds:
     def of(cls, lm: LM, batch: WireBatch) -> StepNeeds:
         """What a batch needs, counted from the model's shape."""
         plain, adapted = Counts.of(lm.model), Counts.of(lm.model, RANK)
-        each = batch.question + batch.answer
-        asked, answers = batch.questions * each, batch.questions * batch.answer
+        pair = batch.question + batch.answer
+        asked, answers = batch.questions * pair, batch.questions * batch.answer
         latents = 1 + -(-(batch.tokens - 1) // RATIO)
         before, both = causal(batch.tokens), float(batch.tokens**2)
-        behind = batch.questions * causal(each, batch.tokens)
-        latent = batch.questions * causal(each, latents)
+        behind = batch.questions * causal(pair, batch.tokens)
+        latent = batch.questions * causal(pair, latents)
         # Logits of the student and their gradient for each of two objectives, of the teacher for one.
         student = plain.read(asked, latent, 2 * answers) + plain.read_back(asked, latent, 2 * answers)
         n, layers = batch.contexts, lm.model.config.num_hidden_layers

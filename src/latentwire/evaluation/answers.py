@@ -109,11 +109,11 @@ class _Waiting:
 
     def scored(self, together: SharedScorer) -> Iterator[tuple[EncodedExample, int, list[Score]]]:
         """Examples with their columns and the scores of their answers, each as soon as its last row is done."""
-        found: dict[int, dict[int, list[Score]]] = {}
+        by_example: dict[int, dict[int, list[Score]]] = {}
         for row, scores in together.score(self.requests):
             at = self.of[row]
             item, count = self.items[at]
-            rows = found.setdefault(at, {})
+            rows = by_example.setdefault(at, {})
             rows[row] = scores
             if len(rows) == len(item.prompts):
                 yield item, count, [score for row in sorted(rows) for score in rows[row]]
@@ -167,16 +167,16 @@ def _outcome(
     error = None
     if text is None:
         logprobs = [score.logprob for score in scores]
-        found = metrics.score_choice(logprobs, example.choices, example.gold)
+        graded = metrics.score_choice(logprobs, example.choices, example.gold)
         gold = scores[example.gold]
         text = example.choices[logprobs.index(max(logprobs))]
     elif task.answer == "span":
-        found, gold = metrics.score_span(text, example.answers), scores[0]
+        graded, gold = metrics.score_span(text, example.answers), scores[0]
         error = metrics.span_error(text, example)
     else:
-        found = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
+        graded = task.judge(text, example) if task.judge else metrics.score_solution(text, example.answers)
         gold = scores[0]
-        error = "unreadable" if found["unreadable"] else None if found["exact_match"] else "wrong number"
+        error = "unreadable" if graded["unreadable"] else None if graded["exact_match"] else "wrong number"
     also = {"nll": -gold.logprob / gold.tokens}
     if rank is not None:
         also |= {"first_token_top1": float(rank < 1), "first_token_top5": float(rank < 5)}
@@ -189,7 +189,7 @@ def _outcome(
         id=example.id,
         group=example.group,
         prediction=text,
-        metrics={**found, **also},
+        metrics={**graded, **also},
         error=error,
         tokens=columns,
     )

@@ -235,13 +235,13 @@ def _folder(text: str) -> str:
 
 def _words(kept: str, text: str) -> tuple[str, list[str]]:
     """A text without the variants and controls that it ends with, and these in order. kept: what precedes it."""
-    found: list[str] = []
+    words: list[str] = []
     while not Path(text).exists():
         spec, colon, word = text.rpartition(":")
         if not colon or word not in (*VARIANTS, *CONTROLS) or (kept + spec) in ("", "embedded"):
             break
-        text, found = spec, [word, *found]
-    return text, found
+        text, words = spec, [word, *words]
+    return text, words
 
 
 def _unread(reader: str) -> tuple[str, str]:

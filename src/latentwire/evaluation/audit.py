@@ -114,22 +114,22 @@ def audit(
             that the model does not have.
     """
     bound = wire.bind(lm)
-    found = Audit(wire=bound.label)
-    found.losses = sample_losses(lm, bound)
+    report = Audit(wire=bound.label)
+    report.losses = sample_losses(lm, bound)
     samples = [SAMPLE, *examples]
-    found.problems += prompt_checks.first_token_problems(lm, samples, found.first_tokens)
-    found.problems += prompt_checks.bos_problems(lm, samples)
-    found.warnings += prompt_checks.format_warnings(lm, bound)
-    _sights(lm, bound, KERNELS if kernels is None else kernels, found)
-    _decoding(lm, bound, found)
-    _rows(lm, bound, found)
-    _random_labels(lm, bound, found)
+    report.problems += prompt_checks.first_token_problems(lm, samples, report.first_tokens)
+    report.problems += prompt_checks.bos_problems(lm, samples)
+    report.warnings += prompt_checks.format_warnings(lm, bound)
+    _sights(lm, bound, KERNELS if kernels is None else kernels, report)
+    _decoding(lm, bound, report)
+    _rows(lm, bound, report)
+    _random_labels(lm, bound, report)
     if length == 0:
-        found.not_looked_at.append("prompts beyond a few dozen tokens, and copies of the tokenizer")
+        report.not_looked_at.append("prompts beyond a few dozen tokens, and copies of the tokenizer")
     else:
-        found.problems += prompt_checks.tokenizer_problems(lm, samples, found.not_looked_at)
-        _long(lm, bound, list(examples) or [SAMPLE, SHORT], length, found)
-    return found
+        report.problems += prompt_checks.tokenizer_problems(lm, samples, report.not_looked_at)
+        _long(lm, bound, list(examples) or [SAMPLE, SHORT], length, report)
+    return report
 
 
 @torch.no_grad()
@@ -163,7 +163,7 @@ def _delivered(lm: LM, wire: Wire, example: Example) -> tuple[Prefix, list[int]]
     return prefix, answers[max(example.gold, 0) if len(answers) > 1 else 0]
 
 
-def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
+def _sights(lm: LM, wire: Wire, kernels: Sequence[str], report: Audit) -> None:
     prefix, answer = _delivered(lm, wire, SHORT)
     every = range(prefix.columns.width + len(answer))
     before = attention.install(lm.model)
@@ -175,31 +175,31 @@ def _sights(lm: LM, wire: Wire, kernels: Sequence[str], found: Audit) -> None:
                 sights = look(lm, prefix, answer, kernel, PADDINGS)
                 layers = [look_at_layers(lm, prefix, answer, kernel, padding, every) for padding in PADDINGS]
             except (UserError, ImportError, RuntimeError) as error:
-                found.skipped[kernel] = (str(error).strip().splitlines() or [type(error).__name__])[0]
+                report.skipped[kernel] = (str(error).strip().splitlines() or [type(error).__name__])[0]
                 continue
-            _judge(lm, sights, [sight for of_padding in layers for sight in of_padding], found)
+            _judge(lm, sights, [sight for of_padding in layers for sight in of_padding], report)
     finally:
         attention.uninstall(lm.model, before)
-    if own in found.skipped:
-        found.problems.append(f"the model's own attention, {own}, could not be watched: {found.skipped[own]}")
-    if not found.sights:
-        found.problems.append(f"no attention kernel could be watched: {found.skipped}")
-    elif not found.layers:
-        found.not_looked_at.append("single layers, which this model keeps in a way that is not known here")
+    if own in report.skipped:
+        report.problems.append(f"the model's own attention, {own}, could not be watched: {report.skipped[own]}")
+    if not report.sights:
+        report.problems.append(f"no attention kernel could be watched: {report.skipped}")
+    elif not report.layers:
+        report.not_looked_at.append("single layers, which this model keeps in a way that is not known here")
 
 
-def _judge(lm: LM, sights: Sequence[Sight], layers: Sequence[LayerSight], found: Audit) -> None:
+def _judge(lm: LM, sights: Sequence[Sight], layers: Sequence[LayerSight], report: Audit) -> None:
     """Add what was seen to the audit, and a problem for each thing that should not have been."""
-    found.sights += sights
-    found.layers += layers
+    report.sights += sights
+    report.layers += layers
     for sight in sights:
         where = f"{sight.kernel}, padding {sight.padding}, {sight.tokens} tokens"
         if sight.own_label:
-            found.problems.append(f"LEAK ({where}): a scored position sees its own label")
+            report.problems.append(f"LEAK ({where}): a scored position sees its own label")
         elif sight.forbidden:
-            found.problems.append(f"LEAK ({where}): {sight.forbidden} states see tokens that the mask hides")
+            report.problems.append(f"LEAK ({where}): {sight.forbidden} states see tokens that the mask hides")
         if sight.unpadded > _tolerance(lm):
-            found.problems.append(f"padding changes states by {sight.unpadded:.1e} ({where})")
+            report.problems.append(f"padding changes states by {sight.unpadded:.1e} ({where})")
     for kernel, padding, tokens in dict.fromkeys((s.kernel, s.padding, s.tokens) for s in layers):
         mine = [s for s in layers if (s.kernel, s.padding, s.tokens) == (kernel, padding, tokens)]
         where = f"{kernel}, padding {padding}, {tokens} tokens"
@@ -211,7 +211,7 @@ def _judge(lm: LM, sights: Sequence[Sight], layers: Sequence[LayerSight], found:
                 which = f"{_named([s.layer for s in wrong])} of {len(mine)} layers"
                 count = sum(getattr(s, name) for s in wrong)
                 text = verb.format(where, which, count)
-                found.problems.append(f"{text}, such as token {state} and token {position}")
+                report.problems.append(f"{text}, such as token {state} and token {position}")
 
 
 def _named(layers: Sequence[int]) -> str:
@@ -223,17 +223,17 @@ def _tolerance(lm: LM) -> float:
     return 1e-4 if lm.model.dtype == torch.float32 else 5e-2
 
 
-def _decoding(lm: LM, wire: Wire, found: Audit) -> None:
+def _decoding(lm: LM, wire: Wire, report: Audit) -> None:
     prefix, answer = _delivered(lm, wire, SAMPLE)
     if prefix.leaky:
-        found.not_looked_at.append("decoding, whose answer cannot join the prompt's block as this wire's does")
+        report.not_looked_at.append("decoding, whose answer cannot join the prompt's block as this wire's does")
         return
-    found.decode_gap = length_checks.decode_gap(lm, prefix, answer)
-    if not found.decode_gap <= _tolerance(lm):
-        found.problems.append(f"prefill with decoding differs from one full pass by {found.decode_gap:.1e}")
+    report.decode_gap = length_checks.decode_gap(lm, prefix, answer)
+    if not report.decode_gap <= _tolerance(lm):
+        report.problems.append(f"prefill with decoding differs from one full pass by {report.decode_gap:.1e}")
 
 
-def _rows(lm: LM, wire: Wire, found: Audit) -> None:
+def _rows(lm: LM, wire: Wire, report: Audit) -> None:
     """Packed rows of three documents with padding, as training reads them and through `latentwire.blocks`."""
     documents: list[row_checks.Document] = []
     layers: LayerRange | None = None
@@ -245,23 +245,23 @@ def _rows(lm: LM, wire: Wire, found: Audit) -> None:
         layers = prefix.layers
         blocks = [*prefix.columns.blocks[0].tolist(), *[-1] * len(answer)]
         documents.append(([*prefix.ids[0].tolist(), *answer], blocks))
-    found.packed_gap = row_checks.packing_gap(lm, documents, layers)
-    if not found.packed_gap <= _tolerance(lm):
-        found.problems.append(
-            f"packed rows: a document beside others has other states than alone, by {found.packed_gap:.1e}"
+    report.packed_gap = row_checks.packing_gap(lm, documents, layers)
+    if not report.packed_gap <= _tolerance(lm):
+        report.problems.append(
+            f"packed rows: a document beside others has other states than alone, by {report.packed_gap:.1e}"
         )
     if lm.prefix_tuning is not None:
-        found.not_looked_at.append("latentwire.blocks, which knows no learned prefix")
+        report.not_looked_at.append("latentwire.blocks, which knows no learned prefix")
         return
-    found.blocks_gap = row_checks.blocks_gap(lm, documents, layers)
-    if not found.blocks_gap <= _tolerance(lm):
-        found.problems.append(
+    report.blocks_gap = row_checks.blocks_gap(lm, documents, layers)
+    if not report.blocks_gap <= _tolerance(lm):
+        report.problems.append(
             "latentwire.blocks: a document in a packed row with padding has other logits than alone, by "
-            f"{found.blocks_gap:.1e}"
+            f"{report.blocks_gap:.1e}"
         )
 
 
-def _long(lm: LM, wire: Wire, examples: Sequence[Example], length: int | None, found: Audit) -> None:
+def _long(lm: LM, wire: Wire, examples: Sequence[Example], length: int | None, report: Audit) -> None:
     """The same questions on a prompt longer than every window, under the model's own kernel."""
     most = lm.max_positions - ANSWER - 2
     if length is not None and not 8 <= length <= most:
@@ -272,42 +272,42 @@ def _long(lm: LM, wire: Wire, examples: Sequence[Example], length: int | None, f
     prefix, answer = _delivered(lm, wire, length_checks.long_example(lm, examples, target))
     answer, width = answer[:ANSWER], prefix.columns.width
     if width + len(answer) > lm.max_positions:
-        found.not_looked_at.append(f"long prompts, since {wire.label} delivers {width:,} tokens at the least")
+        report.not_looked_at.append(f"long prompts, since {wire.label} delivers {width:,} tokens at the least")
         return
-    found.long_tokens = width + len(answer)
+    report.long_tokens = width + len(answer)
     own, positions = attention.kernel(lm.model), length_checks.spread(width, len(answer))
     paddings: tuple[Padding, ...] = ("none", "left")
     sights = look(lm, prefix, answer, own, paddings, positions)
     layers = [look_at_layers(lm, prefix, answer, own, padding, positions) for padding in paddings]
-    _judge(lm, sights, [sight for of_padding in layers for sight in of_padding], found)
+    _judge(lm, sights, [sight for of_padding in layers for sight in of_padding], report)
     assert prefix.ids is not None
     if lm.prefix_tuning is None:
-        found.own_gap = length_checks.own_forward_gap(lm, [*prefix.ids[0].tolist(), *answer])
-        if not found.own_gap <= _tolerance(lm):
-            found.problems.append(
-                f"causal logits differ from those of the model's own forward by {found.own_gap:.1e} "
-                f"({own}, {found.long_tokens} tokens)"
+        report.own_gap = length_checks.own_forward_gap(lm, [*prefix.ids[0].tolist(), *answer])
+        if not report.own_gap <= _tolerance(lm):
+            report.problems.append(
+                f"causal logits differ from those of the model's own forward by {report.own_gap:.1e} "
+                f"({own}, {report.long_tokens} tokens)"
             )
     else:
-        found.not_looked_at.append("the model's own forward, which knows no learned prefix")
+        report.not_looked_at.append("the model's own forward, which knows no learned prefix")
     if not prefix.leaky:
         gap = length_checks.decode_gap(lm, prefix, answer)
-        found.decode_gap = max(gap, found.decode_gap or 0.0)
+        report.decode_gap = max(gap, report.decode_gap or 0.0)
         if not gap <= _tolerance(lm):
-            found.problems.append(
+            report.problems.append(
                 f"prefill with decoding differs from one full pass by {gap:.1e} after {width} tokens"
             )
     widest = max((window for window in windows(lm) if window is not None), default=0)
     if widest >= width:
-        found.not_looked_at.append(f"prompts longer than the sliding window of {widest:,} tokens; pass a length")
-    if found.long_tokens < lm.max_positions:
-        found.not_looked_at.append(
-            f"rows of more than {found.long_tokens:,} tokens; the model takes {lm.max_positions:,}"
+        report.not_looked_at.append(f"prompts longer than the sliding window of {widest:,} tokens; pass a length")
+    if report.long_tokens < lm.max_positions:
+        report.not_looked_at.append(
+            f"rows of more than {report.long_tokens:,} tokens; the model takes {lm.max_positions:,}"
         )
 
 
 @torch.no_grad()
-def _random_labels(lm: LM, wire: Wire, found: Audit, rows: int = 16, length: int = 16) -> None:
+def _random_labels(lm: LM, wire: Wire, report: Audit, rows: int = 16, length: int = 16) -> None:
     """Uniform random prompts and answers: the expected loss of an honest reader is at least their entropy."""
     prompt, _ = lm.format.encode(SHORT, lm)
     shape = wire([prompt], lm)
@@ -318,9 +318,9 @@ def _random_labels(lm: LM, wire: Wire, found: Audit, rows: int = 16, length: int
     several = shape.select(torch.zeros(rows, dtype=torch.long, device=lm.device))
     random_prefix = Prefix(ids=prompts, columns=several.columns, layers=several.layers, leaky=several.leaky)
     losses = _losses(lm, random_prefix, answers.tolist())
-    found.entropy, found.random_loss = math.log(vocabulary), float(losses.mean())
-    found.margin = 5 * float(losses.std()) / math.sqrt(losses.numel())
-    if found.random_loss < found.entropy - found.margin:
-        found.problems.append(
-            f"LEAK: {found.random_loss:.2f} nats a token on random labels, whose entropy is {found.entropy:.2f}"
+    report.entropy, report.random_loss = math.log(vocabulary), float(losses.mean())
+    report.margin = 5 * float(losses.std()) / math.sqrt(losses.numel())
+    if report.random_loss < report.entropy - report.margin:
+        report.problems.append(
+            f"LEAK: {report.random_loss:.2f} nats a token on random labels, whose entropy is {report.entropy:.2f}"
         )

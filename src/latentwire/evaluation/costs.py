@@ -112,13 +112,13 @@ def measure(
 
 def _sizes(arm: Arm, item: EncodedExample, lm: LM) -> list[float]:
     [context] = arm.wire.carried([item.prompt], lm)
-    found = arm.wire.encode([context])
-    assert isinstance(found, Latents), "expected a wire that compresses"
+    message = arm.wire.encode([context])
+    assert isinstance(message, Latents), "expected a wire that compresses"
     plain = lm.format.before(context, lm)
     _, memory = lm.memorize(Prefix.of_tokens([plain], device=lm.device))
     numbers = sum(each.numel() for each in (*memory.keys, *memory.values))
-    count = [len(plain), int(found.valid.sum()), len(context.encode()), 2 * numbers]
-    return [*count, *found.nbytes(), *(quantize(found, bits).nbytes()[0] for bits in (8, 6, 4))]
+    count = [len(plain), int(message.valid.sum()), len(context.encode()), 2 * numbers]
+    return [*count, *message.nbytes(), *(quantize(message, bits).nbytes()[0] for bits in (8, 6, 4))]
 
 
 def _read(lm: LM, text: Wire, item: EncodedExample) -> None:

@@ -92,15 +92,15 @@ class Report:
 
     def numbers(self) -> dict[str, Any]:
         """`metrics` and `comparisons`, and `costs` and `gaps` where there are any."""
-        found: dict[str, Any] = {
+        written: dict[str, Any] = {
             "metrics": summarize(self.result.outcomes),
             "comparisons": [pair.to_json() for pair in against_baseline(self.result.outcomes)],
         }
         if self.spent:
-            found["costs"] = {arm: {at: e.to_json() for at, e in of.items()} for arm, of in self.spent.items()}
+            written["costs"] = {arm: {at: e.to_json() for at, e in of.items()} for arm, of in self.spent.items()}
         if self.closed:
-            found["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in self.closed.items()}
-        return found
+            written["gaps"] = {arm: {at: asdict(gap) for at, gap in of.items()} for arm, of in self.closed.items()}
+        return written
 
 
 def partner_sentence(which: str, types: Mapping[str, int]) -> str:
@@ -118,32 +118,33 @@ def of_questions(aware: Sequence[str]) -> str:
     return "Contexts are compressed without the question: no message depends on what will be asked."
 
 
-def audited(found: Audit) -> Iterator[Table | str]:
+def audited(report: Audit) -> Iterator[Table | str]:
     """What an audit found, what it looked at and what not, its verdict last."""
-    yield f"\n{found.wire}"
-    yield f"loss of one sample, nats a token: {', '.join(f'{n} {loss:.2f}' for n, loss in found.losses.items())}"
-    first, text = found.first_tokens[0]
-    yield f"first supervised token: {first!r} of {text!r} ({len(found.first_tokens)} answers looked at)"
-    yield f"random labels: {found.random_loss:.2f} nats a token, entropy {found.entropy:.2f}"
+    yield f"\n{report.wire}"
+    yield f"loss of one sample, nats a token: {', '.join(f'{n} {loss:.2f}' for n, loss in report.losses.items())}"
+    first, text = report.first_tokens[0]
+    yield f"first supervised token: {first!r} of {text!r} ({len(report.first_tokens)} answers looked at)"
+    yield f"random labels: {report.random_loss:.2f} nats a token, entropy {report.entropy:.2f}"
     gaps = {
-        "prefill and decoding against one full pass": found.decode_gap,
-        "causal reading against the model's own forward": found.own_gap,
-        "a document in a packed row against it alone": found.packed_gap,
-        "the same through latentwire.blocks": found.blocks_gap,
+        "prefill and decoding against one full pass": report.decode_gap,
+        "causal reading against the model's own forward": report.own_gap,
+        "a document in a packed row against it alone": report.packed_gap,
+        "the same through latentwire.blocks": report.blocks_gap,
     }
     for name, gap in gaps.items():
         if gap is not None:
             yield f"{name}: {gap:.1e} of the largest value"
-    yield score_tables.audit_table(found)
-    if found.layers:
-        layers, lengths = {sight.layer for sight in found.layers}, sorted({sight.tokens for sight in found.layers})
-        pairs = sum(sight.pairs for sight in found.layers)
+    yield score_tables.audit_table(report)
+    if report.layers:
+        layers = {sight.layer for sight in report.layers}
+        lengths = sorted({sight.tokens for sight in report.layers})
+        pairs = sum(sight.pairs for sight in report.layers)
         yield (
             f"looked at: {pairs:,} pairs of a state and a position over {len(layers)} layers, in rows of "
             f"{' and '.join(f'{length:,}' for length in lengths)} tokens"
         )
-    if found.not_looked_at:
-        yield f"not looked at: {'; '.join(found.not_looked_at)}"
-    yield from (f"WARNING: {sentence}" for sentence in found.warnings)
-    yield from found.problems
-    yield "FAILED" if found.problems else "passed: nothing leaks, nothing sees what its mask hides"
+    if report.not_looked_at:
+        yield f"not looked at: {'; '.join(report.not_looked_at)}"
+    yield from (f"WARNING: {sentence}" for sentence in report.warnings)
+    yield from report.problems
+    yield "FAILED" if report.problems else "passed: nothing leaks, nothing sees what its mask hides"

@@ -99,12 +99,12 @@ def evaluate(
             if types := arm.partner_types([item.example for item in items], task.name):
                 result.partners[arm.label, task.name] = types
             work = result.work[arm.label, task.name] = Work()
-            found: dict[str, Outcome] = {}
+            by_id: dict[str, Outcome] = {}
             for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens):
-                found[outcome.id] = outcome
+                by_id[outcome.id] = outcome
                 if progress:
                     progress(arm.label, task.name, 1)
-            result.outcomes += [found[item.example.id] for item in own]
+            result.outcomes += [by_id[item.example.id] for item in own]
     return result
 
 

@@ -48,7 +48,7 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
         >>> gaps(result.outcomes, result.floors)["nth,ratio=4"]["squad"].closed.value
     """
     arms = by_arm(outcomes)
-    found: dict[str, dict[str, Gap]] = {}
+    closed: dict[str, dict[str, Gap]] = {}
     for name, own in arms.items():
         _, at, reader = name.rpartition("@")
         text, none = (f"{arm}@{reader}" if at else arm for arm in (TEXT, NONE))
@@ -56,11 +56,11 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
             continue
         three = {TEXT: arms[text], NONE: arms[none], name: own}
         paired = dict(zip(three, shared(list(three.values())), strict=True))
-        found[name] = {
+        closed[name] = {
             task: _gap(name, {arm: members(each, task) for arm, each in paired.items()}, floors)
             for task in rows(o.task for o in own)
         }
-    return found
+    return closed
 
 
 def _gap(name: str, part: Mapping[str, Sequence[Outcome]], floors: Mapping[str, Mapping[str, float]]) -> Gap:

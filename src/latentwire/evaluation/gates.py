@@ -41,14 +41,14 @@ class Gate:
         Raises:
             UserError: it is written otherwise.
         """
-        found = _WRITTEN.fullmatch(text)
+        match = _WRITTEN.fullmatch(text)
         try:
-            bound = float(found[3]) if found else math.nan
+            bound = float(match[3]) if match else math.nan
         except ValueError:
             bound = math.nan
-        if found is None or not math.isfinite(bound):
+        if match is None or not math.isfinite(bound):
             raise UserError(f"gate: found {text!r}, expected METRIC >= NUMBER or METRIC <= NUMBER.")
-        return cls(found[1], found[2], bound)
+        return cls(match[1], match[2], bound)
 
     def __str__(self) -> str:
         return f"{self.metric} {self.sign} {self.bound:g}"

@@ -57,11 +57,11 @@ class Outcome:
         Raises:
             ValueError: `line` is not JSON or has other fields than an outcome.
         """
-        found = json.loads(line)
-        if not isinstance(found, dict) or found.keys() != cls.__dataclass_fields__.keys():
+        fields = json.loads(line)
+        if not isinstance(fields, dict) or fields.keys() != cls.__dataclass_fields__.keys():
             names = ", ".join(cls.__dataclass_fields__)
             raise ValueError(f"expected an outcome with the fields {names}, found {line[:80]!r}")
-        return cls(**found)
+        return cls(**fields)
 
 
 def write_outcomes(path: Path, outcomes: Iterable[Outcome]) -> None:

@@ -70,23 +70,23 @@ def floors(result: Evaluation, task: str) -> Mapping[str, float]:
 def errors(result: Evaluation) -> Table | None:
     """How many wrong answers of each class every arm gave; None if there are none."""
     wrong = {
-        arm: Counter(outcome.error for outcome in found if outcome.error)
-        for arm, found in by_arm(result.outcomes).items()
+        arm: Counter(outcome.error for outcome in of_arm if outcome.error)
+        for arm, of_arm in by_arm(result.outcomes).items()
     }
     kinds = [kind for kind, _ in sum(wrong.values(), Counter()).most_common()]
     if not kinds:
         return None
     table = plain_table("wrong answers", right=tuple(map(str, kinds)))
-    for arm, found in wrong.items():
-        table.add_row(arm, *(str(found[kind]) for kind in kinds))
+    for arm, of_arm in wrong.items():
+        table.add_row(arm, *(str(of_arm[kind]) for kind in kinds))
     return table
 
 
-def audit_table(found: Audit) -> Table:
+def audit_table(report: Audit) -> Table:
     """Who saw whom, one row per attention kernel and padding."""
     seen = ("tokens", "prompt reads ahead", "sees hidden tokens", "sees own label", "change by padding")
     table = plain_table("attention", "padding", right=seen)
-    for sight in found.sights:
+    for sight in report.sights:
         table.add_row(
             sight.kernel,
             sight.padding,
@@ -96,6 +96,6 @@ def audit_table(found: Audit) -> Table:
             "YES" if sight.own_label else "no",
             f"{sight.unpadded:.1e}",
         )
-    for kernel, reason in found.skipped.items():
+    for kernel, reason in report.skipped.items():
         table.add_row(kernel, "cannot run here:", "", reason)
     return table

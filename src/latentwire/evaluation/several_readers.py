@@ -42,7 +42,7 @@ def evaluate_readers(
     # Without arms it only tokenizes and counts, for every reader.
     for name in dict.fromkeys(arm.reader for arm in arms) or readers:
         mine = [arm for arm in arms if arm.reader == name]
-        found = evaluate(
+        part = evaluate(
             readers[name],
             tasks,
             mine,
@@ -51,13 +51,13 @@ def evaluate_readers(
             progress=progress,
             begin_suppress_tokens=begin_suppress_tokens,
         )
-        result.outcomes += found.outcomes
-        result.floors |= found.floors
+        result.outcomes += part.outcomes
+        result.floors |= part.floors
         # Of the same text, tokenizers differ in how many prompts end in tokens that an answer would change.
-        result.unstable = {task: max(n, result.unstable.get(task, 0)) for task, n in found.unstable.items()}
-        result.skipped |= found.skipped
-        result.partners |= found.partners
-        result.work |= found.work
+        result.unstable = {task: max(n, result.unstable.get(task, 0)) for task, n in part.unstable.items()}
+        result.skipped |= part.skipped
+        result.partners |= part.partners
+        result.work |= part.work
     for together in _together(arms):
         for task in tasks:
             said = [[o for o in result.outcomes if (o.arm, o.task) == (a.label, task.name)] for a in together]

@@ -58,7 +58,7 @@ def message_sizes(
         UserError: as `evaluate`.
     """
     bound = {name: arm.bind(lm) for name, arm in arms.items() if _plain(arm)}
-    found: dict[str, dict[str, Size]] = {name: {} for name in bound}
+    sizes: dict[str, dict[str, Size]] = {name: {} for name in bound}
     for task in tasks:
         items = prepare(lm, task, split, SAMPLE if limit is None else min(SAMPLE, limit))
         facts = [stated(item.example.id) for item in items]
@@ -66,8 +66,8 @@ def message_sizes(
         of_task = mean(known) if len(known) == len(facts) else None
         for name, arm in bound.items():
             wire = arm.prepared(lm, task, items)[0].wire
-            found[name][task.name] = _size(wire, [item.prompt for item in items], reader_of(lm, task), of_task)
-    return found
+            sizes[name][task.name] = _size(wire, [item.prompt for item in items], reader_of(lm, task), of_task)
+    return sizes
 
 
 def _plain(arm: Arm) -> bool:

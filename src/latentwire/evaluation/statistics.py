@@ -173,7 +173,7 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome], metric: str | None = Non
     differences = values_a - values_b
     largest = 1.0 if first.bounded(metric) else np.inf
     table = first.table(differences, -largest, largest)
-    found = interval(table)
+    bounds = interval(table)
 
     better, worse = int(np.sum(differences > 0)), int(np.sum(differences < 0))
     binary = bool(np.isin(values_a, (0.0, 1.0)).all() and np.isin(values_b, (0.0, 1.0)).all())
@@ -183,10 +183,10 @@ def compare(a: Sequence[Outcome], b: Sequence[Outcome], metric: str | None = Non
         p = sign_flip(table.contributions, seed([first, second], metric))
     return Comparison(
         difference=table.value + 0.0,  # + 0.0, for a tie may be -0.0
-        low=found.low,
-        high=found.high,
+        low=bounds.low,
+        high=bounds.high,
         p=p,
-        resolvable=_resolvable(table, found.error),
+        resolvable=_resolvable(table, bounds.error),
         n=len(first),
         groups=len(table.counts),
     )

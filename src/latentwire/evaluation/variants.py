@@ -163,11 +163,11 @@ class _Ring:
     def same_type(self, example: Example, fits: Callable[[Example], bool]) -> Iterator[Example]:
         """Those of other groups that fit, of the nearest type that any of them has."""
         for name in self._types[self._place[example.id]]:
-            found = False
+            matched = False
             for other in self._after(example, self._places[name], fits):
-                found = True
+                matched = True
                 yield other
-            if found:
+            if matched:
                 return
 
     def any_type(self, example: Example, fits: Callable[[Example], bool]) -> Iterator[Example]:

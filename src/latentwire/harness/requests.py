@@ -75,12 +75,12 @@ def parts(rows: Sequence[T], size: int = PROMPTS) -> Iterator[Sequence[T]]:
 def alike(asked: Sequence[AskedRequest], batch_tokens: int) -> Iterator[list[AskedRequest]]:
     """Batches of prompts with the same settings, longest first, within `batch_tokens` with their continuations."""
     batch: list[AskedRequest] = []
-    for each in sorted(asked, key=lambda each: (repr(each.how), -each.length)):
-        width = batch[0].length + each.how.max_new_tokens if batch else 0
-        if batch and (each.how != batch[0].how or width * (len(batch) + 1) > batch_tokens):
+    for request in sorted(asked, key=lambda request: (repr(request.how), -request.length)):
+        width = batch[0].length + request.how.max_new_tokens if batch else 0
+        if batch and (request.how != batch[0].how or width * (len(batch) + 1) > batch_tokens):
             yield batch
             batch = []
-        batch.append(each)
+        batch.append(request)
     if batch:
         yield batch
 
@@ -103,10 +103,10 @@ def scores(
     requests, owners = list[Request](), list[tuple[int, list[int]]]()
     done: dict[int, dict[int, Score]] = {}
 
-    def complete(row: int, which: Sequence[int], found: Sequence[Score]) -> list[tuple[int, list[Score]]]:
+    def complete(row: int, which: Sequence[int], values: Sequence[Score]) -> list[tuple[int, list[Score]]]:
         """A prompt's index with its scores, once all of them are there."""
         of_row = done.setdefault(row, {})
-        of_row |= dict(zip(which, found, strict=True))
+        of_row |= dict(zip(which, values, strict=True))
         return [(row, [of_row[k] for k in sorted(of_row)])] if len(of_row) == len(continuations[row]) else []
 
     for prefix, every in delivered:
@@ -123,10 +123,10 @@ def scores(
                 scored = [score_whole(lm, line, [mine])[0] for line, mine in zip(lines, own, strict=True)]
             else:
                 scored = lm.score(lm.prefill(piece), own)
-            for row, ks, found in zip(rows, which, scored, strict=True):
-                yield from complete(row, ks, found)
-    for request, found in scorer.score(requests):
-        yield from complete(*owners[request], found)
+            for row, ks, values in zip(rows, which, scored, strict=True):
+                yield from complete(row, ks, values)
+    for request, values in scorer.score(requests):
+        yield from complete(*owners[request], values)
 
 
 def decoding(how: dict[str, Any]) -> Decoding:

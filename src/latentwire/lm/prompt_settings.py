@@ -76,16 +76,16 @@ class PromptSettings(BaseModel):
             raise UserError(f"prompt-format: {file} cannot be read ({reason}); expected JSON or YAML.") from error
         known = ", ".join(cls.model_fields)
         if not isinstance(fields, dict):
-            found = "nothing" if fields is None else type(fields).__name__
-            raise UserError(f"prompt-format: found {found} in {file}, expected a mapping with some of {known}.")
+            shown = "nothing" if fields is None else type(fields).__name__
+            raise UserError(f"prompt-format: found {shown} in {file}, expected a mapping with some of {known}.")
         try:
             return cls.model_validate(fields)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"]))
             what = f"expected some of {known}" if first["type"] == "extra_forbidden" else first["msg"]
-            found = "" if first["type"] == "extra_forbidden" else f"found {first['input']!r}; "
-            raise UserError(f"prompt-format: {file}, {where}: {found}{what}.") from error
+            shown = "" if first["type"] == "extra_forbidden" else f"found {first['input']!r}; "
+            raise UserError(f"prompt-format: {file}, {where}: {shown}{what}.") from error
 
     def over(self, saved: PromptFormat, lm: Tokenizes) -> PromptFormat:
         """The saved format of a model with these changes.

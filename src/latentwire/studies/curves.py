@@ -41,13 +41,13 @@ class Point:
         return (self.bytes or None) if axis == "bytes" else self.facts_per_latent
 
 
-def points(found: Summary) -> list[Point]:
+def points(summary: Summary) -> list[Point]:
     """Every arm of a study with a known size, stage by stage."""
     made = []
-    for stage, told in found["derived"].get("evaluations", {}).items():
-        for arm, of_arm in told.get("sizes", {}).items():
+    for stage, evaluation in summary["derived"].get("evaluations", {}).items():
+        for arm, of_arm in evaluation.get("sizes", {}).items():
             for task, size in of_arm.items():
-                number = next(iter(found["stages"][stage]["metrics"][arm][task].values()))
+                number = next(iter(summary["stages"][stage]["metrics"][arm][task].values()))
                 ends = number["low"], number["high"]
                 made.append(
                     Point(f"{stage}/{arm}", task, **size, value=number["value"], low=ends[0], high=ends[1])
@@ -63,11 +63,11 @@ def floors(found: Summary) -> dict[str, dict[str, float]]:
     return made
 
 
-def draw(found: Summary, out: Path) -> list[Path]:
+def draw(summary: Summary, out: Path) -> list[Path]:
     """Draw the curves of a study, one file for each axis.
 
     Args:
-        found: The study's summary.
+        summary: The study's summary.
         out: Where to draw, such as `curves.svg` or `curves.png`; `-bytes` and `-facts` are put before the ending.
 
     Returns:
@@ -76,7 +76,7 @@ def draw(found: Summary, out: Path) -> list[Path]:
     Raises:
         UserError: matplotlib is not installed, or nothing can be written.
     """
-    every = points(found)
+    every = points(summary)
     if not any(each.latents is not None for each in every):
         return []
     names = list(dict.fromkeys(each.series for each in every if each.series not in LINES))
@@ -87,7 +87,7 @@ def draw(found: Summary, out: Path) -> list[Path]:
         if not shown:
             continue
         place = out.with_name(f"{out.stem}-{axis}{out.suffix}")
-        drawing.write(_figure(axis, shown, colours, _lines(every, floors(found)), found["study"]), place)
+        drawing.write(_figure(axis, shown, colours, _lines(every, floors(summary)), summary["study"]), place)
         written.append(place)
     return written
 

@@ -82,7 +82,7 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
         ValueError: Readings differ in their examples.
     """
     letters = [(effect, named) for effect, named in _letters(effects) if set(named.values()) <= readings.keys()]
-    found = []
+    derived = []
     for task in tasks if letters else ():
         paired = shared([members(outcomes, task) for outcomes in readings.values()])
         part = dict(zip(readings, paired, strict=True))
@@ -93,8 +93,8 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
             picks, called[of] = _floor(arms, part[of], blind, floors)
             arms = arms.with_mixed(f"floor of {of}", picks)
         for effect, named in letters:
-            found.append(_derive(effect, named, task, arms, part, called))
-    return found
+            derived.append(_derive(effect, named, task, arms, part, called))
+    return derived
 
 
 def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:

@@ -26,13 +26,13 @@ def draw(folder: Path, out: Path) -> list[Path]:
         UserError: There is no summary, it holds neither of these, it differs from its runs, matplotlib is not
             installed, or nothing can be written.
     """
-    found = _read(folder)
-    _check_runs(folder, found)
+    summary = _read(folder)
+    _check_runs(folder, summary)
     drawing.check(out)  # before the first of several is written
-    written = curves.draw(found, out)
-    if trained := training_curves.trainings(folder, found):
+    written = curves.draw(summary, out)
+    if trained := training_curves.trainings(folder, summary):
         place = out.with_name(f"{out.stem}-training{out.suffix}")
-        training_curves.draw(trained, place, found["study"])
+        training_curves.draw(trained, place, summary["study"])
         written.append(place)
     if not written:
         raise UserError(
@@ -59,14 +59,14 @@ def _check_runs(folder: Path, found: Summary) -> None:
 
 def _read(folder: Path) -> Summary:
     try:
-        found: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
+        summary: Summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
             f"report: found no summary.json to read in {folder}, expected a study's folder."
         ) from error
     wanted = list(Summary.__annotations__)
-    if not isinstance(found, dict) or not all(key in found for key in wanted):
+    if not isinstance(summary, dict) or not all(key in summary for key in wanted):
         raise UserError(
             f"report: found another summary.json than a study's in {folder}, expected {', '.join(wanted)}."
         )
-    return found
+    return summary

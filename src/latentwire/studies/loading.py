@@ -100,10 +100,10 @@ def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> 
 
 
 def _text(study: str) -> tuple[str, str]:
-    found = templates()
+    known = templates()
     path = Path(study)
-    if study in found and not path.is_file():
-        return found[study], study
+    if study in known and not path.is_file():
+        return known[study], study
     try:
         with path.open(encoding="utf-8-sig") as file:
             text = file.read(_MOST_CHARACTERS + 1)
@@ -115,7 +115,7 @@ def _text(study: str) -> tuple[str, str]:
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise UserError(
-            f"study: found no file {study!r} ({reason}), expected a YAML file or {one_of(study, found)}."
+            f"study: found no file {study!r} ({reason}), expected a YAML file or {one_of(study, known)}."
         ) from error
 
 

@@ -178,12 +178,12 @@ def _compare(
 
 def _invalid(plan: StudyPlan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:
     """By reading and task answered in words, the share of answers that could not be read."""
-    found: dict[str, dict[str, Number]] = {}
+    rates: dict[str, dict[str, Number]] = {}
     for reading, outcomes in readings.items():
         for task in plan.tasks:
             if task.answer != "choice" and (part := [o for o in outcomes if o.task == task.name]):
-                found.setdefault(reading, {})[task.name] = invalid(part)
-    return found
+                rates.setdefault(reading, {})[task.name] = invalid(part)
+    return rates
 
 
 def _agreements(plan: StudyPlan, readings: Mapping[str, list[Outcome]]) -> dict[str, dict[str, Number]]:

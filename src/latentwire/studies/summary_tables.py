@@ -188,13 +188,13 @@ def _floors(summary: Summary, tasks: Sequence[str]) -> Iterator[list[str]]:
     The floor of a family is the mean of its tasks, that of `macro` the mean of tasks and families, like scores.
     """
     floors: dict[str, dict[str, float]] = {}
-    for each in summary["derived"]["evaluations"].values():
-        floors |= each["floors"]  # of the examples, which are the same in every stage
+    for evaluation in summary["derived"]["evaluations"].values():
+        floors |= evaluation["floors"]  # of the examples, which are the same in every stage
     families: dict[str, list[str]] = {}
     for task in floors:
         families.setdefault(task.split("/")[0], []).append(task)
     for kind in ("chance", "type_floor"):
-        known = {task: each.get(kind) for task, each in floors.items()}
+        known = {task: floor.get(kind) for task, floor in floors.items()}
         known |= {name: _mean([known[task] for task in within]) for name, within in families.items()}
         known["macro"] = _mean([known[name] for name in families])
         shown = [known.get(task) for task in tasks]
@@ -212,28 +212,28 @@ def _cautions(summary: Summary) -> Iterator[str]:
     """Warnings about the scores: leaking arms, question-aware messages, unstable prompts, examples left out."""
     yield from _repeats(summary)
     evaluations = summary["derived"]["evaluations"]
-    if leaking := [f"{name}/{arm}" for name, each in evaluations.items() for arm in each["leaks"]]:
+    if leaking := [f"{name}/{arm}" for name, evaluation in evaluations.items() for arm in evaluation["leaks"]]:
         yield (
             f"LEAKS: in {', '.join(leaking)} scored tokens see themselves; "
             "these numbers measure no reading and must not be compared with others."
         )
-    aware = [f"{name}/{arm}" for name, each in evaluations.items() for arm in each["question_aware"]]
-    if aware or any(each.latents is not None for each in points(summary)):
+    aware = [f"{name}/{arm}" for name, evaluation in evaluations.items() for arm in evaluation["question_aware"]]
+    if aware or any(point.latents is not None for point in points(summary)):
         yield of_questions(aware)
     unstable: dict[str, int] = {}
-    for each in evaluations.values():
-        for task, count in each["unstable"].items():
+    for evaluation in evaluations.values():
+        for task, count in evaluation["unstable"].items():
             unstable[task] = max(count, unstable.get(task, 0))
     if counts := [f"{count:,} of {task}" for task, count in unstable.items() if count]:
         yield f"Unstable prompts, which end in tokens that the answer would change: {', '.join(counts)}."
     skipped = [
         f"{count:,} of {task} in {name}/{arm}"
-        for name, each in evaluations.items()
-        for arm, of in each["skipped"].items()
+        for name, evaluation in evaluations.items()
+        for arm, of in evaluation["skipped"].items()
         for task, count in of.items()
     ]
-    for name, each in evaluations.items():
-        for arm, types_of in each.get("partners", {}).items():
+    for name, evaluation in evaluations.items():
+        for arm, types_of in evaluation.get("partners", {}).items():
             for task, types in types_of.items():
                 yield partner_sentence(f"{task} in {name}/{arm}", types)
     if skipped:
@@ -294,17 +294,18 @@ def _agreement(summary: Summary) -> Section:
 
 def _comparisons(summary: Summary) -> Section:
     rows = []
-    for each in summary["comparisons"]:
-        more = summary["derived"]["comparisons"][each["name"]]
+    for comparison in summary["comparisons"]:
+        more = summary["derived"]["comparisons"][comparison["name"]]
         labels = ["primary" if more["primary"] else "exploratory", *["single seed"] * more["single_seed"]]
         rows.append(
             [
-                each["name"],
-                f"{each['task']} {each['metric']}",
-                f"{_marked(summary, each['a'])} minus {_marked(summary, each['b'])}",
-                f"{each['difference']:+.3f} [{each['low']:+.3f}, {each['high']:+.3f}]",
-                f"{each['p']:.2g}" if more["p_holm"] is None else f"{more['p_holm']:.2g} (Holm)",
-                f"{'' if each['resolved'] else 'not '}resolved (this sample resolves ≥ {more['resolvable']:.3f})",
+                comparison["name"],
+                f"{comparison['task']} {comparison['metric']}",
+                f"{_marked(summary, comparison['a'])} minus {_marked(summary, comparison['b'])}",
+                f"{comparison['difference']:+.3f} [{comparison['low']:+.3f}, {comparison['high']:+.3f}]",
+                f"{comparison['p']:.2g}" if more["p_holm"] is None else f"{more['p_holm']:.2g} (Holm)",
+                f"{'' if comparison['resolved'] else 'not '}resolved "
+                f"(this sample resolves ≥ {more['resolvable']:.3f})",
                 ", ".join(labels),
                 f"{more['n']:,}",
             ]
@@ -314,19 +315,19 @@ def _comparisons(summary: Summary) -> Section:
 
 def _effects(summary: Summary, brief: bool) -> Section:
     rows = []
-    for each in summary["derived"]["effects"]:
-        if brief and each["task"] != "macro":
+    for effect in summary["derived"]["effects"]:
+        if brief and effect["task"] != "macro":
             continue
-        above = _number(each["above_floor"]) + (", at floor" if each["at_floor"] else "")
+        above = _number(effect["above_floor"]) + (", at floor" if effect["at_floor"] else "")
         rows.append(
             [
-                each["effect"].replace("_", " "),
-                _marked(summary, each["of"]),
-                each["task"],
-                _number(each["raw"]),
-                "at floor" if each["at_floor"] and each["effect"] == "retention" else above,
-                f"{each['floor']:.3f} ({each['floor_is']})",
-                f"{each['n']:,}",
+                effect["effect"].replace("_", " "),
+                _marked(summary, effect["of"]),
+                effect["task"],
+                _number(effect["raw"]),
+                "at floor" if effect["at_floor"] and effect["effect"] == "retention" else above,
+                f"{effect['floor']:.3f} ({effect['floor_is']})",
+                f"{effect['n']:,}",
             ]
         )
     notes = [
@@ -360,17 +361,17 @@ def _gates(summary: Summary) -> Section:
 
 def _sizes(summary: Summary) -> Section:
     rows = []
-    for each in points(summary):
-        ratio = each.facts_per_latent
+    for point in points(summary):
+        ratio = point.facts_per_latent
         rows.append(
             [
-                each.arm,
-                each.task,
-                each.series,
-                f"{each.bytes:,.0f}",
-                "" if each.latents is None else f"{each.latents:.1f}",
+                point.arm,
+                point.task,
+                point.series,
+                f"{point.bytes:,.0f}",
+                "" if point.latents is None else f"{point.latents:.1f}",
                 "" if ratio is None else f"{ratio:.2f}",
-                _number({"value": each.value, "low": each.low, "high": each.high}),
+                _number({"value": point.value, "low": point.low, "high": point.high}),
             ]
         )
     header = ["arm", "task", "series", "bytes a context", "latents", "facts a latent", "primary metric"]

@@ -124,12 +124,12 @@ def _followed(
         at: By swept stage, the point that this one goes with.
     """
 
-    def point(found: str, key: str) -> str:
-        if found in at:
-            return f"{found}-{at[found]}"
-        names = [f"{found}-{each}" for each in every[found]]
+    def point(swept: str, key: str) -> str:
+        if swept in at:
+            return f"{swept}-{at[swept]}"
+        names = [f"{swept}-{value}" for value in every[swept]]
         raise UserError(
-            f"stages.{name}.{key}: found {found!r}, which is swept, expected one of {', '.join(names)}, "
+            f"stages.{name}.{key}: found {swept!r}, which is swept, expected one of {', '.join(names)}, "
             f"or the same {SWEEP} here."
         )
 
@@ -137,11 +137,11 @@ def _followed(
     if isinstance(start := stage.get("start_from"), str) and start in every:
         made["start_from"] = point(start, "start_from")
     if isinstance(objectives := stage.get("objectives"), list):
-        made["objectives"] = objectives = [dict(each) if isinstance(each, dict) else each for each in objectives]
-        for n, each in enumerate(objectives):
-            wire = each.get("wire") if isinstance(each, dict) else None
+        made["objectives"] = objectives = [dict(term) if isinstance(term, dict) else term for term in objectives]
+        for n, objective in enumerate(objectives):
+            wire = objective.get("wire") if isinstance(objective, dict) else None
             if isinstance(wire, str) and wire.startswith(TRAINED) and (of := wire.removeprefix(TRAINED)) in every:
-                each["wire"] = TRAINED + point(of, f"objectives.{n}.wire")
+                objective["wire"] = TRAINED + point(of, f"objectives.{n}.wire")
     return made
 
 

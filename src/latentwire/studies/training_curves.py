@@ -65,18 +65,18 @@ def _lines(path: Path) -> list[dict[str, Any]]:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"report: {path} cannot be read, expected the {FILE} of a training.") from error
-    found = []
+    records = []
     for at, text in enumerate(texts):
         try:
             line = json.loads(text)
-            found.append({**line, "step": int(line["step"])})
+            records.append({**line, "step": int(line["step"])})
         except (ValueError, TypeError, KeyError) as error:
             if at == len(texts) - 1:
                 break  # half a line: the training is under way, or was killed
             raise UserError(
                 f"report: {path}, line {at + 1}: found no step, expected the {FILE} of a training."
             ) from error
-    return found
+    return records
 
 
 def _curve(lines: Sequence[Mapping[str, Any]], key: str) -> tuple[list[int], list[float]]:

@@ -230,12 +230,12 @@ def _of_rows(text: str, data: Path | None) -> Task:
 
 
 def _unknown(name: str, ours: Sequence[str], include_path: Path | None) -> UserError:
-    if name in (found := harness.groups(include_path)):
+    if name in (groups := harness.groups(include_path)):
         return UserError(f"task: expected single tasks of lm-eval by their names, found its group {name!r}.")
     theirs = harness.names(include_path)
     also = "of lm-eval" if theirs is not None else f"of lm-eval (not installed; {harness.INSTALL})"
     # Ours first: among the thousands of lm-eval's names there is one like any other.
-    near = nearest(name, ours) or nearest(name, [*(theirs or ()), *found])
+    near = nearest(name, ours) or nearest(name, [*(theirs or ()), *groups])
     kinds = ", ".join([*GROUPS, *FILE_KINDS])
     return UserError(f"task: expected one of {kinds}, a task of the world or {also}, found {name!r}{near}.")
 

@@ -70,11 +70,11 @@ def first_mistake(error: ValidationError) -> str:
     mistake = error.errors(include_url=False, include_context=False)[0]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"])
     field = field.removeprefix(".") or "the whole"
-    found = mistake["input"]
+    value = mistake["input"]
     if mistake["type"] == "missing":
-        keys = ", ".join(map(str, found))
-        misspelt = nearest(str(mistake["loc"][-1]), map(str, found))
+        keys = ", ".join(map(str, value))
+        misspelt = nearest(str(mistake["loc"][-1]), map(str, value))
         return f"field {field!r} is missing, found the fields: {keys or 'none'}{misspelt}."
     expected = mistake["msg"].replace("Input should be", "expected").replace("Value error, ", "")
-    shown = repr(found) if len(repr(found)) <= 60 else repr(found)[:57] + "..."
+    shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     return f"field {field!r}: {expected}, found {shown}."

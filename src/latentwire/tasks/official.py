@@ -107,13 +107,13 @@ def files(kind: str, data: Path) -> dict[str, Path]:
                 f"data: expected {' or '.join(release.names)} for {kind} in {data}, found none of them."
             )
         path = there[0]
-    found = {"documents": path}
+    parts = {"documents": path}
     if release.labels:
-        found["labels"] = _labels_of(path)
+        parts["labels"] = _labels_of(path)
     train = path.with_name(path.name.replace("test", "train"))
     if release.train and train != path and train.is_file():
-        found["train"] = train
-    return found
+        parts["train"] = train
+    return parts
 
 
 def documents(kind: str, data: Path) -> list[Document]:
@@ -227,7 +227,7 @@ def _openbookqa(path: Path) -> list[Document]:
     if missing := [name for name in _OBQA_COLUMNS if name not in header]:
         raise UserError(f"{path}: expected the columns {', '.join(_OBQA_COLUMNS)}, found no {missing[0]!r}.")
     stem, choices, key = (header.index(name) for name in _OBQA_COLUMNS[1:])
-    found = []
+    examples = []
     for where, line in lines[1:]:
         cells = line.split("\t")
         if len(cells) != len(header):
@@ -238,8 +238,9 @@ def _openbookqa(path: Path) -> list[Document]:
             raise UserError(f"{where}: expected choices '(A) … (B) … (C) … (D) …', found {cells[choices][:60]!r}.")
         answers = [_Choice(text=text, label=label) for text, label in zip(texts, labels, strict=True)]
         question = _Question(stem=cells[stem], choices=answers)
-        found.append(_science(where, _Science(question=question, answerKey=cells[key].strip()), "question_stem"))
-    return found
+        item = _Science(question=question, answerKey=cells[key].strip())
+        examples.append(_science(where, item, "question_stem"))
+    return examples
 
 
 RELEASES = {

@@ -58,9 +58,9 @@ def tokenizing(tokenizer, **how):
 def test_answers_are_trained_as_the_tokens_that_they_are_scored_by(reader, alone):
     pairs = reader.contexts([EXAMPLES])[0].pairs
     ends = sorted(reader.eos_ids)
-    for example, (behind, answer) in zip(EXAMPLES, pairs, strict=True):
+    for example, (after, answer) in zip(EXAMPLES, pairs, strict=True):
         assert answer == [*reader.format.encode(example, reader)[1][0], *ends]
-        assert behind == reader.format.after(example.question, reader)
+        assert after == reader.format.after(example.question, reader)
     bare = [
         reader.tokenizer(f" {example.answers[0]}", add_special_tokens=False)["input_ids"] for example in EXAMPLES
     ]
@@ -141,9 +141,9 @@ def test_a_task_with_a_format_of_its_own_is_trained_on_the_tokens_it_is_evaluate
     for item in prepare(lm, task, "test", None):
         asked = item.prompt.context, item.prompt.question
         carried = reader.format.body(*asked) if config.carry == "prompt" else asked[0]
-        (behind,) = asking(config, [asked], reader)[1]
+        (after,) = asking(config, [asked], reader)[1]
         ids = text([item.prompt], reader).ids[0].tolist()
-        evaluated.add((carried, tuple(ids), tuple(behind), (*item.answers[0], *ends)))
+        evaluated.add((carried, tuple(ids), tuple(after), (*item.answers[0], *ends)))
     assert trained == evaluated
 
 

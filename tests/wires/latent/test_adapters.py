@@ -110,10 +110,10 @@ def test_soft_tokens_and_keys_are_both_read():
     )
     modules = LatentModules(config, {"llama": lm}, lm).eval()
     shared = modules.deliver(modules(CONTEXTS), "llama")
-    behind = [lm.format.after(question, lm) for question in QUESTIONS]
+    after = [lm.format.after(question, lm) for question in QUESTIONS]
 
     def answer():
-        return lm.prefill(shared.ask(behind, lm)).logits
+        return lm.prefill(shared.ask(after, lm)).logits
 
     whole = answer()
     for tensor in (shared.content, shared.memory.values[0], shared.memory.keys[-1]):

@@ -30,14 +30,14 @@ def test_every_key_and_value_kept_reads_as_the_text_itself(family):
     lm = tiny_lm(family)
     modules = wire(lm)
     shared = modules.deliver(modules(CONTEXTS), lm.name)
-    behind = [lm.format.after(question, lm) for question in QUESTIONS]
-    latent = lm.forced(shared.ask(behind, lm), pad_rows(ANSWERS, -100)).hidden
+    after = [lm.format.after(question, lm) for question in QUESTIONS]
+    latent = lm.forced(shared.ask(after, lm), pad_rows(ANSWERS, -100)).hidden
     text = Shared.of_tokens([lm.format.before(context, lm) for context in CONTEXTS], "cpu")
     torch.testing.assert_close(
-        latent, lm.forced(text.ask(behind, lm), pad_rows(ANSWERS, -100)).hidden, atol=1e-4, rtol=0
+        latent, lm.forced(text.ask(after, lm), pad_rows(ANSWERS, -100)).hidden, atol=1e-4, rtol=0
     )
     whole = [lm.format.tokens(c, q, lm).ids for c, q in zip(CONTEXTS, QUESTIONS, strict=True)]
-    assert whole == [lm.format.before(c, lm) + b for c, b in zip(CONTEXTS, behind, strict=True)]
+    assert whole == [lm.format.before(c, lm) + b for c, b in zip(CONTEXTS, after, strict=True)]
 
 
 @pytest.mark.parametrize("select", SELECTS, ids=lambda s: s.kind)

@@ -112,7 +112,7 @@ def suppressed(lm: Tokenizes, tokens: Iterable[str], field: str = "begin_suppres
     Raises:
         UserError: one is not a single token of the model.
     """
-    found = []
+    banned = []
     for token in tokens:
         ids = list(lm.tokenizer(token, add_special_tokens=False)["input_ids"]) if token else []
         if len(ids) != 1:
@@ -122,8 +122,8 @@ def suppressed(lm: Tokenizes, tokens: Iterable[str], field: str = "begin_suppres
                     f"{field}: found {token!r}, which {lm.name} reads as {len(ids)} tokens, expected single ones."
                 )
             ids = [known]
-        found += ids
-    return sorted(set(found))
+        banned += ids
+    return sorted(set(banned))
 
 
 def without(logits: Tensor, ids: Sequence[int]) -> Tensor:

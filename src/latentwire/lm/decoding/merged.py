@@ -94,27 +94,27 @@ class _Part(nn.Module):
 def merge(model: nn.Module, merging: Merging) -> list[Merged]:
     """Merge every group of plain linear layers; quantized, adapted, hooked or tied ones are left alone."""
     uses = Counter(id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False))
-    found = [
+    groups = [
         Merged(module, names)
         for module in list(model.modules())
         for names in GROUPS[merging]
         if _mergeable([getattr(module, name, None) for name in names], uses)
     ]
-    if found and found[0].weight.is_cuda:
+    if groups and groups[0].weight.is_cuda:
         torch.cuda.empty_cache()  # the freed pieces are too small for the next merged weight
-    return found
+    return groups
 
 
 @contextmanager
 def applied(groups: Sequence[Merged]) -> Iterator[None]:
     """Inside the block, the model computes each group as one product."""
-    for each in groups:
-        each.enter()
+    for group in groups:
+        group.enter()
     try:
         yield
     finally:
-        for each in groups:
-            each.leave()
+        for group in groups:
+            group.leave()
 
 
 def _mergeable(layers: Sequence[object], uses: Counter[int]) -> bool:

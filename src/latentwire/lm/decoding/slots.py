@@ -64,15 +64,15 @@ class Slots:
 
     def fits(self, like: Prefilled) -> bool:
         """Whether keys and values of this shape, dtype and device can be stored."""
-        found, memory = layers_of(like), like.reading.memory
+        layers, memory = layers_of(like), like.reading.memory
         by_head = memory is not None and bool(memory.heads)
         return (
             by_head == bool(self.heads)
-            and len(found) == len(self.keys)
+            and len(layers) == len(self.keys)
             and all(
                 (key.shape[1], key.shape[3], value.shape[3]) == (mine.shape[1], mine.shape[3], other.shape[3])
                 and (key.dtype, key.device, value.dtype) == (mine.dtype, mine.device, other.dtype)
-                for (key, value), mine, other in zip(found, self.keys, self.values, strict=True)
+                for (key, value), mine, other in zip(layers, self.keys, self.values, strict=True)
             )
         )
 

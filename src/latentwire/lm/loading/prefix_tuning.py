@@ -39,4 +39,4 @@ class PrefixTuning(nn.Module):
         pairs = self.weight.view(self.tokens, 2 * self.layers, self.heads, -1).permute(1, 2, 0, 3)
         rows = [pair.expand(shown.shape[0], -1, -1, -1) for pair in pairs]
         columns = Columns.of(torch.ones_like(positions, dtype=torch.bool), positions)
-        return reading.behind(Memory(tuple(rows[0::2]), tuple(rows[1::2]), columns))
+        return reading.after(Memory(tuple(rows[0::2]), tuple(rows[1::2]), columns))

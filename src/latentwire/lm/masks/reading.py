@@ -323,7 +323,7 @@ class Reading:
         """The reading of a pass that continues this one with `columns` as queries."""
         return replace(self, columns=self.columns.append(columns), plain=False, _masks={})
 
-    def behind(self, memory: Memory) -> Reading:
+    def after(self, memory: Memory) -> Reading:
         """The same reading with `memory` (keys rotated) before its own memory."""
         return replace(self, memory=memory if self.memory is None else memory.append(self.memory), _masks={})
 

@@ -31,17 +31,17 @@ class Runs:
     inverse: Tensor | None
 
 
-def runs(found: Intervals, both_ways: bool, device: torch.device) -> Runs:
+def runs(intervals: Intervals, both_ways: bool, device: torch.device) -> Runs:
     """Cut the columns into runs; all indices are made once a reading and shared by its layers."""
-    width = found.start.shape[1]
-    inside = found.inside if both_ways else torch.zeros_like(found.inside)
-    at = torch.arange(width).expand_as(found.start)
+    width = intervals.start.shape[1]
+    inside = intervals.inside if both_ways else torch.zeros_like(intervals.inside)
+    at = torch.arange(width).expand_as(intervals.start)
     # Within a document a run ends where a block begins or ends.
-    name = torch.where(inside, found.stop, 0)
-    edge = (found.start == at) | torch.nn.functional.pad(name[:, 1:] != name[:, :-1], (1, 0), value=True)
+    name = torch.where(inside, intervals.stop, 0)
+    edge = (intervals.start == at) | torch.nn.functional.pad(name[:, 1:] != name[:, :-1], (1, 0), value=True)
     first = edge.flatten().nonzero()[:, 0]
     last = torch.cat([first[1:], torch.tensor([edge.numel()])])
-    origin = (found.start + width * torch.arange(len(at))[:, None]).flatten()[first]
+    origin = (intervals.start + width * torch.arange(len(at))[:, None]).flatten()[first]
     full = inside.flatten()[first]
     calls, order = [], []
     for causal in (False, True):

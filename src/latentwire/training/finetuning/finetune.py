@@ -158,16 +158,16 @@ class _Finetuning:
         settings = self.settings
         stream = settings.data.sources("train", settings.train_samples, settings.eval_samples)
         needed = settings.steps * settings.rows * settings.row_tokens
-        found: list[Source] = []
+        sources: list[Source] = []
         budget = 0
         # The world's train split is endless: one epoch's worth is enough.
         for source in stream:
-            found.append(source)
+            sources.append(source)
             if settings.train_samples is None:
                 budget += len(document(source, self.wire, self.lm).ids)
                 if budget >= needed:
                     break
-        return Plan(self._documents(found), settings.row_tokens, settings.rows, settings.seed)
+        return Plan(self._documents(sources), settings.row_tokens, settings.rows, settings.seed)
 
     def _eval_batches(self, documents: Sequence[Document]) -> list[Rows]:
         packed = pack([len(each.ids) for each in documents], self.settings.row_tokens)

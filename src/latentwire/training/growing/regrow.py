@@ -31,7 +31,7 @@ def regrow(name: str, seeds: Sequence[int], folder: Path, report: Report, log: C
     recipe = asdict(recipe_of(name))
     if folder.exists():
         raise UserError(f"out: {folder} exists already, expected a folder to be made.")
-    partial = [folder.with_name(f".{folder.name}.partial-{each}") for each in seeds]
+    partial = [folder.with_name(f".{folder.name}.partial-{seed}") for seed in seeds]
     for place in partial:
         shutil.rmtree(place, ignore_errors=True)
         try:
@@ -39,10 +39,10 @@ def regrow(name: str, seeds: Sequence[int], folder: Path, report: Report, log: C
         except OSError as error:
             raise UserError(f"out: {folder.parent} cannot be written into: {error.strerror}.") from error
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    for each, place in zip(seeds, partial, strict=True):
-        grown = grow(name, each, place, device, report)
-        card.write(place, name, each, recipe, grown, device)
-        log(f"seed {each}: grown in {grown['seconds']:.0f} s")
+    for seed, place in zip(seeds, partial, strict=True):
+        grown = grow(name, seed, place, device, report)
+        card.write(place, name, seed, recipe, grown, device)
+        log(f"seed {seed}: grown in {grown['seconds']:.0f} s")
     card.add_seeds(partial[0], partial[1:])
     partial[0].rename(folder)
     for place in partial[1:]:

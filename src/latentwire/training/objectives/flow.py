@@ -79,13 +79,13 @@ class FlowMatching(Term):
         encoder, states = evidence.encoded.modules.encoder, evidence.encoded.states
         assert isinstance(encoder, SourceEncoder)
         assert isinstance(encoder.translator, DitTranslator)
-        aims, told = self._answers(evidence) if self.teacher == "answer" else self._prompts(evidence)
+        aims, weights = self._answers(evidence) if self.teacher == "answer" else self._prompts(evidence)
         draws = [evidence.draw("flow", row) for row in range(len(aims))]
         aims = F.rms_norm(aims.float(), aims.shape[-1:]).to(states.places.device)
         apart = encoder.translator.matching(states, aims, draws)
         # Row by row, so that a step divided among passes and processes has the same loss.
-        told = told.to(apart)
-        rows = (apart * told).sum(1) / told.sum(1).clamp_min(1)
+        weights = weights.to(apart)
+        rows = (apart * weights).sum(1) / weights.sum(1).clamp_min(1)
         return (rows * evidence.questions.counts.to(rows)).sum()
 
     def _answers(self, evidence: Evidence) -> tuple[Tensor, Tensor]:

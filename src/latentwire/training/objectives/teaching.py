@@ -90,12 +90,12 @@ class DistillHidden(Term):
         if evidence.teacher is None:
             return None
         chosen, scale = first_of(evidence, self.tokens)
-        each = []
+        parts = []
         for layer in self.taps(evidence.depth):
             ours, theirs = evidence.student_states[layer].float(), evidence.teacher_states[layer].float()
             apart = (ours - theirs).square().mean(-1) / theirs.square().mean(-1).clamp_min(1e-12)
-            each.append((apart if chosen is None else apart[chosen]).sum())
-        return torch.stack(each).mean() * scale
+            parts.append((apart if chosen is None else apart[chosen]).sum())
+        return torch.stack(parts).mean() * scale
 
 
 @torch.no_grad()

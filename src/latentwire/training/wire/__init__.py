@@ -1,1 +1,1 @@
-"""Training of a latent wire: its encoder and adapters, behind frozen readers."""
+"""Training of a latent wire: its encoder and adapters, in front of frozen readers."""

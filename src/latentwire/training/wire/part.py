@@ -82,7 +82,7 @@ def collate(
     asked = dict(plain)
     for name, device in devices.items():
         ids = (after or {}).get(name) or []
-        if ids or any(passage.behind for passage in passages):
+        if ids or any(passage.after_latents for passage in passages):
             asked_after = [
                 [([*p.asks(name, n), *ids], p.pairs[name][n][1]) for n in numbers]
                 for p, numbers in zip(passages, chosen, strict=True)

@@ -16,19 +16,19 @@ class Passage:
         context: its text; the prompt where whole prompts are carried.
         text: by reader, token ids of the context and of what stands before it.
         pairs: by reader, its questions and answers; the same ones in the same order for all readers.
-        behind: by reader, what is asked after latents, where that is something else.
+        after_latents: by reader, what is asked after latents, where that is something else.
     """
 
     group: str
     context: str
     text: dict[str, list[int]]
     pairs: dict[str, list[Pair]]
-    behind: dict[str, list[list[int]]] = field(default_factory=dict)
+    after_latents: dict[str, list[list[int]]] = field(default_factory=dict)
 
     def asks(self, reader: str, number: int) -> list[int]:
         """Token ids of what a reader is asked after latents."""
-        behind = self.behind.get(reader)
-        return self.pairs[reader][number][0] if behind is None else behind[number]
+        asked = self.after_latents.get(reader)
+        return self.pairs[reader][number][0] if asked is None else asked[number]
 
     @property
     def asked(self) -> int:

@@ -84,7 +84,7 @@ def save(key_: str, passages: Sequence[Passage], remarks: Sequence[str], *, comp
         "complete": complete,
         "remarks": list(remarks),
         "readers": readers,
-        "after_latents": [name for name in readers if name in passages[0].behind],
+        "after_latents": [name for name in readers if name in passages[0].after_latents],
     }
     path = _path(key_)
     unfinished = path.with_name(f".{path.name}.{os.getpid()}")
@@ -129,7 +129,7 @@ def _packed(passages: Sequence[Passage], known: Mapping[str, Any]) -> dict[str, 
         put(f"{number}.question", [question for p in passages for question, _ in p.pairs[reader]])
         put(f"{number}.answer", [answer for p in passages for _, answer in p.pairs[reader]])
         if reader in known["after_latents"]:
-            put(f"{number}.after", [ids for p in passages for ids in p.behind[reader]])
+            put(f"{number}.after", [ids for p in passages for ids in p.after_latents[reader]])
     return arrays
 
 

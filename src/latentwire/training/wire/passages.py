@@ -116,13 +116,13 @@ def _range_of(data: PassageData, tokenizing: Mapping[str, Asking], numbers: rang
 
 def groups(data: PassageData, split: Split, count: int, *, whole: bool) -> set[str]:
     """The groups of the first `count` passages. whole: prompts are carried, each question is a passage."""
-    found: set[str] = set()
+    seen: set[str] = set()
     for shared in data.contexts(split):
         if count <= 0:
             break
-        found.add(shared.examples[0].group)
+        seen.add(shared.examples[0].group)
         count -= len(shared.examples) if whole else 1
-    return found
+    return seen
 
 
 def tokenize(contexts: Sequence[ContextExamples], tokenizing: Mapping[str, Asking]) -> list[list[Passage]]:
@@ -170,7 +170,9 @@ def _passages(
             context=context,
             text={name: rows[at].text for name, rows in asked.items()},
             pairs={name: rows[at].pairs for name, rows in asked.items()},
-            behind={name: after for name, rows in asked.items() if (after := rows[at].after_latents) is not None},
+            after_latents={
+                name: after for name, rows in asked.items() if (after := rows[at].after_latents) is not None
+            },
         )
         for at, (examples, context) in enumerate(zip(groups_, carried, strict=True))
     ]

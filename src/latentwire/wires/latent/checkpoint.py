@@ -29,14 +29,14 @@ def write(folder: Path, config: BaseModel, pieces: Mapping[str, Tensor], dtype: 
         UserError: a piece is not finite.
         RuntimeError: what was read back is not what was written.
     """
-    tensors = {name: each.detach().to("cpu", dtype or each.dtype).contiguous() for name, each in pieces.items()}
-    for name, each in tensors.items():
-        _check_finite(folder, name, each)
+    tensors = {name: piece.detach().to("cpu", dtype or piece.dtype).contiguous() for name, piece in pieces.items()}
+    for name, tensor in tensors.items():
+        _check_finite(folder, name, tensor)
     with appearing(folder) as partial:
         save_file(tensors, partial / WEIGHTS)
         write_atomically(partial / CONFIG, config.model_dump_json(indent=1) + "\n")
         back = load_file(partial / WEIGHTS)
-        wrong = [name for name, each in tensors.items() if name not in back or not torch.equal(back[name], each)]
+        wrong = [name for name in tensors if name not in back or not torch.equal(back[name], tensors[name])]
         if wrong or back.keys() != tensors.keys():
             raise RuntimeError(f"{(wrong or ['a piece'])[0]} did not come back from disk as it was written")
         if type(config).model_validate_json((partial / CONFIG).read_text()) != config:
@@ -55,22 +55,22 @@ def read(folder: Path) -> dict[str, Tensor]:
         raise UserError(f"wire: {folder / WEIGHTS} cannot be read: {error}.") from error
 
 
-def check(folder: Path, found: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+def check(folder: Path, stored: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
     """Compare the pieces in a folder with those that a wire expects.
 
     Raises:
         UserError: a piece is missing, unexpected, of another shape, or not finite.
     """
-    for name, each in wanted.items():
-        if name not in found:
+    for name, tensor in wanted.items():
+        if name not in stored:
             raise UserError(f"wire: {folder} lacks {name}, expected every piece that was trained.")
-        if found[name].shape != each.shape or not found[name].is_floating_point():
+        if stored[name].shape != tensor.shape or not stored[name].is_floating_point():
             raise UserError(
-                f"wire: {folder}, {name}: found {found[name].dtype} of shape {tuple(found[name].shape)}, "
-                f"expected floating-point numbers of shape {tuple(each.shape)}."
+                f"wire: {folder}, {name}: found {stored[name].dtype} of shape {tuple(stored[name].shape)}, "
+                f"expected floating-point numbers of shape {tuple(tensor.shape)}."
             )
-        _check_finite(folder, name, found[name])
-    for name in sorted(found.keys() - wanted.keys()):
+        _check_finite(folder, name, stored[name])
+    for name in sorted(stored.keys() - wanted.keys()):
         raise UserError(f"wire: {folder} holds {name}, which this wire has no place for.")
 
 

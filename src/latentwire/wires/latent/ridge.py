@@ -86,8 +86,8 @@ def check(modules: LatentModules, readers: Mapping[str, LM]) -> None:
 def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
     source = modules.encoder
     if not isinstance(source, SourceEncoder) or not isinstance(source.translator, MlpTranslator):
-        found = modules.config.encoder.described
-        raise UserError(f"ridge: found {found}, expected the encoder source with the translator mlp.")
+        kind = modules.config.encoder.described
+        raise UserError(f"ridge: found {kind}, expected the encoder source with the translator mlp.")
     if source.drafts:
         raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
     if modules.config.width is not None:
@@ -96,8 +96,8 @@ def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
     for name in readers:
         adapter = modules.adapters[key_of(name)]
         if not isinstance(adapter, ProjectedAdapter):
-            found = modules.config.adapters[name].kind
-            raise UserError(f"ridge: found the adapter {found} of {name}, expected projected.")
+            kind = modules.config.adapters[name].kind
+            raise UserError(f"ridge: found the adapter {kind} of {name}, expected projected.")
         adapters[name] = adapter
     return _Pieces(source, source.translator, adapters)
 
@@ -141,7 +141,7 @@ def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) 
     assert states.weights is not None
     real = states.real
     spans = pieces.source.spans(contexts)
-    found = []
+    columns = []
     for name in pieces.adapters:
         lm = readers[name]
         before: Marked = marked(lm.format, lm)
@@ -152,8 +152,8 @@ def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) 
         mixed = states.weights.to(lm.device) @ overlaps(spans, [its for _, its in rows], lm.device)
         for pair in zip(memory.keys, memory.values, strict=True):
             # (B, M, H * D) each, as `ProjectedAdapter.shape` has them
-            found += [(mixed @ each.transpose(1, 2).flatten(2).float())[real.to(lm.device)] for each in pair]
-    return (states.weights @ states.content)[real], torch.cat([each.to(real.device) for each in found], 1)
+            columns += [(mixed @ each.transpose(1, 2).flatten(2).float())[real.to(lm.device)] for each in pair]
+    return (states.weights @ states.content)[real], torch.cat([each.to(real.device) for each in columns], 1)
 
 
 def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:

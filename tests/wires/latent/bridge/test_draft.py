@@ -1,4 +1,4 @@
-"""A source that drafts is one that reads its own words behind the context, the same words whoever asks."""
+"""A source that drafts is one that reads its own words after the context, the same words whoever asks."""
 
 from __future__ import annotations
 

@@ -126,9 +126,9 @@ def test_a_prompt_in_two_parts_is_the_prompt(lm, template, whole, context):
     how, own = PromptFormat(template=template), lm.tokenizer.chat_template
     lm.tokenizer.chat_template = "U {% for m in messages %}{{ m['content'] }}{% endfor %} A "
     try:
-        before, behind = how.split(context, "Who lives there?", lm, whole=whole)
-        assert [*before, *behind] == how.tokens(context, "Who lives there?", lm).ids
-        assert behind
+        before, after = how.split(context, "Who lives there?", lm, whole=whole)
+        assert [*before, *after] == how.tokens(context, "Who lives there?", lm).ids
+        assert after
         assert ("lives there" in lm.decode(before)) is whole
     finally:
         lm.tokenizer.chat_template = own
@@ -346,7 +346,7 @@ def test_training_and_evaluation_divide_a_prompt_with_the_same_function(lm):
         built = config(lm, carry=carry, layout=layout)
         texts, asked = asking(built, pair, lm)
         (trained,) = Asking.of(lm, built).contexts([EXAMPLES[:1]])
-        text, pairs, behind = trained.text, trained.pairs, trained.after_latents
-        assert asked == ([question for question, _ in pairs] if behind is None else behind)
+        text, pairs, after = trained.text, trained.pairs, trained.after_latents
+        assert asked == ([question for question, _ in pairs] if after is None else after)
         assert texts in (None, [text])
         assert (texts is None) is (layout != "text")

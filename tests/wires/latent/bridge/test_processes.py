@@ -21,7 +21,7 @@ FLOW = {
     "adapter": "both",
     "keep_prob": {"start": 0.7},
 }
-# A small step: AdamW turns a gradient of nearly nothing, as behind a map that begins at zero, into a whole one.
+# A small step: AdamW turns a gradient of nearly nothing, as after a map that begins at zero, into a whole one.
 SOLVED = {"ridge": Ridge(contexts=8), "adapter": "projected", "learning_rate": 1e-3}
 
 

@@ -38,7 +38,7 @@ def begun(source, reader, penalty=1e-9, **changes):
 
 @torch.no_grad()
 def off(modules, reader):
-    """How far logits behind the latents of contexts never seen are from those behind the text, at most."""
+    """How far logits after the latents of contexts never seen are from those after the text, at most."""
     pairs = [[(reader.format.after("Who lives there?", reader), [5, 6, 7])] for _ in FRESH]
     asked = Questions.of(pairs, "cpu")
     text = Shared.of_tokens([reader.format.before(each, reader) for each in FRESH], "cpu")

@@ -142,8 +142,8 @@ class SelfEncoder(Encoder):
             count = self.settings.select.slots
             content = torch.cat([content, self.slots.to(content).expand(len(rows), -1, -1)], 1)
             valid = torch.cat([valid, torch.ones_like(valid[:, :1]).expand(-1, count)], 1)
-            behind = length[:, None] + torch.arange(count, device=lm.device)
-            positions = torch.cat([positions, behind], 1)
+            after = length[:, None] + torch.arange(count, device=lm.device)
+            positions = torch.cat([positions, after], 1)
         weights = self.settings.select.weights(valid) if self._other is None else self._aligned(contexts)
         if self.mark is not None:
             chosen = (weights > 0).any(1)[..., None]

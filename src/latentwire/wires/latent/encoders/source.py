@@ -115,17 +115,17 @@ class SourceEncoder(Encoder):
     def translate(self, read: SourceRead) -> Latents:
         """The latents of contexts that were read; without a translator, the states as they are."""
         states = read.states
-        found = Latents(valid=states.real, positions=states.places, length=read.length)
+        latents = Latents(valid=states.real, positions=states.places, length=read.length)
         if self.translator is not None:
-            return replace(found, vectors=self.translator(states))
+            return replace(latents, vectors=self.translator(states))
         assert states.weights is not None
         plain = states.weights @ states.content
         if self.settings.states == "hidden":
-            return replace(found, vectors=plain)
+            return replace(latents, vectors=plain)
         heads = [self._heads[layer] for layer in self._layers for _ in range(2)]
         parts = plain.split([count * width for count, width in heads], -1)
         each = [part.unflatten(-1, shape).transpose(1, 2) for part, shape in zip(parts, heads, strict=True)]
-        return replace(found, keys=tuple(each[0::2]), values=tuple(each[1::2]))
+        return replace(latents, keys=tuple(each[0::2]), values=tuple(each[1::2]))
 
     def align_to(self, form: PromptFormat) -> None:
         """Count the other model's tokens as in prompts of this format, instead of its files' own."""
@@ -134,12 +134,12 @@ class SourceEncoder(Encoder):
 
     def ahead(self, contexts: Sequence[str]) -> None:
         """Tokenize contexts that will be read soon; may run in another thread. Drafts are not written ahead."""
-        for each in () if self.drafts else contexts:
+        for batch in () if self.drafts else contexts:
             if self._wanted is None:
-                self._before(each)
+                self._before(batch)
             else:
-                self._marked(each)
-                self._wanted(each)
+                self._marked(batch)
+                self._wanted(batch)
 
     def keep_drafts(self, keeps: bool) -> None:
         self.drafts.keeps = keeps
