@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Annotated, Any, ClassVar, Literal, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, SerializationInfo
+from pydantic import BaseModel, ConfigDict, Field, GetCoreSchemaHandler, GetJsonSchemaHandler, SerializationInfo
 from pydantic_core import CoreSchema, core_schema
 
 from latentwire.errors import UserError, one_of
@@ -166,6 +166,14 @@ class KindOf:
     """
 
     base: type[Kind]
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """One of the members, or any mapping whose `kind` is the path of a class."""
+        made = handler(schema)
+        own = {"type": "string", "pattern": f"^{PATH.pattern}$", "description": f"{OWN} of your own."}
+        return {
+            "anyOf": [made, {"type": "object", "properties": {"kind": own}, "required": ["kind"]}],
+        }
 
     def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
         known = get_args(source)

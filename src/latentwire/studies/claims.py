@@ -13,7 +13,12 @@ Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain",
 
 
 class After(Settings):
-    """The two readings after a finetuning: with the mask, and without it."""
+    """The two readings after a finetuning: with the mask, and without it.
+
+    Attributes:
+        ablated: The reading with the mask, STAGE/ARM.
+        plain: The reading without it, STAGE/ARM.
+    """
 
     ablated: str
     plain: str
@@ -74,6 +79,8 @@ class StudyComparison(Settings):
     """A paired difference a − b.
 
     Attributes:
+        name: What the comparison is called in every table.
+        task: The task whose examples are compared; `macro` for the mean over tasks.
         a: A reading, STAGE/ARM or oracles/NAME.
         b: The reading it is compared with.
         metric: A metric of the task; its primary one if not given.
@@ -89,7 +96,17 @@ class StudyComparison(Settings):
 
 
 class Condition(Settings):
-    """A gate: a bound on an effect. If it does not hold, the study ends with exit status 1."""
+    """A gate: a bound on an effect. If it does not hold, the study ends with exit status 1.
+
+    Attributes:
+        name: What the gate is called in every table.
+        effect: Which effect is bounded.
+        of: The reading, STAGE/ARM, whose effect it is.
+        task: The task on which it is measured; `macro` for the mean over tasks.
+        above_floor: Measure shares above the highest floor instead of above zero.
+        at_least: The lowest value that holds.
+        at_most: The highest value that holds. Exactly one of the two bounds is given.
+    """
 
     name: Annotated[str, StringConstraints(min_length=1)]
     effect: Effect

@@ -31,6 +31,9 @@ class FileTask(Settings):
     """A task read from your own file or from a benchmark's official files, under any name.
 
     Attributes:
+        name: What the task is called in every table.
+        kind: The format of the file, or the benchmark whose official files are read.
+        data: The file, or the folder that holds one file of that format.
         fields: for kind `file`, the column that holds what is called otherwise than expected.
         max_unusable: for kind `file`, the share of rows up to which unusable ones are skipped.
     """
@@ -53,8 +56,11 @@ class HubTask(Settings):
     """A dataset of the hub as a task, under any name; see `tasks.hub`.
 
     Attributes:
+        name: What the task is called in every table.
         dataset: its id, a short name such as `squad`, or a local folder that `datasets` can read.
+        config: its configuration, where it has several.
         split: which of its splits; slices such as `validation[:500]` work.
+        revision: a branch, tag or commit.
         fields: for what is called otherwise than expected, the column that holds it.
         max_unusable: the share of rows up to which unusable ones are skipped.
     """
@@ -87,14 +93,22 @@ class Study(Settings):
     """A whole study.
 
     Attributes:
+        name: What the study is called; its runs are in a folder of that name.
+        model: The model that stages start from: `embedded:heron`, a hub id, a folder or a `.gguf` file.
+        seed: The seed of every training that sets none itself.
         tasks: What evaluations answer.
         limit: Use the first `limit` examples of each task.
+        split: The split that evaluations answer.
         dtype: What evaluations read in (if not given, float32 on a CPU and bfloat16 on an accelerator); finetuning
             keeps float32 weights in any case.
         loading: How each model is loaded, by its name. Its dtype wins over the study's, and a training holds that
             model in it while it is frozen.
         prompts: How each model is asked, in training and in evaluation; others are asked as their own files say.
         decoding: By task, how its answers are generated, where that is not as the task says.
+        stages: By name, what is done: evaluations, finetunings and trainings of wires.
+        effects: Which effects to derive from the readings: damage, gain, recovery and the like.
+        comparisons: The paired differences to report.
+        gates: Bounds on effects; if one does not hold, the study ends with exit status 1.
         oracles: By name, readings (STAGE/ARM) of which the best counts, example by example: an upper bound for
             anyone who would choose between them.
     """

@@ -17,6 +17,8 @@ class Stopping(Settings):
     """When to end before the last step.
 
     Attributes:
+        min_delta: The smallest change of a loss, in nats, that counts as an improvement.
+        min_steps: No plateau is called before this step.
         patience: Plateau: stop after N evaluations without an improvement of `min_delta` nats, never before
             `min_steps`.
         no_signal_steps: No learning signal: stop if the smoothed train loss is not `min_delta` below its start by
@@ -24,6 +26,7 @@ class Stopping(Settings):
         worse_evaluations: Stop if the evaluation loss has risen N times in a row.
         collapse_ratio: A train loss below this share of its start within `collapse_steps` steps is implausible,
             and reported as a suspected leak.
+        collapse_steps: The steps in which `collapse_ratio` applies.
     """
 
     patience: int | None = Field(default=None, ge=1)
@@ -49,8 +52,14 @@ class Loop(Settings):
         accumulation: Passes that a step is split into.
         optimizer: `adafactor` keeps its second moments factored, `adamw8bit` its state in 8 bits (bitsandbytes, on
             a GPU).
+        learning_rate: The highest learning rate, reached after the warmup.
+        weight_decay: Decoupled decay of the trained weights.
+        schedule: How the learning rate falls after the warmup.
+        warmup_steps: Steps in which the learning rate rises linearly from 0.
+        final_share: The last learning rate, as a share of the highest; `constant` ignores it.
         clip: The largest norm of a step's gradient; larger ones are scaled down to it.
         precision: `bf16` is autocast over float32 weights.
+        log_steps: Write a line of diagnostics every this many steps.
         eval_steps: Evaluate every this many steps.
         generate_steps: Also generate answers to held-out examples every this many steps, and measure exact match
             and F1, beside those of the model before training that reads the text; None never does.
@@ -60,6 +69,9 @@ class Loop(Settings):
         save_steps: Write a snapshot to resume from every this many steps; None writes one at every evaluation.
         save_minutes: Also write one when this much time has passed since the last.
         keep_snapshots: How many of these are kept; the older ones serve where the newest is damaged.
+        samples: Sample answers written at every evaluation.
+        stopping: When to end before the last step.
+        seed: Of the order of the data and of every random draw; the study's seed where it is not set.
     """
 
     eval_samples: int = Field(default=500, ge=1)
@@ -77,7 +89,11 @@ class Loop(Settings):
     eval_steps: int = Field(default=100, ge=1)
     generate_steps: int | None = Field(default=None, ge=1)
     generate_samples: int = Field(default=64, ge=1)
-    best: Annotated[tuple[Metric, ...], BeforeValidator(_listed), Field(min_length=1)] = ("loss",)
+    best: Annotated[
+        tuple[Metric, ...],
+        BeforeValidator(_listed, json_schema_input_type=Metric | tuple[Metric, ...]),
+        Field(min_length=1),
+    ] = ("loss",)
     save_steps: int | None = Field(default=None, ge=1)
     save_minutes: float | None = Field(default=None, gt=0)
     keep_snapshots: int = Field(default=1, ge=1)

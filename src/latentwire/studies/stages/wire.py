@@ -41,6 +41,7 @@ class TrainWire(WireTraining, TrainingStage):
             interval, on `accept_examples` validation examples (all of them for a task that has fewer). Examples
             that chose the checkpoint are left out if enough others remain. If a gate does not hold, the stage is
             rejected and nothing starts from it.
+        accept_examples: Validation examples on which each gate is judged.
     """
 
     described: ClassVar[str] = "a wire"

@@ -151,7 +151,9 @@ class HubData(RowData):
 
     Attributes:
         name: `squad`, `rajpurkar/squad`, or a local folder that `datasets` can read.
-        config: its configuration. split: the rows to train on. revision: a branch, tag or commit.
+        config: its configuration, where it has several.
+        split: the rows to train on; slices such as `train[:5000]` work.
+        revision: a branch, tag or commit.
         validation_split: rows to evaluate on during training; without it some are held out, as of a file.
     """
 

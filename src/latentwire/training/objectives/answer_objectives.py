@@ -29,6 +29,9 @@ class FirstTokens(Term):
     """Cross-entropy of the first `tokens` of every answer, scaled to weigh as much as all of them would.
 
     The first token is the hard one: a reader that gets it wrong has not understood, whatever it goes on to say.
+
+    Attributes:
+        tokens: How many tokens of every answer count.
     """
 
     kind: Literal["first_tokens"] = "first_tokens"
@@ -75,7 +78,11 @@ class GrowingTokens(Term):
 
 
 class Contrast(Term):
-    """The answer must be likelier after its own latents than after another context's, by `margin` nats a token."""
+    """The answer must be likelier after its own latents than after another context's, by `margin` nats a token.
+
+    Attributes:
+        margin: By how many nats a token.
+    """
 
     needs_message: ClassVar[bool] = True
 

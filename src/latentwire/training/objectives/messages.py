@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 
 class Scale(Term):
-    """Keeps the root mean square of latents near `target`: the squared logarithm of their ratio."""
+    """Keeps the root mean square of latents near `target`: the squared logarithm of their ratio.
+
+    Attributes:
+        target: The root mean square to stay near.
+    """
 
     needs_message: ClassVar[bool] = True
 
@@ -86,6 +90,9 @@ class InfoNce(Term):
     """Soft tokens, on average, resemble their own text more than the batch's others (van den Oord, 1807.03748).
 
     Texts of the same group are not taken as negatives.
+
+    Attributes:
+        temperature: What similarities are divided by; a lower one asks for a clearer winner.
     """
 
     needs_message: ClassVar[bool] = True

@@ -40,6 +40,7 @@ class TextSteps(Settings):
     Attributes:
         probability: how likely such a step is at first.
         tail: how likely it is from step `steps` on, with a cosine between the two.
+        steps: the step from which on `tail` holds.
     """
 
     probability: float = Field(default=1.0, ge=0, le=1)

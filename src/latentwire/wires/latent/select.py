@@ -25,6 +25,7 @@ class _Groups(_Select):
         ratio: columns for each latent.
         keep_first: the first column is a latent of its own: readers attend to it whatever it holds (attention
             sink).
+        slots: always 0: nothing learned stands after the text.
     """
 
     kind: Literal["anchors", "mean"]
@@ -88,7 +89,11 @@ class Mean(_Groups):
 
 
 class LearnedSlots(_Select):
-    """`slots` learned tokens after the text, the same number for every length (ICAE; 500xCompressor)."""
+    """`slots` learned tokens after the text, the same number for every length (ICAE; 500xCompressor).
+
+    Attributes:
+        slots: how many latents, whatever the context's length.
+    """
 
     kind: Literal["slots"] = "slots"
     slots: int = Field(default=32, ge=1)
