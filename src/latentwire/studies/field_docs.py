@@ -16,7 +16,7 @@ _ENTRY = re.compile(r"^    (\w+(?:, \w+)*): ", re.MULTILINE)
 def descriptions(model: type[BaseModel]) -> dict[str, str]:
     """By field, its meaning: the entry under `Attributes:` of its class, or of the nearest parent that has one.
 
-    Two entries may share a line (`layers: how many. heads: of attention.`), and one entry may serve several fields.
+    Entries may share a line (`layers: how many. heads: of attention.`), and one entry may serve several fields.
 
     Example:
         >>> descriptions(Stopping)["collapse_steps"]
