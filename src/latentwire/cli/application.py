@@ -28,7 +28,7 @@ app = typer.Typer(
     epilog="Exit status: 0 done, 1 the run failed or a check did not hold, 2 bad input.",
 )
 
-runs_app = typer.Typer(help="List and show the runs of studies.", rich_markup_mode=None)
+runs_app = typer.Typer(help="Find, compare, check and keep the runs of studies.", rich_markup_mode=None)
 app.add_typer(runs_app, name="runs")
 
 

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+import shlex
+from collections.abc import Iterable, Iterator, Mapping
 
 from rich.table import Table
 
 from latentwire.printing import plain_table
 from latentwire.runs.log import duration
+from latentwire.runs.queries import Hit, began
 from latentwire.runs.store import METRICS, Run, Unreadable
 
 
-def listed(runs: Iterable[Run], unreadable: Iterable[Unreadable] = ()) -> Iterator[str]:
+def listed(hits: Iterable[Hit], unreadable: Iterable[Unreadable] = ()) -> Iterator[str]:
     """Aligned lines, one for each run; those that cannot be read come last, with the reason.
 
     Lines of text rather than a table: measuring the cells of thousands of rows would take seconds.
     """
-    rows = [("run", "kind", "status", "took", "what")]
-    for run in runs:
+    rows = [("run", "kind", "status", "began", "took", "what")]
+    for hit in hits:
+        run = hit.run
         took = "" if run.seconds is None else duration(run.seconds)
-        rows.append((run.record.run, run.record.kind, run.status, took, _what(run)))
+        at = f"{began(run):%Y-%m-%d %H:%M}"
+        rows.append((run.record.run, run.record.kind, run.status, at, took, "; ".join(hit.met) or _what(run)))
     for broken in unreadable:
-        rows.append(("/".join(broken.folder.parts[-3:]), "", "unreadable", "", broken.problem))
+        rows.append(("/".join(broken.folder.parts[-3:]), "", "unreadable", "", "", broken.problem))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
         yield "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
@@ -48,6 +52,8 @@ def shown(run: Run) -> Iterator[str | Table]:
     for name, source in record.inputs.items():
         yield f"{name}: {source.path} (SHA-256 {source.sha256[:16]}...)"
     yield "versions: " + ", ".join(f"{name} {version}" for name, version in record.versions.items())
+    if record.command:
+        yield f"command: {shlex.join(record.command)}"
     if record.git:
         yield f"commit: {record.git['commit']}{' with changes' if record.git['changed'] else ''}"
     yield "configuration: " + json.dumps(record.configuration, ensure_ascii=False)
@@ -70,11 +76,16 @@ def _what(run: Run) -> str:
     return f"{run.record.configuration.get('wire', '')}{steps}"
 
 
-def _metrics(metrics: dict[str, dict[str, dict[str, dict[str, float]]]]) -> Table:
+def _metrics(metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]) -> Table:
     table = plain_table("arm", "task", "metric", "value [95 %]", right=("n",))
     for arm, tasks in metrics.items():
         for task, numbers in tasks.items():
             for metric, number in numbers.items():
-                interval = f"{number['value']:.3f} [{number['low']:.3f}, {number['high']:.3f}]"
-                table.add_row(arm, task, metric, interval, str(number["n"]))
+                table.add_row(arm, task, metric, in_words(number), str(number["n"]))
     return table
+
+
+def in_words(number: Mapping[str, float | None], digits: int = 3) -> str:
+    """A metric with its interval: `0.846 [0.833, 0.858]`; an end without bound is left open."""
+    low, high = (f"{end:.{digits}f}" if (end := number[key]) is not None else "" for key in ("low", "high"))
+    return f"{number['value']:.{digits}f} [{low}, {high}]"

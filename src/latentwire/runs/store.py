@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentwire.errors import UserError
 from latentwire.files import write_atomically
+from latentwire.runs import seals
 from latentwire.runs.identity import file_sha256
 
 Status = Literal["running", "done", "rejected", "failed", "interrupted"]
@@ -62,12 +63,42 @@ class Attempt(BaseModel):
     ended: str | None = None
 
 
+class StudyFile(BaseModel):
+    """The study that a run belongs to, as it was read.
+
+    Attributes:
+        path: The file, or the template's name.
+        text: Its content.
+        changes: What `--set` changed, in order.
+        preset: What `--preset` chose.
+    """
+
+    model_config = ConfigDict(frozen=True)
+
+    path: str
+    text: str
+    changes: tuple[str, ...] = ()
+    preset: str | None = None
+
+
+class LogHash(BaseModel):
+    """The log as it was when the run ended; what is appended later does not count."""
+
+    model_config = ConfigDict(frozen=True)
+
+    bytes: int
+    sha256: str
+
+
 class Record(BaseModel):
-    """`run.json`.
+    """`run.json`, which `runs.seals` gives a hash of its own.
 
     Attributes:
         results: None until the run is done.
         artifacts: SHA-256 of every file it left, by path inside the folder.
+        log: the log's hash when the run ended.
+        command: the command line as given.
+        study_file: the study file as read; None for a run of no study.
     """
 
     model_config = ConfigDict(frozen=True)
@@ -88,7 +119,10 @@ class Record(BaseModel):
     times: tuple[Attempt, ...] = ()
     results: dict[str, Any] | None = None
     artifacts: dict[str, str] = {}
+    log: LogHash | None = None
     error: str | None = None
+    command: tuple[str, ...] = ()
+    study_file: StudyFile | None = None
 
 
 @dataclass
@@ -151,8 +185,7 @@ class Run:
     def write(self, **changes: Any) -> None:
         """Change the record and write `run.json`."""
         self.record = self.record.model_copy(update=changes)
-        text = json.dumps(self.record.model_dump(mode="json"), indent=1, ensure_ascii=False)
-        write_atomically(self.folder / RECORD, text + "\n")
+        write_atomically(self.folder / RECORD, seals.sealed(self.record.model_dump(mode="json")))
 
     @contextmanager
     def work(self) -> Iterator[None]:
@@ -171,7 +204,9 @@ class Run:
                 raise UserError(f"run: {self.folder} is being worked on by process {pid}.") from error
             attempt = Attempt(pid=os.getpid(), started=_now())
             earlier = self.record.times
-            self.write(status="running", times=(*earlier, attempt), results=None, artifacts={}, error=None)
+            self.write(
+                status="running", times=(*earlier, attempt), results=None, artifacts={}, log=None, error=None
+            )
             try:
                 yield
             except Exception:
@@ -184,7 +219,10 @@ class Run:
 
     def finish(self, results: dict[str, Any], *, rejected: bool = False) -> None:
         """Record results and the hashes of all files: the run is done, or rejected."""
-        self.write(status="rejected" if rejected else "done", results=results, artifacts=self._artifacts())
+        log = self.folder / LOG
+        told = LogHash(bytes=log.stat().st_size, sha256=file_sha256(log)) if log.is_file() else None
+        status: Status = "rejected" if rejected else "done"
+        self.write(status=status, results=results, artifacts=self._artifacts(), log=told)
 
     def fail(self, error: str) -> None:
         """Record that the run failed, with one sentence that says why."""

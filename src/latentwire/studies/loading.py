@@ -13,6 +13,7 @@ import yaml
 from pydantic import ValidationError
 
 from latentwire.errors import UserError, one_of
+from latentwire.runs.store import StudyFile
 from latentwire.studies import references, templates
 from latentwire.studies.mistakes import SHARED, SWEEP, mistake, shown
 from latentwire.studies.naming import in_full
@@ -96,7 +97,7 @@ def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> 
         references.check(made)
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
-    return made
+    return made.read_from(StudyFile(path=where, text=text, changes=tuple(changes), preset=preset))
 
 
 def _text(study: str) -> tuple[str, str]:

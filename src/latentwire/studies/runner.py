@@ -194,6 +194,7 @@ def _record(planned: StudyPlan, name: str, counting: dict[str, Run]) -> Record:
         seeds=stage.stage.seeds(),
         inputs=stage.inputs,
         parents={parent.stage: Parent(run=parent.run, identity=parent.identity) for parent in parents},
+        study_file=planned.study.file,
         **provenance.gather(),
     )
 

@@ -6,12 +6,13 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, Tag, field_validator
+from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator
 
 from latentwire.errors import one_of
 from latentwire.lm.decoding import DecodingSettings
 from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.prompt_settings import PromptSettings
+from latentwire.runs.store import StudyFile
 from latentwire.studies.claims import Condition, Effects, StudyComparison
 from latentwire.studies.stages import AnyStage
 from latentwire.studies.stages.base import Name
@@ -128,6 +129,18 @@ class Study(Settings):
     oracles: dict[Name, Readings] = Field(default_factory=dict)
     comparisons: tuple[StudyComparison, ...] = ()
     gates: tuple[Condition, ...] = ()
+    _file: StudyFile | None = PrivateAttr(None)
+
+    @property
+    def file(self) -> StudyFile | None:
+        """The file that it was read from, as it was; None for a study made in Python."""
+        return self._file
+
+    def read_from(self, file: StudyFile) -> Study:
+        """The same study, which knows its file."""
+        made = self.model_copy()
+        made._file = file
+        return made
 
     def models(self) -> list[str]:
         """Every model that a stage loads."""

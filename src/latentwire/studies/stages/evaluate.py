@@ -233,9 +233,9 @@ class Evaluate(Stage):
         """Answer task by task, keeping the outcomes of every finished task, and write `metrics.json`.
 
         Returns:
-            `floors` of the tasks, `unstable` prompts (see `evaluation.evaluate.Evaluation`), `skipped` (by arm and
-            task, how many examples the arm's variant could not change), `partners` of deranged examples (see
-            `evaluation.arms.Arm.partner_types`), the arms that are `leaks` or
+            `floors` and `examples_sha256` of the tasks, `unstable` prompts (see `evaluation.evaluate.Evaluation`),
+            `skipped` (by arm and task, how many examples the arm's variant could not change), `partners` of
+            deranged examples (see `evaluation.arms.Arm.partner_types`), the arms that are `leaks` or
             `question_aware`, `sizes` by arm and task (`evaluation.sizes.Size`), `tokens` and `seconds`.
 
         Raises:
@@ -314,6 +314,7 @@ class Evaluate(Stage):
         sizes = message_sizes(lm, context.tasks, by_name, context.split, context.limit)
         return {
             "floors": floors,
+            "examples_sha256": dict(context.task_hashes),
             "unstable": unstable,
             "skipped": _skipped(outcomes, self.arms, examples),
             "partners": partners,
