@@ -18,7 +18,7 @@ _READERS = 8  # threads that hash files: they wait for the disk, or hash without
 
 
 @dataclass(frozen=True)
-class Finding:
+class RunFault:
     """Something that is not as it should be.
 
     Attributes:
@@ -43,7 +43,7 @@ class Finding:
         return self.kind != "unknown"
 
 
-def verify_run(run: Run, root: Path | None = None) -> list[Finding]:
+def verify_run(run: Run, root: Path | None = None) -> list[RunFault]:
     """Check one run's record, files and completeness; checkpoints are loaded by `runs.checkpoint_checks`.
 
     Args:
@@ -62,7 +62,7 @@ def verify_all(
     unreadable: Iterable[Unreadable] = (),
     root: Path | None = None,
     progress: Callable[[int], None] = lambda more: None,
-) -> Iterator[Finding]:
+) -> Iterator[RunFault]:
     """Check many runs; the findings of each, in the order given, those that cannot be read first.
 
     Args:
@@ -72,41 +72,41 @@ def verify_all(
         progress: called with 1 after each run.
     """
     for broken in unreadable:
-        yield Finding("/".join(broken.folder.parts[-3:]), RECORD, broken.problem.rstrip("."), "changed")
+        yield RunFault("/".join(broken.folder.parts[-3:]), RECORD, broken.problem.rstrip("."), "changed")
     with ThreadPoolExecutor(_READERS) as pool:
         for found in pool.map(lambda run: verify_run(run, root), runs):
             progress(1)
             yield from found
 
 
-def _record(run: Run) -> Iterator[Finding]:
+def _record(run: Run) -> Iterator[RunFault]:
     name = run.record.run
     try:
         whole = seals.is_whole((run.folder / RECORD).read_bytes())
     except OSError as error:
-        yield Finding(name, RECORD, f"cannot be read ({error.strerror})", "changed")
+        yield RunFault(name, RECORD, f"cannot be read ({error.strerror})", "changed")
         return
     if whole is False:
-        yield Finding(
+        yield RunFault(
             name, RECORD, "is not as it was written, expected the content that its last line hashes", "changed"
         )
     if whole is None:
-        yield Finding(name, RECORD, "has no hash of its own: an older version wrote it", "unknown")
+        yield RunFault(name, RECORD, "has no hash of its own: an older version wrote it", "unknown")
 
 
-def _files(run: Run) -> Iterator[Finding]:
+def _files(run: Run) -> Iterator[RunFault]:
     record = run.record
     for path in run.changed_artifacts(""):
         there = (run.folder / path).is_file()
         problem = "has changed since the run ended" if there else "is gone"
-        yield Finding(
+        yield RunFault(
             record.run, path, f"{problem}, expected the content that {RECORD} has the hash of", "changed"
         )
     if record.log is not None and not _log_is_whole(run):
-        yield Finding(record.run, LOG, "is not as it was when the run ended", "changed")
+        yield RunFault(record.run, LOG, "is not as it was when the run ended", "changed")
     if record.status in ENDED:
         for path in _strange(run):
-            yield Finding(
+            yield RunFault(
                 record.run, path, f"was added after the run ended: {RECORD} has no hash of it", "changed"
             )
 
@@ -136,16 +136,16 @@ def _strange(run: Run) -> list[str]:
     )
 
 
-def _completeness(run: Run) -> Iterator[Finding]:
+def _completeness(run: Run) -> Iterator[RunFault]:
     record = run.record
     if record.status not in ENDED:
         return
     wanted = [METRICS, OUTCOMES] if record.kind == "evaluate" else [DIAGNOSTICS]
     for name in wanted:
         if name not in record.artifacts:
-            yield Finding(record.run, name, f"is missing, expected it of a {record.kind} run", "incomplete")
+            yield RunFault(record.run, name, f"is missing, expected it of a {record.kind} run", "incomplete")
     if record.results is None:
-        yield Finding(
+        yield RunFault(
             record.run, RECORD, f"has no results, expected some of a run that is {record.status}", "incomplete"
         )
         return
@@ -155,7 +155,7 @@ def _completeness(run: Run) -> Iterator[Finding]:
         yield from _training(run)
 
 
-def _arms(run: Run) -> Iterator[Finding]:
+def _arms(run: Run) -> Iterator[RunFault]:
     """Arms that were asked for and have no metrics."""
     try:
         scored = run.metrics()
@@ -164,12 +164,12 @@ def _arms(run: Run) -> Iterator[Finding]:
     asked = run.record.configuration.get("arms") or ()
     for arm in asked:
         if arm not in scored:
-            yield Finding(
+            yield RunFault(
                 run.record.run, METRICS, f"has no arm {arm}, expected every arm that was asked for", "incomplete"
             )
 
 
-def _training(run: Run) -> Iterator[Finding]:
+def _training(run: Run) -> Iterator[RunFault]:
     record = run.record
     names = {
         path.split("/")[1]
@@ -178,13 +178,13 @@ def _training(run: Run) -> Iterator[Finding]:
     }
     for name in ("best", "final"):
         if name not in names:
-            yield Finding(
+            yield RunFault(
                 record.run, f"{CHECKPOINTS}/{name}", "is missing, expected it of a finished training", "incomplete"
             )
     steps, last = (record.results or {}).get("steps"), _last_step(run.folder / DIAGNOSTICS)
     if steps is not None and last is not None and last < int(steps):
         found = f"ends at step {last}, expected {steps}, the steps that were trained"
-        yield Finding(record.run, DIAGNOSTICS, found, "incomplete")
+        yield RunFault(record.run, DIAGNOSTICS, found, "incomplete")
 
 
 def _last_step(path: Path) -> int | None:
@@ -197,7 +197,7 @@ def _last_step(path: Path) -> int | None:
     return max(steps, default=None)
 
 
-def _parents(run: Run, root: Path) -> Iterator[Finding]:
+def _parents(run: Run, root: Path) -> Iterator[RunFault]:
     for name, parent in run.record.parents.items():
         try:
             found: Any = Run.read(root / parent.run).record.identity
@@ -205,7 +205,7 @@ def _parents(run: Run, root: Path) -> Iterator[Finding]:
             found = None
         if found is None:
             problem = f"its parent {parent.run} is not in {root}: the run cannot be reproduced from here"
-            yield Finding(run.record.run, f"parent {name}", problem, "unknown")
+            yield RunFault(run.record.run, f"parent {name}", problem, "unknown")
         elif found != parent.identity:
             problem = f"its parent {parent.run} is another run than it started from"
-            yield Finding(run.record.run, f"parent {name}", problem, "changed")
+            yield RunFault(run.record.run, f"parent {name}", problem, "changed")
