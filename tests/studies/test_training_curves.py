@@ -75,10 +75,10 @@ def test_kept_diagnostics_are_drawn_by_label(tmp_path: Path) -> None:
     one, other = kept(tmp_path / "one.jsonl", whole), kept(tmp_path / "other.jsonl", [*whole, '{"step": 3, "lo'])
     training_curves.draw({"ratio 4": one, "ratio 8": other}, tmp_path / "kept.svg", "sizes")
     assert {"ratio 4", "ratio 8", "sizes: step"} <= set(texts(tmp_path / "kept.svg"))
-    found = training_curves._lines(one)
+    found = training_curves.lines_of_training(one)
     assert training_curves._curve(found, "eval_loss") == ([0, 2], [3.0, 2.0])
     assert training_curves._curve(found, "loss") == ([1, 2], [5.0, 4.0])
-    assert training_curves._lines(other) == found
+    assert training_curves.lines_of_training(other) == found
 
 
 def test_a_training_that_diverged_is_drawn(tmp_path: Path) -> None:

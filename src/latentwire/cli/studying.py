@@ -9,6 +9,7 @@ import typer
 
 from latentwire.cli.application import app
 from latentwire.cli.options import Runs
+from latentwire.errors import UserError
 from latentwire.studies import templates
 
 
@@ -46,17 +47,42 @@ def run(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
-    if status := commands.run(study, stage or (), set_ or (), runs, fresh=fresh, preset=preset):
+    if status := commands.run(
+        study, stage or (), set_ or (), runs, fresh=fresh, preset=preset, then=_write_report
+    ):
         raise typer.Exit(status)
+
+
+def _write_report(folder: Path) -> None:
+    from latentwire.report import page
+
+    print(f"report, to be opened in a browser: {page.write([folder])}")
 
 
 @app.command()
 def report(
-    study: Annotated[Path, typer.Argument(help="A study's folder, where its summary.json is.")],
-    out: Annotated[Path | None, typer.Option("--out", "-o", help=".svg or .png [default: in the folder]")] = None,
+    studies: Annotated[
+        list[Path], typer.Argument(help="Folders of studies, where their summary.json is; several are compared.")
+    ],
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out", "-o", help="A page (.html), or curves of one study (.svg, .png). [default: report.html in it]"
+        ),
+    ] = None,
 ) -> None:
-    """Draw the scores of latent arms against bytes and against facts per latent, and the loss of trainings."""
-    from latentwire.studies import figures
+    """Write a page with everything a study found, its samples and what they show; it opens from disk."""
+    if out is not None and out.suffix in (".svg", ".png"):
+        from latentwire.studies import figures
 
-    for path in figures.draw(study, out or study / "curves.svg"):
+        if len(studies) > 1:
+            raise UserError(
+                f"studies: found {len(studies)} for {out.name}, expected one; a page (.html) takes several."
+            )
+        written = figures.draw(studies[0], out)
+    else:
+        from latentwire.report import page
+
+        written = [page.write(studies, out)]
+    for path in written:
         print(path)

@@ -15,6 +15,7 @@ from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.encoded import EncodedExample, batches
 from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.evaluation.variants import right_answers
 from latentwire.lm.decoding import Bans, Decoding, without
 from latentwire.lm.masks.reading import LayerRange
@@ -37,6 +38,7 @@ def answers(
     batch_tokens: int,
     work: Work,
     begin_suppress_tokens: tuple[str, ...] = (),
+    kept: KeptPrompts | None = None,
 ) -> Iterator[Outcome]:
     """The outcome of each example under one (bound and prepared) arm, in the order in which they are done.
 
@@ -44,7 +46,8 @@ def answers(
     other tokens; log-likelihoods do not change.
 
     Choices after plain tokens are scored together, so that what prompts share is read once
-    (`lm.scoring.shared_scorer`); whatever else a wire delivers is read batch by batch.
+    (`lm.scoring.shared_scorer`); whatever else a wire delivers is read batch by batch. `kept` collects what is
+    delivered.
     """
     reader = arm.reading(lm, task)
     how = arm.how(task, begin_suppress_tokens)
@@ -54,6 +57,8 @@ def answers(
         prompts = [prompt for prompt, _ in rows]
         message = arm.wire.send(prompts, reader)
         prefix = arm.wire.deliver(message, prompts, reader)
+        if kept is not None:
+            kept.add(task.name, arm.label, batch, prefix, reader)
         read = prefix.columns.valid.sum(1)
         if prefix.memory is not None:
             read = read + prefix.memory.columns.valid.sum(1)

@@ -11,6 +11,7 @@ from latentwire.evaluation.answers import answers
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.encoded import EncodedExample, prepare
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.lm.decoding import Bans, suppressed
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
@@ -58,6 +59,7 @@ def evaluate(
     batch_tokens: int = BATCH_TOKENS,
     progress: Progress | None = None,
     begin_suppress_tokens: tuple[str, ...] = (),
+    kept: KeptPrompts | None = None,
 ) -> Evaluation:
     """Let every arm answer every task.
 
@@ -78,6 +80,7 @@ def evaluate(
         batch_tokens: the most tokens of a batch; results do not depend on it beyond rounding.
         progress: called with the arm, the task and how many examples were just answered.
         begin_suppress_tokens: tokens, as text, with which no generated answer may begin.
+        kept: collects the examples and what every arm delivered for them.
 
     Raises:
         UserError: no such token, a task without examples, a prompt longer than the model, or something that an arm
@@ -91,6 +94,8 @@ def evaluate(
         items, of_arm = prepared[task.name]
         result.floors[task.name] = _floors([item.example for item in items])
         result.unstable[task.name] = sum(any(prompt.unstable for prompt in item.prompts) for item in items)
+        if kept is not None:
+            kept.begin(task.name, [item.example for item in items])
         for arm, own in of_arm:
             if skipped := len(items) - len(own):
                 result.skipped[arm.label, task.name] = skipped
@@ -100,7 +105,7 @@ def evaluate(
                 result.partners[arm.label, task.name] = types
             work = result.work[arm.label, task.name] = Work()
             by_id: dict[str, Outcome] = {}
-            for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens):
+            for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens, kept):
                 by_id[outcome.id] = outcome
                 if progress:
                     progress(arm.label, task.name, 1)

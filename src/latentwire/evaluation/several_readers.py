@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import Evaluation, Progress, evaluate
 from latentwire.evaluation.joint import joint, union
+from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Split, Task
 
@@ -20,6 +21,7 @@ def evaluate_readers(
     limit: int | None = None,
     progress: Progress | None = None,
     begin_suppress_tokens: tuple[str, ...] = (),
+    kept: KeptPrompts | None = None,
 ) -> Evaluation:
     """`evaluate`, each arm by its own reader.
 
@@ -32,7 +34,7 @@ def evaluate_readers(
 
     Args:
         readers: by the name after an arm's `@`; None for arms without one.
-        tasks, split, limit, progress: as in `evaluate`.
+        tasks, split, limit, progress, kept: as in `evaluate`.
         arms: what is evaluated.
 
     Raises:
@@ -50,6 +52,7 @@ def evaluate_readers(
             limit=limit,
             progress=progress,
             begin_suppress_tokens=begin_suppress_tokens,
+            kept=kept,
         )
         result.outcomes += part.outcomes
         result.floors |= part.floors

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from latentwire.errors import UserError, one_of
@@ -39,8 +39,12 @@ def run(
     *,
     fresh: bool,
     preset: str | None = None,
+    then: Callable[[Path], None] | None = None,
 ) -> int:
     """Carry out a study and print its tables.
+
+    Args:
+        then: Called with the study's folder when all of it is written.
 
     Returns:
         The exit status: 1 if a stage failed or a gate did not hold.
@@ -57,6 +61,8 @@ def run(
     console(200).print(summary_tables.screen(made, carried.summary))
     tables = carried.folder / study_summary.MARKDOWN
     print(f"\n{made.name}: all tables are in {tables}, and all numbers in {study_summary.JSON} beside it")
+    if then is not None:
+        then(carried.folder)
     failed = study_summary.failed_gates(carried.summary)
     for name in failed:
         print(f"latentwire: the gate {name!r} did not hold.", file=sys.stderr)

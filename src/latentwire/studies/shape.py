@@ -43,6 +43,7 @@ class Summary(TypedDict):
             readers, and by task, the share of examples answered alike. `gates`. `repeats`: stages that resolve to
             the same configuration. `finetunings`: the results of each training. `evaluations`: by stage, the arms
             that leak, unstable prompts and floors by task, and sizes and skipped examples by arm and task.
+            `outline`: the study's model, split, limit, tasks and seeds, and what each stage needs and evaluates.
             `made_of`: a hash of the runs and the study.
     """
 

@@ -28,7 +28,7 @@ from latentwire.studies.stages.base import TRAINED
 from latentwire.version import __version__
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 11
+_FORM = 12
 """Raise it whenever a summary of the same runs would hold something else."""
 
 
@@ -61,7 +61,29 @@ def build(plan: StudyPlan, runs: Mapping[str, Run]) -> Summary:
             },
             "gates": [_judge(gate, effects) for gate in plan.study.gates],
             "repeats": _repeats(plan),
+            "outline": _outline(plan),
             **_sections(plan.study, runs),
+        },
+    }
+
+
+def _outline(plan: StudyPlan) -> dict[str, Any]:
+    """What the study asks, for whoever has its folder and not its file: its settings, and each stage's needs."""
+    study = plan.study
+    return {
+        "model": study.model,
+        "split": study.split,
+        "limit": study.limit,
+        "tasks": [task.name for task in plan.tasks],
+        "seeds": sorted({seed for stage in study.stages.values() for seed in stage.seeds().values()}),
+        "stages": {
+            name: {
+                "kind": stage.kind,
+                "needs": stage.needs(),
+                "beginning": stage.beginning(study.model),
+                "arms": dict(stage.evaluated_arms()),
+            }
+            for name, stage in study.stages.items()
         },
     }
 

@@ -35,7 +35,7 @@ def draw(files: Mapping[str, Path], out: Path, title: str = "trainings") -> None
         UserError: A file is not a training's, matplotlib is not installed, or nothing can be written.
     """
     drawing.check(out)
-    lines = {label: _lines(path) for label, path in files.items()}
+    lines = {label: lines_of_training(path) for label, path in files.items()}
     figure = drawing.figure(9, 3.6 + 0.16 * len(lines) / 4)
     losses, rights = figure.subplots(1, 2)
     for at, (label, every) in enumerate(lines.items()):
@@ -60,7 +60,8 @@ def draw(files: Mapping[str, Path], out: Path, title: str = "trainings") -> None
     drawing.write(figure, out)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def lines_of_training(path: Path) -> list[dict[str, Any]]:
+    """The lines of a training's diagnostics, without a half one at the end. Raises `UserError`."""
     try:
         texts = path.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:

@@ -17,6 +17,7 @@ from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.encoded import wording
 from latentwire.evaluation.evaluate import ready
 from latentwire.evaluation.outcomes import Outcome, read_outcomes, write_outcomes
+from latentwire.evaluation.prompts_kept import PROMPTS, KeptPrompts, lines_of
 from latentwire.evaluation.prompts_shown import departures
 from latentwire.evaluation.several_readers import evaluate_readers
 from latentwire.evaluation.sizes import message_sizes
@@ -259,6 +260,7 @@ class Evaluate(Stage):
         outcomes = _finished(folder, examples.keys())
         lines = [outcome.to_json() for outcome in outcomes]
         finished = {outcome.task for outcome in outcomes}
+        prompts = lines_of(folder / PROMPTS, finished)
         for sentence in departures(readers, wires):
             log(sentence)
         for task in context.tasks:
@@ -285,6 +287,7 @@ class Evaluate(Stage):
             for task in context.tasks:
                 # Without wires it only tokenizes and counts: an earlier attempt's outcomes do not hold the counts.
                 left = [] if task.name in finished else wires
+                kept = KeptPrompts()
                 result = evaluate_readers(
                     readers,
                     [task],
@@ -293,6 +296,7 @@ class Evaluate(Stage):
                     limit=context.limit,
                     progress=answered,
                     begin_suppress_tokens=self.begin_suppress_tokens,
+                    kept=kept if left else None,
                 )
                 for name, arm in by_name.items():
                     if types := arm.partner_types(task.examples(context.split, context.limit), task.name):
@@ -303,6 +307,8 @@ class Evaluate(Stage):
                     fresh = [replace(outcome, arm=names[outcome.arm]) for outcome in result.outcomes]
                     outcomes += fresh
                     lines += [outcome.to_json() for outcome in fresh]
+                    prompts += kept.lines(task.name, names)
+                    write_atomically(folder / PROMPTS, "".join(prompts))
                     write_atomically(folder / OUTCOMES, "".join(f"{line}\n" for line in lines))
         for name in [each for each in self._derived() if _tasks_of(outcomes, each) != examples.keys()]:
             log(f"{name} is left out: some tasks put their choices into the prompt, where it is not defined")
