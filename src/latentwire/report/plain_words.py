@@ -26,7 +26,7 @@ class Sentence:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class PlainWords:
     """What the numbers say.
 
     Attributes:
@@ -42,13 +42,13 @@ class Evidence:
     limits: list[str]
 
 
-def evidence(study: Gathered) -> Evidence:
+def evidence(study: Gathered) -> PlainWords:
     """The evidence of a study."""
     shows: list[Sentence] = []
     undecided: list[Sentence] = []
     for sentence, resolved in _statements(study):
         (shows if resolved else undecided).append(sentence)
-    return Evidence(_about(study), shows, undecided, list(_limits(study)))
+    return PlainWords(_about(study), shows, undecided, list(_limits(study)))
 
 
 def _statements(study: Gathered) -> Iterator[tuple[Sentence, bool]]:
