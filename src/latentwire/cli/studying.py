@@ -39,6 +39,10 @@ def run(
     preset: Annotated[
         str | None, typer.Option(help="The size of every wire stage: smoke or hero. --set takes precedence.")
     ] = None,
+    track: Annotated[
+        list[str] | None,
+        typer.Option(help="Also tell tensorboard, wandb or trackio what is written; may be repeated."),
+    ] = None,
 ) -> None:
     """Run a study: finished stages are not run again, interrupted ones resume."""
     from transformers.utils import logging
@@ -47,8 +51,9 @@ def run(
 
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    tracked = track or ()
     if status := commands.run(
-        study, stage or (), set_ or (), runs, fresh=fresh, preset=preset, then=_write_report
+        study, stage or (), set_ or (), runs, fresh=fresh, preset=preset, then=_write_report, track=tracked
     ):
         raise typer.Exit(status)
 

@@ -40,6 +40,7 @@ def run(
     fresh: bool,
     preset: str | None = None,
     then: Callable[[Path], None] | None = None,
+    track: Sequence[str] = (),
 ) -> int:
     """Carry out a study and print its tables.
 
@@ -53,6 +54,8 @@ def run(
         UserError: Bad input.
     """
     made = loading.load(study, changes, preset)
+    if track:
+        made = made.model_copy(update={"trackers": tuple(dict.fromkeys([*made.trackers, *track]))})
     try:
         carried = runner.run(made, root, Log(), stages=stages, fresh=fresh)
     except runner.StageFailed as error:

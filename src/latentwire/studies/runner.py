@@ -5,6 +5,7 @@ It knows no kind of stage: a stage checks, describes and runs itself (`studies.s
 
 from __future__ import annotations
 
+import json
 import tempfile
 import traceback
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -14,7 +15,7 @@ from pathlib import Path
 from latentwire.errors import UserError
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
-from latentwire.runs.store import LOG, Parent, Record, Run, scan
+from latentwire.runs.store import LOG, METRICS, Parent, Record, Run, scan
 from latentwire.studies import plan, study_summary
 from latentwire.studies.model_loader import ModelLoader
 from latentwire.studies.plan import Planned, StudyPlan
@@ -22,6 +23,7 @@ from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
 from latentwire.studies.stages import KINDS, Stage
 from latentwire.studies.stages.base import StageWork
+from latentwire.training import trackers
 
 
 class StageFailed(RuntimeError):
@@ -62,6 +64,7 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
         UserError: The study cannot be carried out.
         StageFailed: A stage raised; the next call goes on from there.
     """
+    trackers.check(study.trackers)
     planned = plan.make(study)
     wanted = planned.needed(stages)
     again = set(stages or wanted) if fresh else set()
@@ -199,6 +202,15 @@ def _record(planned: StudyPlan, name: str, counting: dict[str, Run]) -> Record:
     )
 
 
+def _track_metrics(folder: Path) -> None:
+    """Pass an evaluation's metrics on to its trackers, from the file that holds them."""
+    path = folder / METRICS
+    if path.is_file() and (folder / trackers.FILE).is_file():
+        telling = trackers.Trackers(folder)
+        telling.log(json.loads(path.read_text(encoding="utf-8")), step=0)
+        telling.finish()
+
+
 def _carry_out(planned: StudyPlan, name: str, run: Run, models: ModelLoader, log: Log) -> None:
     stage = planned.stages[name].stage
     resumed = bool(run.record.times)
@@ -208,7 +220,11 @@ def _carry_out(planned: StudyPlan, name: str, run: Run, models: ModelLoader, log
         verb = "resuming" if resumed else "starting"
         log(f"\n{verb} {name} ({stage.kind} from {stage.beginning(planned.study.model)}) in {run.folder}")
         try:
+            trackers.prepare(
+                run.folder, planned.study.trackers, planned.study.name, name, run.record.configuration
+            )
             results = stage.run(StageWork(planned.context, models, run.folder, log))
+            _track_metrics(run.folder)
             run.finish(results, rejected=not all(gate["held"] for gate in results.get("accept", ())))
         except Exception as error:
             run.fail(f"{type(error).__name__}: {error}")

@@ -110,6 +110,8 @@ class Study(Settings):
         effects: Which effects to derive from the readings: damage, gain, recovery and the like.
         comparisons: The paired differences to report.
         gates: Bounds on effects; if one does not hold, the study ends with exit status 1.
+        trackers: Who else is told of losses, metrics and samples once they are on disk: `tensorboard`, `wandb`,
+            `trackio`, or a `GeneralTracker` of Accelerate by its path.
         oracles: By name, readings (STAGE/ARM) of which the best counts, example by example: an upper bound for
             anyone who would choose between them.
     """
@@ -129,6 +131,7 @@ class Study(Settings):
     oracles: dict[Name, Readings] = Field(default_factory=dict)
     comparisons: tuple[StudyComparison, ...] = ()
     gates: tuple[Condition, ...] = ()
+    trackers: tuple[str, ...] = ()
     _file: StudyFile | None = PrivateAttr(None)
 
     @property

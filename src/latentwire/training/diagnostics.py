@@ -1,4 +1,7 @@
-"""`diagnostics.jsonl`: one line for each logged step and evaluation, and the samples of each evaluation."""
+"""`diagnostics.jsonl`: one line for each logged step and evaluation, and the samples of each evaluation.
+
+Trackers, where there are any, get the same after it is on disk.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from typing import Any
 import torch
 
 from latentwire.files import write_atomically
+from latentwire.training.trackers import Trackers
 
 
 class Diagnostics:
@@ -31,12 +35,15 @@ class Diagnostics:
             lines = self._path.read_text(encoding="utf-8").splitlines()
             kept = [line for line in lines if _is_kept(line, step, evaluated)]
             write_atomically(self._path, "".join(f"{line}\n" for line in kept))
+        self._trackers = Trackers(folder, step) if writes else None
 
     def write(self, line: dict[str, Any]) -> None:
         if not self._writes:
             return
         with self._path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
+        if self._trackers is not None:
+            self._trackers.log({key: value for key, value in line.items() if key != "step"}, line["step"])
 
     def samples(self, step: int, samples: Sequence[dict[str, Any]]) -> None:
         """Samples of one step; never overwritten."""
@@ -44,6 +51,13 @@ class Diagnostics:
         if self._writes and samples and not path.exists():
             path.parent.mkdir(exist_ok=True)
             write_atomically(path, "".join(json.dumps(s, ensure_ascii=False) + "\n" for s in samples))
+            if self._trackers is not None:
+                self._trackers.samples(samples, step)
+
+    def close(self) -> None:
+        """The training has ended or is interrupted: trackers complete what they keep."""
+        if self._trackers is not None:
+            self._trackers.finish()
 
 
 def _is_kept(line: str, step: int, evaluated: bool) -> bool:

@@ -131,6 +131,7 @@ class Training:
                 raise
             finally:
                 self.trainee.mode(False)
+                self.diagnostics.close()
         self.stopped = self.stopped or "steps"
 
     def _steps(self, progress: Callable[[int, int], None] | None) -> None:
