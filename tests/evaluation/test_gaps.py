@@ -33,6 +33,14 @@ def test_the_gap_is_closed_above_the_highest_floor():
     assert above.closed.low < above.closed.value < above.closed.high
 
 
+def test_an_arm_without_an_example_in_common_with_text_has_no_gap():
+    apart = [replace(each, id=f"other {each.id}") for each in arm("x", 0.5, n=20)]
+    both = [*arm("text", 0.9), *arm("none", 0.1), *apart]
+    assert gaps(both, {})["x"] == {}
+    part = [*both, *arm("text", 0.9, task="u"), *arm("none", 0.1, task="u"), *arm("x", 0.5, task="u")]
+    assert list(gaps(part, {})["x"]) == ["u"]
+
+
 def test_where_text_is_not_above_the_floor_there_is_no_gap():
     found = gaps(ARMS, {"t": {"type_floor": 0.9}})["x"]["t"]
     assert found.closed.value is None

@@ -10,6 +10,7 @@ from latentwire.evaluation.costs import measure
 from latentwire.evaluation.joint import joint, union
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.several_readers import evaluate_readers
+from latentwire.evaluation.statistics import shared
 from latentwire.tasks.base import Task
 from tests.evaluation.test_evaluate import CHOICE, SPAN
 from tests.support.models import tiny_lm
@@ -41,6 +42,27 @@ def test_the_oracle_is_right_where_anyone_is():
     assert {o.arm for o in found} == {"union(a + b)"}
     with pytest.raises(ValueError, match="same examples"):
         union([a, b[1:]])
+
+
+def test_arms_without_an_example_in_common_have_no_oracle():
+    a, b = [outcome("a", 0, 1.0)], [outcome("b", 1, 1.0)]
+    assert union(shared([a, b])) == []
+    assert union(shared([[], b])) == []
+
+
+def test_an_example_that_one_readers_arm_leaves_out_has_no_joint_answer(readers, monkeypatch):
+    honest = arms.Arm.prepared
+
+    def prepared(self, lm, task, items):
+        bound, kept = honest(self, lm, task, items)
+        return bound, kept if lm is readers[None] else kept[1:]
+
+    monkeypatch.setattr(arms.Arm, "prepared", prepared)
+    found = evaluate_readers(readers, TASKS, [arms.parse(t) for t in ("text", "text@qwen3")])
+    for task, examples in (("span", SPAN), ("choices/one", CHOICE)):
+        for name in ("union(text + text@qwen3)", "joint(text + text@qwen3)"):
+            ids = [o.id for o in found.outcomes if (o.arm, o.task) == (name, task)]
+            assert ids == [example.id for example in examples][1:]
 
 
 def test_two_readers_of_a_wire_bring_an_oracle_and_a_joint_answer(readers):

@@ -1,94 +1,116 @@
-"""Ends a run at any one of its file operations, then asks whether the same command still reaches the same results.
+"""Ends a command at any one of its file operations, then asks whether it still reaches the same results.
 
-Every attempt is a fork of one warm process, so that a thousand take minutes. Run whole:
+Everything is a fork of one warm process, so that a thousand attempts take minutes. Run whole:
 
-    python -m tests.faults.crashes finetuning wire evaluation --every 1
+    python -m tests.faults.crashes
 
-Modes: `kill` ends the process before the operation; `torn` also leaves the file that was about to be written with
-one byte in it; `full` lets the operation fail as a full disk does.
+The modes:
+
+- `kill`: the process is gone before the operation. What it leaves is what is on the disk at that instant, so that
+  one run of the command gives all of these states: a copy of its folder is taken before every operation.
+- `torn`: the same, and the file that was about to be written has its first byte and no more.
+- `full`: from this operation on the disk is full, for everything that would be written.
+- `term`: SIGTERM arrives at the operation.
 """
 
 from __future__ import annotations
 
-import argparse
-import errno
+import gc
 import json
 import os
 import shutil
+import signal
 import sys
-import tempfile
 import traceback
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-Mode = Literal["kill", "torn", "full"]
-MODES: tuple[Mode, ...] = ("kill", "torn", "full")
-KILLED = 137
-_CHANGES = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
+from tests.faults.watched_disk import WRITES, Disk, operation
+
+Mode = Literal["kill", "torn", "full", "term"]
+MODES: tuple[Mode, ...] = ("kill", "torn", "full", "term")
+Work = Callable[[Path], int]
+"""A command: it writes into the folder it is given and returns its exit status."""
 RESULTS = ("outcomes.jsonl", "metrics.json")
-_TIMES = ("seconds", "memory", "gib", "tokens_per_second", "time")
+_PASSING = ("seconds", "memory", "gib", "time")
+"""What in a line of diagnostics is measured anew each time."""
 
 
-@dataclass
-class Disk:
-    """Counts what a process changes below a folder, and strikes at one operation.
+@dataclass(frozen=True)
+class Strike:
+    """One attempt that was ended, and what the same command came to afterwards.
 
     Attributes:
-        root: the folder that is watched.
-        at: the number of the operation to strike at, counted from 0; None only counts.
-        mode: how to strike.
+        at: the number of the file operation.
+        mode: how it was ended.
+        operation: what the operation was.
+        problem: what is wrong; empty if all is well.
     """
 
-    root: Path
-    at: int | None = None
-    mode: Mode = "kill"
-    seen: list[str] = field(default_factory=list)
+    at: int
+    mode: Mode
+    operation: str
+    problem: str
 
-    def watch(self) -> None:
-        """Watch this process to its end: audit hooks cannot be removed, so call it in a fork only."""
-        sys.addaudithook(self._event)
-        import safetensors.torch as weights
+    def __str__(self) -> str:
+        return f"{self.mode} at {self.at} ({self.operation}): {self.problem}"
 
-        # Written by compiled code, which raises no audit event.
-        save = weights.save_file
 
-        def saved(tensors: Any, filename: Any, *args: Any, **kwargs: Any) -> None:
-            self._strike(str(filename), "save_file")
-            save(tensors, filename, *args, **kwargs)
+def strikes(
+    work: Work,
+    results: Callable[[Path], dict[str, Any]],
+    folder: Path,
+    choose: Callable[[Sequence[tuple[int, Mode]]], Sequence[tuple[int, Mode]]] = lambda every: every,
+) -> Iterator[Strike]:
+    """End a command at its file operations, and run it again each time.
 
-        for module in list(sys.modules.values()):
-            for name in [name for name, value in list(vars(module).items()) if value is save]:
-                setattr(module, name, saved)
+    Args:
+        work: the command.
+        results: what of a folder must not depend on what happened on the way.
+        folder: an empty folder to work in.
+        choose: takes all pairs of operation and mode, and returns those to try; by default all.
 
-    def _event(self, event: str, args: tuple[Any, ...]) -> None:
-        if event == "open":
-            path, _, flags = args
-            writes = isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)
-            if writes and isinstance(path, str | os.PathLike | bytes):
-                self._strike(os.fsdecode(path), event)
-        elif event in _CHANGES:
-            self._strike(os.fsdecode(args[0]) if not isinstance(args[0], int) else "", event)
+    Yields:
+        One `Strike` for each chosen pair.
+    """
+    place, log = folder / "place", folder / "log"
+    place.mkdir(parents=True)
+    warm_up()
+    seen = _images(work, place, folder)
+    wanted = results(place)
+    assert wanted, "the command left no results to compare"
+    every: list[tuple[int, Mode]] = [
+        (at, mode) for at, what in enumerate(seen) for mode in MODES if mode != "torn" or operation(what) in WRITES
+    ]
+    for at, mode in choose(every):
+        problem = ""
+        if mode in ("kill", "torn"):
+            _put(folder / "images" / str(at), place)
+            if mode == "torn":
+                _tear(place / seen[at].split(" ", 1)[1], operation(seen[at]))
+        else:
+            _put(None, place)
+            problem = _ended(work, Disk(place, at, mode), log)
+        yield Strike(at, mode, seen[at], problem or _again(work, results, place, wanted, log))
 
-    def _strike(self, path: str, event: str) -> None:
-        if not os.path.abspath(path).startswith(str(self.root)):
-            return
-        number = len(self.seen)
-        self.seen.append(f"{event} {os.path.relpath(path, self.root)}")
-        if number != self.at:
-            return
-        if self.mode == "full":
-            raise OSError(errno.ENOSPC, "No space left on device", path)
-        if self.mode == "torn" and event in ("open", "save_file"):
-            descriptor = os.open(path, os.O_WRONLY | os.O_CREAT)
-            os.write(descriptor, b"{")
-            os.close(descriptor)
-        os._exit(KILLED)
+
+def warm_up() -> None:
+    """Import what commands import, so that forks need not; nothing is computed, since forks lose threads."""
+    import latentwire.cli
+    import latentwire.studies.runner
+    import latentwire.training.finetuning.finetune
+    import latentwire.training.wire.train  # noqa: F401
+
+    gc.collect()
+    gc.freeze()  # what is imported need not be looked through in every fork
 
 
 def forked(work: Callable[[], int], log: Path) -> int:
-    """The exit status of `work` in a fork; what it prints goes to `log`."""
+    """The exit status of `work` in a fork, negative for a signal; what it prints goes to `log`."""
+    sys.stdout.flush()
+    sys.stderr.flush()
     child = os.fork()
     if child:
         _, status = os.waitpid(child, 0)
@@ -98,9 +120,10 @@ def forked(work: Callable[[], int], log: Path) -> int:
         descriptor = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         os.dup2(descriptor, 1)
         os.dup2(descriptor, 2)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w")
         status = work()
     except SystemExit as error:
-        status = _code(error)
+        status = error.code if isinstance(error.code, int) else int(error.code is not None)
     except BaseException:
         traceback.print_exc()
     finally:
@@ -109,144 +132,140 @@ def forked(work: Callable[[], int], log: Path) -> int:
         os._exit(status)
 
 
-def _code(error: SystemExit) -> int:
-    return error.code if isinstance(error.code, int) else int(error.code is not None)
+def command(*words: str) -> int:
+    """A command line of LatentWire, carried out in this process; returns its exit status."""
+    from latentwire.cli import main
 
-
-def command(*words: str) -> Callable[[], int]:
-    """A command line of LatentWire as work for a fork."""
-
-    def work() -> int:
-        from latentwire.cli import main
-
-        sys.argv = ["latentwire", *words]
+    sys.argv = ["latentwire", *words]
+    try:
         main()
-        return 0
+    except SystemExit as error:
+        return error.code if isinstance(error.code, int) else int(error.code is not None)
+    return 0
 
-    return work
 
-
-def results(runs: Path) -> dict[str, Any]:
-    """What a finished study holds that must not depend on what happened on the way, by stage and file."""
+def study_results(runs: Path) -> dict[str, Any]:
+    """Weights, metrics, outcomes, samples and diagnostics of a study's finished runs, by stage and file."""
     kept: dict[str, Any] = {}
     for record in sorted(runs.glob("*/*/*/run.json")):
         folder, stage = record.parent, record.parent.parent.name
+        if record.parent.name.startswith("."):
+            continue
+        kept[f"runs of {stage}"] = kept.get(f"runs of {stage}", 0) + 1
         if json.loads(record.read_text())["status"] != "done":
             continue
         for path in sorted(folder.rglob("*")):
             name = f"{stage}/{path.relative_to(folder)}"
             if path.name == "diagnostics.jsonl":
-                lines = [json.loads(line) for line in path.read_text().splitlines()]
-                kept[name] = [
-                    {key: value for key, value in line.items() if not any(word in key for word in _TIMES)}
-                    for line in lines
-                ]
+                kept[name] = [_lasting(json.loads(line)) for line in path.read_text().splitlines()]
             elif path.suffix == ".safetensors" or path.name in RESULTS or path.parent.name == "samples":
                 kept[name] = path.read_bytes()
     return kept
 
 
-def leftovers(runs: Path) -> list[str]:
+def folder_results(folder: Path) -> dict[str, Any]:
+    """All files of a folder, by name."""
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def _lasting(line: dict[str, Any]) -> dict[str, Any]:
+    return {key: value for key, value in line.items() if not any(word in key for word in _PASSING)}
+
+
+def leftovers(folder: Path) -> list[str]:
     """Files and folders that only an unfinished write leaves."""
-    return sorted(
-        str(path.relative_to(runs))
-        for path in runs.rglob("*")
-        if path.name.startswith(".") or path.suffix in (".part", ".tmp")
-    )
+    hidden = [path for path in folder.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+    return sorted(str(path.relative_to(folder)) for path in hidden)
 
 
-@dataclass(frozen=True)
-class Strike:
-    """One attempt that was ended, and what the same command came to afterwards. problem: "" if all is well."""
+def _images(work: Work, place: Path, folder: Path) -> list[str]:
+    """The file operations of a whole run; the state of its folder before each of them is kept in `images`."""
+    (folder / "images").mkdir()
+    disk = Disk(place, copies=folder / "images")
 
-    at: int
-    mode: Mode
-    operation: str
-    problem: str
-
-
-def strikes(words: list[str], folder: Path, every: int, modes: tuple[Mode, ...] = MODES) -> Iterator[Strike]:
-    """Strike at every `every`-th file operation of the command `words`, and run it again.
-
-    Args:
-        words: the command line, with `RUNS` where the folder of runs stands.
-        folder: an empty folder to work in.
-        every: 1 strikes at each operation.
-        modes: how to strike.
-
-    Yields:
-        One `Strike` for each operation and mode.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    whole = folder / "whole"
-    wanted_status = forked(_watched(words, whole, None, "kill", folder / "operations"), folder / "log")
-    assert wanted_status == 0, (folder / "log").read_text()
-    wanted = results(whole)
-    assert wanted, "the command left no results to compare"
-    operations = json.loads((folder / "operations").read_text())
-    for at in range(0, len(operations), every):
-        for mode in modes:
-            runs = folder / f"{mode}-{at}"
-            problem = _once(words, runs, at, mode, wanted, folder / "log")
-            yield Strike(at, mode, operations[at], problem)
-            shutil.rmtree(runs, ignore_errors=True)
-
-
-def _watched(words: list[str], runs: Path, at: int | None, mode: Mode, out: Path | None) -> Callable[[], int]:
-    def work() -> int:
-        disk = Disk(runs, at, mode)
-        runs.mkdir(parents=True, exist_ok=True)
+    def watched() -> int:
         disk.watch()
-        status = 0
-        try:
-            status = command(*[str(runs) if word == "RUNS" else word for word in words])()
-        except SystemExit as error:
-            status = _code(error)
-        if out is not None:
-            out.write_text(json.dumps(disk.seen))
+        status = work(place)
+        (folder / "operations").write_text(json.dumps(disk.seen))
         return status
 
-    return work
+    assert forked(watched, folder / "log") == 0, (folder / "log").read_text()
+    seen: list[str] = json.loads((folder / "operations").read_text())
+    return seen
 
 
-def _once(words: list[str], runs: Path, at: int, mode: Mode, wanted: dict[str, Any], log: Path) -> str:
-    status = forked(_watched(words, runs, at, mode, None), log)
-    said = log.read_text()
-    if mode == "full" and status not in (0, 1, 2):
-        return f"a full disk ends in status {status}: {said[-400:]}"
-    if mode == "full" and ("Traceback" in said or "failed with" in said):
-        return f"a full disk ends in a traceback: {said[-400:]}"
-    again = forked(command(*[str(runs) if word == "RUNS" else word for word in words]), log)
-    if again != 0:
-        return f"the same command ends in status {again}: {log.read_text()[-600:]}"
-    found = results(runs)
-    changed = [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]
-    if changed:
+def _put(image: Path | None, place: Path) -> None:
+    shutil.rmtree(place)
+    if image is None:
+        place.mkdir()
+    else:
+        shutil.copytree(image, place, symlinks=True)
+
+
+def _tear(path: Path, how: str) -> None:
+    """What a kill in the middle of writing leaves: the first byte, of a new file or after what is there."""
+    with path.open("ab" if how == "append" else "wb") as file:
+        file.write(b"{")
+
+
+def _ended(work: Work, disk: Disk, log: Path) -> str:
+    """What is wrong with how a command ends on a full disk or by SIGTERM."""
+
+    def watched() -> int:
+        disk.watch()
+        return work(disk.root)
+
+    status, said = forked(watched, log), log.read_text()
+    wanted = (128 + signal.SIGTERM,) if disk.mode == "term" else (0, 1, 2)
+    if status not in wanted:
+        return f"{disk.mode} ends in status {status}: {said[-600:]}"
+    if "Traceback" in said or "failed with" in said:
+        return f"{disk.mode} ends in no sentence: {said[-600:]}"
+    if status in (1, 2) and said.count("latentwire: ") != 1:
+        return f"{disk.mode} ends in no sentence, or several: {said[-600:]}"
+    return ""
+
+
+def _again(
+    work: Work, results: Callable[[Path], dict[str, Any]], place: Path, wanted: dict[str, Any], log: Path
+) -> str:
+    """What is wrong with what the same command comes to afterwards."""
+    status = forked(lambda: work(place), log)
+    if status != 0:
+        return f"the same command ends in status {status}: {log.read_text()[-600:]}"
+    found = results(place)
+    if changed := [name for name in sorted({*wanted, *found}) if wanted.get(name) != found.get(name)]:
         return f"other results: {', '.join(changed[:4])}"
-    return f"left behind: {', '.join(left[:4])}" if (left := leftovers(runs)) else ""
+    return f"left behind: {', '.join(left[:4])}" if (left := leftovers(place)) else ""
 
 
 def main() -> None:
-    """Run the harness whole and print what it found."""
+    """Try every operation of every command, and print what was found."""
+    import argparse
+    import tempfile
+    import time
+
     from tests.faults.commands import COMMANDS
 
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("names", nargs="+", choices=sorted(COMMANDS))
-    parser.add_argument("--every", type=int, default=1)
-    parser.add_argument("--modes", nargs="+", choices=MODES, default=MODES)
+    parser.add_argument("names", nargs="*", default=list(COMMANDS), help=", ".join(COMMANDS))
+    parser.add_argument("--every", type=int, default=1, help="only every N-th attempt")
     asked = parser.parse_args()
     failed = 0
     for name in asked.names:
+        started = time.monotonic()
         with tempfile.TemporaryDirectory() as folder:
-            words = COMMANDS[name](Path(folder))
-            count = problems = 0
-            for strike in strikes(words, Path(folder) / "runs", asked.every, tuple(asked.modes)):
-                count += 1
+            struck = COMMANDS[name](Path(folder))
+            counts: dict[str, int] = {}
+            problems = 0
+            for strike in strikes(
+                struck.work, struck.results, Path(folder) / "struck", lambda every: every[:: asked.every]
+            ):
+                counts[strike.mode] = counts.get(strike.mode, 0) + 1
                 if strike.problem:
                     problems += 1
-                    where = f"{strike.mode} at {strike.at} ({strike.operation})"
-                    print(f"{name} {where}: {strike.problem}", flush=True)
-            print(f"{name}: {count} strikes, {problems} problems", flush=True)
+                    print(f"{name} {strike}", flush=True)
+            print(f"{name}: {counts}, {problems} problems, {time.monotonic() - started:.0f} s", flush=True)
             failed += problems
     sys.exit(bool(failed))
 

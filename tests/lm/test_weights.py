@@ -359,6 +359,19 @@ def test_a_tokenizer_that_does_not_come_back_is_not_saved(tmp_path: Path, monkey
         saving.check_saveable(lm.model, lm.tokenizer, lm.format)
 
 
+@pytest.mark.parametrize("family", ["qwen2", "llama"])
+def test_a_tokenizer_of_another_class_than_the_models_own_is_read_word_for_word(
+    family: str, tmp_path: Path
+) -> None:
+    lm = tiny_lm(family)  # for qwen2, Transformers takes its own class, which adds a token and splits otherwise
+    lm.save(tmp_path / "saved")
+    back = LM.load(tmp_path / "saved", device="cpu")
+    assert back.tokenizer.get_vocab() == lm.tokenizer.get_vocab()
+    text = "Question: where?\n\n  na\u00efve \u5317\u4eac 1,234 <|endoftext|>"
+    assert back.tokenizer(text)["input_ids"] == lm.tokenizer(text)["input_ids"]
+    assert saving.check_saveable(back.model, back.tokenizer, back.format) is None
+
+
 def test_what_cannot_be_saved_is_found_out_before_a_training(tmp_path: Path) -> None:
     import peft
 

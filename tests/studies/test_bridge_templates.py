@@ -140,7 +140,7 @@ def test_a_bridge_on_gsm8k_runs_and_counts_answers_without_a_number(tmp_path: Pa
 
 @pytest.mark.slow
 def test_a_bridge_on_hotpotqa_runs(tmp_path: Path) -> None:
-    template, source, target = "bridge-hotpotqa", "llama", "qwen3"
+    template, source, target = "bridge-hotpotqa", "qwen2", "qwen3"
     files = paragraphs(tmp_path / "train.json", 40), paragraphs(tmp_path / "dev.json", 6)
     data = [f"files.train={files[0]}", f"files.test={files[1]}"]
     carried = run(tmp_path, template, small(template, folder(source), folder(target), *data))

@@ -102,6 +102,12 @@ def test_what_cannot_be_divided_is_undefined_and_not_a_number() -> None:
     assert of(at_floor, "retention", "ablated/text").raw.value is not None
 
 
+def test_readings_without_an_example_in_common_have_no_effects() -> None:
+    apart = readings(**SHARES)
+    apart["ablated/text"] = [replace(each, id=f"other {each.id}") for each in apart["ablated/text"]]
+    assert derive(EFFECTS, ["t"], apart, {}) == []
+
+
 def test_without_a_known_floor_above_floor_is_raw() -> None:
     found = of(derive(EFFECTS, ["t"], readings(**SHARES), {}), "retention", "ablated/text")
     assert found.raw.value == found.above_floor.value

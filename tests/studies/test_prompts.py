@@ -12,11 +12,16 @@ import pytest
 from latentwire.errors import UserError
 from latentwire.lm.loading.saving import FORMAT_FILE
 from latentwire.lm.prompt_format import PromptFormat
+from latentwire.evaluation.arms import parse
+from latentwire.evaluation.prompts_shown import departures
+from latentwire.lm.model import LM
+from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG
 from latentwire.studies import loading, plan, runner
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
+from tests.support.models import tiny_lm
 from tests.support.studies import model_folder, small_study, written
 from tests.support.wire_studies import encoder, fit
 
@@ -74,6 +79,17 @@ def test_checkpoints_hold_the_prompts_that_they_were_trained_with(trained, chatt
 def test_where_training_and_evaluation_agree_nothing_is_said(trained):
     for stage in ("after", "read"):
         assert "another prompt format" not in (trained.runs[stage].folder / LOG).read_text()
+
+
+def test_a_saved_model_that_was_never_trained_is_read_with_any_prompt_format_without_a_word(tmp_path):
+    tiny_lm().save(tmp_path / "plain")
+    chatty = LM.load(tmp_path / "plain", prompts=PromptSettings(instruction="Be brief."))
+    assert chatty.saved_format is None
+    assert departures({None: chatty}, [parse("text")]) == []
+    chatty.saved_format = PromptFormat()
+    chatty.save(tmp_path / "trained")
+    again = LM.load(tmp_path / "trained", prompts=PromptSettings(instruction="Be long."))
+    assert len(departures({None: again}, [parse("text")])) == 1
 
 
 def test_a_wire_read_with_other_prompts_says_so_in_one_line(trained, chatty, tmp_path):

@@ -77,6 +77,12 @@ WRONG = {
         "final",
         r"stages\.baseline\.?.*: checkpoint: found 'final' without start_from",
     ),
+    "a checkpoint that its stage does not keep": (
+        "stages.plain_after.checkpoint",
+        "best_f1",
+        r"stages\.plain_after\.checkpoint: found 'best_f1', expected one that prefix_ft keeps, "
+        r"one of best, final \(nearest: best\)",
+    ),
     "a checkpoint that is none": ("stages.plain_after.checkpoint", "bets", r"checkpoint: found 'bets'.*best"),
     "weights from an evaluation": ("stages.plain_after.start_from", "ablated", r"'ablated', an evaluation"),
     "an unknown task": ("tasks", ["one_hob"], r"tasks\.0: .*one_hob.*nearest: one_hop"),

@@ -5,12 +5,16 @@ from __future__ import annotations
 import os
 import signal
 import sys
+import threading
+from collections.abc import Callable
+from types import FrameType
 from typing import Any
 
 import typer
 
 from latentwire.cli.application import app
 from latentwire.errors import UserError
+from latentwire.files import full_disk
 from latentwire.importing import importable_here
 
 # Typer 0.28 carries its own copy of click, older ones use click: this is the usage error of either.
@@ -27,30 +31,63 @@ def main() -> None:
     importable_here()
     debug = "--debug" in sys.argv
     sys.argv = [word for word in sys.argv if word != "--debug"]
+    sys.exit(ended(lambda: app(standalone_mode=False), debug=debug))
+
+
+def ended(work: Callable[[], int | None], *, debug: bool = False) -> int | None:
+    """Carry out a command, and print one sentence where something went wrong.
+
+    Args:
+        work: the command; returns its exit status.
+        debug: let errors pass, for their tracebacks.
+
+    Returns:
+        The exit status: 2 for bad input, 130 after Ctrl-C, 1 for any other error.
+
+    Raises:
+        SystemExit: SIGTERM has ended it, with status 143.
+    """
+    _end_when_terminated()
     try:
-        status = app(standalone_mode=False)
+        status = work()
         if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word
             raise KeyboardInterrupt
-        sys.exit(status)
+        return status
     except _UsageError as error:
-        sys.exit(_say(f"{str(error.format_message()).rstrip('.?')}; see {_command()} --help.", 2))
+        return _say(f"{str(error.format_message()).rstrip('.?')}; see {_command()} --help.", 2)
     except UserError as error:
         if debug:
             raise
-        sys.exit(_say(str(error), 2))
+        return _say(str(error), 2)
     except (typer.Abort, KeyboardInterrupt):
         # Another Ctrl-C must not take the sentence away, nor end the program in a traceback while it closes.
         signal.signal(signal.SIGINT, signal.SIG_IGN)
-        sys.exit(_say("stopped.", INTERRUPTED))
+        return _say("stopped.", INTERRUPTED)
     except Exception as error:
         if debug:
             raise
-        kind = type(error).__name__
-        sys.exit(
-            _say(
-                f"failed with {kind}: {str(error).splitlines()[0] if str(error) else ''} (--debug shows where)", 1
-            )
-        )
+        kind, line = type(error).__name__, str(error).splitlines()[0] if str(error) else ""
+        full = full_disk(error)
+        return _say(f"{full}." if full else f"failed with {kind}: {line} (--debug shows where)", 1)
+
+
+def _end_when_terminated() -> None:
+    """Let SIGTERM end the program in order, with status 143: what is under way is recorded.
+
+    A training takes the signal over, and ends as soon as it has written a snapshot.
+    """
+
+    own = os.getpid()
+
+    def end(number: int, frame: FrameType | None) -> None:
+        if os.getpid() != own:  # a worker that was forked
+            os._exit(128 + number)
+        # A second signal must not cut short what the first one set off.
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        sys.exit(128 + number)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 def _say(sentence: str, status: int) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -21,7 +22,8 @@ from latentwire.wires.stepwise import Stepwise
 def union(arms: Sequence[Sequence[Outcome]]) -> list[Outcome]:
     """The oracle over arms on the same examples: for each example the best outcome by its primary metric.
 
-    The first arm's outcome wins a tie, and its order is kept. The label is `union(A + B)`.
+    The first arm's outcome wins a tie, and its order is kept. The label is `union(A + B)`. Of arms without any
+    example there is none.
 
     Example:
         >>> best = union(shared([heron_outcomes, wren_outcomes]))
@@ -29,6 +31,8 @@ def union(arms: Sequence[Sequence[Outcome]]) -> list[Outcome]:
     Raises:
         ValueError: the arms' examples differ.
     """
+    if not all(arms):
+        return []
     by_example = [{(o.task, o.id): o for o in arm} for arm in arms]
     if any(outcomes.keys() != by_example[0].keys() for outcomes in by_example):
         raise ValueError("an oracle needs arms on the same examples")
@@ -67,6 +71,7 @@ def joint(
     """
     sums: dict[str, list[float]] = {}
     chosen: dict[str, Example] = {}
+    read: Counter[str] = Counter()
     own = [{outcome.id: outcome.prediction for outcome in arm} for arm in said]
     for lm, arm in readers:
         bound, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
@@ -74,6 +79,7 @@ def joint(
         asked = []
         for item in items:
             example, sent = item.example, item.prompt.sent
+            read[example.id] += 1
             offered = _offered(example, own)
             chosen[example.id] = example
             sums.setdefault(example.id, [0.0] * len(offered))
@@ -89,7 +95,9 @@ def joint(
                 total = zip(sums[item.example.id], row, strict=True)
                 sums[item.example.id] = [so_far + score.logprob for so_far, score in total]
     label = f"joint({' + '.join(arm.label for _, arm in readers)})"
-    return [_decided(task, label, example, sums[example.id], own) for example in chosen.values()]
+    # A reader whose arm leaves an example out has no say in it, and the others' is not joint.
+    everyone = [example for example in chosen.values() if read[example.id] == len(readers)]
+    return [_decided(task, label, example, sums[example.id], own) for example in everyone]
 
 
 def _offered(example: Example, own: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

@@ -6,10 +6,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
 from latentwire.lm import chat_template
+from latentwire.lm.loading import tokenizer_files
 from latentwire.lm.loading.weights import described
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_settings import departure
@@ -72,7 +73,7 @@ def tokenizer_problems(lm: LM, examples: Sequence[Example], skipped: list[str]) 
     with TemporaryDirectory() as folder:
         lm.model.config.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
-        saved = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        saved = tokenizer_files.read(folder, trust_remote_code=False)
     if difference := _difference(tokenizer, saved, texts):
         yield f"tokenizer: a saved copy {difference}, so that a checkpoint would be read with other tokens"
     if not Path(lm.name).is_dir() and not lm.name.startswith("embedded:"):

@@ -8,6 +8,7 @@ from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import Evaluation, Progress, evaluate
 from latentwire.evaluation.joint import joint, union
 from latentwire.evaluation.prompts_kept import KeptPrompts
+from latentwire.evaluation.statistics import shared
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Split, Task
 
@@ -63,7 +64,9 @@ def evaluate_readers(
         result.work |= part.work
     for together in _together(arms):
         for task in tasks:
-            said = [[o for o in result.outcomes if (o.arm, o.task) == (a.label, task.name)] for a in together]
+            said = shared(
+                [[o for o in result.outcomes if (o.arm, o.task) == (arm.label, task.name)] for arm in together]
+            )
             if any(e.choices and e.answers for e in task.examples(split, limit)):
                 continue
             result.outcomes += union(said)

@@ -43,7 +43,7 @@ class LM(Decoder):
 
     Attributes:
         format: the prompt format.
-        saved_format: the format saved beside weights or adapter, with which they were trained; None without one.
+        saved_format: the format saved beside weights or adapter that they were trained with; None without one.
         prefix_tuning: a learned prefix that comes before everything the model reads, None without one.
 
     Raises:
@@ -123,7 +123,7 @@ class LM(Decoder):
             prompt_format=loaded.prompt_format,
             attention_kernel=attention_kernel,
         )
-        lm.saved_format = loaded.saved_format
+        lm.saved_format = loaded.trained_format
         if prompts is not None:
             lm.format = prompts.over(lm.format, lm)
         if adapter is not None and adapter_files.kind(adapter) == adapter_files.PREFIX_TUNING:
@@ -150,7 +150,8 @@ class LM(Decoder):
         if self.prefix_tuning is not None:
             prefix_adapters.save(self, self.prefix_tuning, self.format, folder)
         else:
-            weights.save(self.model, self.tokenizer, self.format, folder)
+            trained = self.saved_format is not None
+            weights.save(self.model, self.tokenizer, self.format, folder, trained=trained)
 
     @property
     def eos_ids(self) -> frozenset[int]:

@@ -78,6 +78,7 @@ class PromptSettings(BaseModel):
         if not isinstance(fields, dict):
             shown = "nothing" if fields is None else type(fields).__name__
             raise UserError(f"prompt-format: found {shown} in {file}, expected a mapping with some of {known}.")
+        fields.pop("trained", None)  # of a saved model; see `latentwire.lm.loading.saving.write_format`
         try:
             return cls.model_validate(fields)
         except ValidationError as error:

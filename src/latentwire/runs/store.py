@@ -23,7 +23,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from latentwire.errors import UserError
-from latentwire.files import write_atomically
+from latentwire.files import beside, tidy, write_atomically
 from latentwire.runs import seals
 from latentwire.runs.identity import file_sha256
 
@@ -160,7 +160,8 @@ class Run:
         """
         parent = root / record.study / record.stage
         name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
-        unfinished = parent / f".{name}"
+        unfinished = beside(parent / name, "partial")
+        tidy(parent / "*")
         try:
             unfinished.mkdir(parents=True)
             run = cls(unfinished, record.model_copy(update={"run": f"{record.study}/{record.stage}/{name}"}))

@@ -59,7 +59,7 @@ def run(
     try:
         carried = runner.run(made, root, Log(), stages=stages, fresh=fresh)
     except runner.StageFailed as error:
-        print(f"latentwire: {error}; run the same command again to resume.", file=sys.stderr)
+        print(f"latentwire: {error}.", file=sys.stderr)
         return 1
     console(200).print(summary_tables.screen(made, carried.summary))
     tables = carried.folder / study_summary.MARKDOWN

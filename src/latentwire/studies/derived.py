@@ -86,6 +86,8 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
     for task in tasks if letters else ():
         paired = shared([members(outcomes, task) for outcomes in readings.values()])
         part = dict(zip(readings, paired, strict=True))
+        if not paired[0]:
+            continue  # the readings have no example of this task in common
         arms, called = PairedArms.of(part), {}
         for of in dict.fromkeys(named[FORMULAS[effect].of] for effect, named in letters):
             stages = dict.fromkeys(reading.split("/")[0] for reading in (effects.baseline, of))

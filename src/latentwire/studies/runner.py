@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
+from latentwire.files import full_disk
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, METRICS, Parent, Record, Run, scan
@@ -231,5 +232,8 @@ def _carry_out(planned: StudyPlan, name: str, run: Run, models: ModelLoader, log
             log.write_only(traceback.format_exc())
             if isinstance(error, UserError):
                 raise UserError(f"{name}: {error}") from error
+            if full := full_disk(error):
+                raise StageFailed(f"{name}: {full}") from error
             kind = type(error).__name__
-            raise StageFailed(f"{name} failed with {kind}: {error} (more in {run.folder / LOG})") from error
+            more = f"(more in {run.folder / LOG}); run the same command again to resume"
+            raise StageFailed(f"{name} failed with {kind}: {error} {more}") from error

@@ -163,6 +163,8 @@ def _compare(
     for asked in study.comparisons:
         if asked.a in readings and asked.b in readings:
             a, b = shared([members(readings[each], asked.task) for each in (asked.a, asked.b)])
+            if not a:
+                continue  # variants may leave out examples, and these two have none in common
             names = {next(iter(outcome.metrics)) for outcome in a}
             metric = asked.metric or (names.pop() if len(names) == 1 else "primary")
             found[asked.name] = asked, compare(a, b, asked.metric), metric
@@ -225,9 +227,11 @@ def _agreements(plan: StudyPlan, readings: Mapping[str, list[Outcome]]) -> dict[
 def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, list[Outcome]]:
     """The oracles that have all their readings, as readings of their own."""
     there = {name: of for name, of in study.oracles.items() if set(of) <= readings.keys()}
+    best = {name: union(shared([readings[each] for each in of])) for name, of in there.items()}
     return {
-        f"{ORACLES}/{name}": [replace(best, arm=name) for best in union(shared([readings[each] for each in of]))]
-        for name, of in there.items()
+        f"{ORACLES}/{name}": [replace(each, arm=name) for each in outcomes]
+        for name, outcomes in best.items()
+        if outcomes
     }
 
 

@@ -148,6 +148,7 @@ class Training:
                 self._evaluate()
             elif self._is_due(settings.save_steps):
                 self._save_last()
+        self._agreed(0)  # a signal during the last evaluation must not be lost
 
     def _is_due(self, every: int | None) -> bool:
         return every is not None and self.done % every == 0

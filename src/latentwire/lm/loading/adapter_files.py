@@ -11,9 +11,10 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
+from latentwire.lm.loading import tokenizer_files
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 LORA, PREFIX_TUNING = "LORA", "PREFIX_TUNING"
@@ -76,7 +77,7 @@ def tokenizer(
     if not any((folder / name).exists() for name in _TOKENIZER):
         return base
     try:
-        own: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        own: PreTrainedTokenizerBase = tokenizer_files.read(folder, trust_remote_code=trust_remote_code)
     except Exception as error:  # whatever it is that cannot be read
         raise UserError(f"adapter: the tokenizer in {folder} cannot be read: {told(error)}.") from error
     new = {token: number for token, number in own.get_vocab().items() if number >= rows}

@@ -13,23 +13,30 @@ from huggingface_hub import save_torch_state_dict
 from safetensors.torch import load_file
 from torch import Tensor
 from torch.func import functional_call
-from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
-from latentwire.lm.loading import reading_probe
+from latentwire.lm.loading import reading_probe, tokenizer_files
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.whole_folders import appearing
 from latentwire.lm.prompt_format import PromptFormat
 
-__all__ = ["FORMAT_FILE", "appearing", "check_saveable", "restore", "save", "verify"]
+__all__ = ["FORMAT_FILE", "TRAINED", "appearing", "check_saveable", "restore", "save", "verify"]
 
 FORMAT_FILE = "prompt_format.json"
+TRAINED = "trained"
+"""The field of `FORMAT_FILE` that is false where the weights were not trained with the format."""
 _PROBE_ROWS, _PROBE_WIDTH = 2, 9
 _TEXTS = ("The capital of France is Paris, and 1,234 people came.", "Question: where?\n\n  naïve 北京 \U0001f600")
 
 
 def save(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, prompt_format: PromptFormat, folder: Path
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompt_format: PromptFormat,
+    folder: Path,
+    *,
+    trained: bool = True,
 ) -> None:
     """Write a model folder of plain safetensors, verify it against `model`, then put it in place at once.
 
@@ -42,6 +49,7 @@ def save(
         tokenizer: the model's tokenizer.
         prompt_format: how prompts are built for it.
         folder: the folder to create or to replace.
+        trained: whether the weights were trained with this prompt format.
 
     Raises:
         RuntimeError: a weight is not finite or is still quantized, a tensor has no place in a plain model (an
@@ -62,7 +70,21 @@ def save(
             raise RuntimeError(f"{wrong[0]} did not come back from disk as it was written")
         del written
         _write_small_parts(model, config, tokenizer, prompt_format, partial)
+        if not trained:
+            write_format(prompt_format, partial, trained=False)
         verify(model, partial)
+
+
+def write_format(prompt_format: PromptFormat, folder: Path, *, trained: bool = True) -> None:
+    """Write the file that says how prompts are built for the weights in a folder.
+
+    Args:
+        prompt_format: how prompts are built.
+        folder: where the weights are.
+        trained: whether they were trained with this format; if not, the file says so.
+    """
+    fields = prompt_format.model_dump() | ({} if trained else {TRAINED: False})
+    (folder / FORMAT_FILE).write_text(json.dumps(fields, indent=1) + "\n")
 
 
 def check_saveable(
@@ -175,8 +197,8 @@ def _write_small_parts(
         # Not `save_pretrained`, which refuses the sampling values that many published greedy models carry.
         model.generation_config.to_json_file(folder / "generation_config.json", use_diff=True)
     tokenizer.save_pretrained(folder)
-    (folder / FORMAT_FILE).write_text(json.dumps(prompt_format.model_dump(), indent=1) + "\n")
-    again: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    write_format(prompt_format, folder)
+    again: PreTrainedTokenizerBase = tokenizer_files.read(folder, trust_remote_code=False)
     if (difference := _differs(tokenizer, again)) is not None:
         raise RuntimeError(f"the tokenizer read back from disk has {difference}")
 

@@ -14,7 +14,6 @@ from pydantic import ValidationError
 from transformers import (
     AutoConfig,
     AutoModelForCausalLM,
-    AutoTokenizer,
     PreTrainedModel,
     PreTrainedTokenizerBase,
 )
@@ -30,15 +29,22 @@ from latentwire.lm.loading import (
     merging,
     quantization,
     text_side,
+    tokenizer_files,
 )
 from latentwire.lm.loading.load_settings import DeviceMap, Loading
 from latentwire.lm.loading.model_sources import adapter_beside, locate, split_revision
-from latentwire.lm.loading.saving import FORMAT_FILE, restore, save
+from latentwire.lm.loading.saving import FORMAT_FILE, TRAINED, restore, save
 from latentwire.lm.prompt_format import PromptFormat
 
 __all__ = ["FORMAT_FILE", "LoadedModel", "load", "locate", "restore", "save"]
 
 _STOCK_ATTENTION = (None, "sdpa", "eager", "flex_attention")
+
+
+class _StoredFormat(PromptFormat):
+    """`FORMAT_FILE`: the format, and whether the weights beside it were trained with it."""
+
+    trained: bool = True
 
 
 @dataclass(frozen=True)
@@ -48,6 +54,12 @@ class LoadedModel:
     model: PreTrainedModel
     tokenizer: PreTrainedTokenizerBase
     saved_format: PromptFormat | None
+    trained: bool = True
+
+    @property
+    def trained_format(self) -> PromptFormat | None:
+        """The saved format, if the weights were trained with it."""
+        return self.saved_format if self.trained else None
 
     @property
     def prompt_format(self) -> PromptFormat:
@@ -79,7 +91,12 @@ class Described:
     @property
     def saved_format(self) -> PromptFormat | None:
         """The prompt format saved beside the model, None where there is none."""
-        return None if self.is_gguf else _stored_format(self.source, self.options.get("revision"))
+        return self.stored_format[0]
+
+    @property
+    def stored_format(self) -> tuple[PromptFormat | None, bool]:
+        """`saved_format`, and whether the weights were trained with it."""
+        return (None, False) if self.is_gguf else _stored_format(self.source, self.options.get("revision"))
 
     @property
     def format(self) -> PromptFormat:
@@ -104,7 +121,7 @@ def described(spec: str, loading: Loading | None = None) -> Described:
             config = AutoConfig.from_pretrained(source, **options)
             tokenizer: PreTrainedTokenizerBase
             if gguf_reader is None:
-                tokenizer = AutoTokenizer.from_pretrained(source, **options)
+                tokenizer = tokenizer_files.read(source, **options)
             else:
                 tokenizer = gguf_tokenizer.read(gguf_reader, spec, Path(source))
     except UserError:
@@ -175,14 +192,14 @@ def _load(spec: str, loading: Loading, device: str | None, adapter: str | PathLi
     if device_map is None:
         model.to(torch.device(device))  # type: ignore[arg-type]
     aligned_memory.align(model, spec)
-    tokenizer, saved_format = files.tokenizer, files.saved_format
+    tokenizer, (saved_format, trained) = files.tokenizer, files.stored_format
     if adapter is not None:
         rows = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[index,arg-type]
         trusted = loading.trust_remote_code
         tokenizer = adapter_files.tokenizer(adapter, tokenizer, rows, trust_remote_code=trusted)
     if adapter is not None and (Path(adapter) / FORMAT_FILE).exists():
-        saved_format = _stored_format(str(adapter), None)  # the format that the adapter was trained with
-    return LoadedModel(model.eval(), tokenizer, saved_format)
+        saved_format, trained = _stored_format(str(adapter), None)  # the one that the adapter was trained with
+    return LoadedModel(model.eval(), tokenizer, saved_format, trained)
 
 
 def _refuse_other_kinds(config: Any, spec: str) -> None:
@@ -294,17 +311,18 @@ def _read(
     return model if auto is AutoModelForCausalLM else text_side.take(model.eval())
 
 
-def _stored_format(source: str, revision: str | None) -> PromptFormat | None:
-    """The prompt format that a folder or a hub id holds, None where it holds none."""
+def _stored_format(source: str, revision: str | None) -> tuple[PromptFormat | None, bool]:
+    """The prompt format that a folder or a hub id holds, if any, and whether the weights were trained with it."""
     if Path(source).is_dir():
         file = Path(source) / FORMAT_FILE
         path = str(file) if file.exists() else None
     else:
         path = cached_file(source, FORMAT_FILE, revision=revision, _raise_exceptions_for_missing_entries=False)
     if path is None:
-        return None
+        return None, False
     try:
-        return PromptFormat.model_validate_json(Path(path).read_text())
+        stored = _StoredFormat.model_validate_json(Path(path).read_text())
+        return PromptFormat.model_validate(stored.model_dump(exclude={TRAINED})), stored.trained
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(map(str, first["loc"])) or "JSON"

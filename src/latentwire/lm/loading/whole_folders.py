@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import re
 import shutil
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from latentwire.files import beside, left_behind, tidy
 
 
 @contextmanager
@@ -30,8 +30,9 @@ def appearing(folder: Path) -> Iterator[Path]:
         ...     (partial / "wire.json").write_text("{}")
     """
     folder = folder.resolve()
-    _tidy(folder)
-    partial, old = (folder.with_name(f".{folder.name}.{what}-{_owner()}") for what in ("partial", "old"))
+    _put_back(folder)
+    tidy(folder)
+    partial, old = beside(folder, "partial"), beside(folder, "old")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     try:
@@ -46,36 +47,13 @@ def appearing(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _owner() -> str:
-    """This process, by name: machines that share a disk have the same process ids."""
-    return f"{os.getpid()}@{socket.gethostname()}"
-
-
-def _tidy(folder: Path) -> None:
-    """Remove what processes that were killed left beside `folder`; what it held before them comes back."""
-    pattern = re.compile(rf"\.{re.escape(folder.name)}\.(partial|old)-(\d+)(?:@(.+))?")
-    if not folder.parent.is_dir():
-        return
-    for path in folder.parent.iterdir():
-        match = pattern.fullmatch(path.name)
-        if match is None or match[3] not in (None, socket.gethostname()) or _runs(int(match[2])):
-            continue
-        if match[1] == "old" and not folder.exists():
-            path.rename(folder)
+def _put_back(folder: Path) -> None:
+    """Give back what `folder` held before a kill between the two renames; what the new folder replaced goes."""
+    for old in left_behind(folder, "old"):
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
         else:
-            shutil.rmtree(path, ignore_errors=True)
-
-
-def _runs(process: int) -> bool:
-    if process == os.getpid():
-        return True
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except OSError:  # it is another user's
-        return True
-    return True
+            old.rename(folder)
 
 
 def _usual_modes(folder: Path) -> None:

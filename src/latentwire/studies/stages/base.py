@@ -153,6 +153,10 @@ class Stage(Settings):
         """The tasks of the made-up world whose validation split chooses its checkpoint."""
         return []
 
+    def checkpoints(self) -> list[str]:
+        """The checkpoints it leaves; none for a stage that does not train."""
+        return []
+
     def seeds(self) -> dict[str, int]:
         """Its random seeds, by what they are for."""
         return {}
@@ -183,6 +187,11 @@ class Stage(Settings):
         if start.kind != self.starts_from:
             raise UserError(
                 f"{key}: found {self.start_from!r}, {start.described}; expected a {self.starts_from} stage."
+            )
+        if self.checkpoint not in (kept := start.checkpoints()):
+            raise UserError(
+                f"stages.{name}.checkpoint: found {self.checkpoint!r}, expected one that {self.start_from} keeps, "
+                f"{one_of(self.checkpoint, kept)}; its setting best says which."
             )
 
     def describe(self, context: StudyContext) -> Description:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from latentwire.runs.identity import file_sha256
 from latentwire.runs.log import Log, duration
@@ -23,10 +23,15 @@ class TrainingStage(Stage):
 
     data: Any  # a `training.data.TrainingData`; the settings of each training say which kinds
     seed: int = 0
+    if TYPE_CHECKING:
+        best: tuple[Any, ...]  # a field of `training.loop_config.Loop`
 
     def validation_tasks(self) -> list[str]:
         named = list(self.data.world_tasks())
         return [task.name for task in resolve(named, None)] if named else []
+
+    def checkpoints(self) -> list[str]:
+        return ["best", "final", *(f"best_{metric}" for metric in self.best[1:])]
 
     def seeds(self) -> dict[str, int]:
         return {"training": self.seed}

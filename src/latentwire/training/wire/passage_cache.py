@@ -19,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
+from latentwire.files import beside, tidy
 from latentwire.tasks.base import Split
 from latentwire.training.data import PassageData
 from latentwire.training.wire.asking import Asking
@@ -87,14 +88,15 @@ def save(key_: str, passages: Sequence[Passage], remarks: Sequence[str], *, comp
         "after_latents": [name for name in readers if name in passages[0].after_latents],
     }
     path = _path(key_)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
+    unfinished = beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        tidy(path.parent / "*")
         save_file(_packed(passages, known), unfinished, metadata={"passages": json.dumps(known)})
         unfinished.replace(path)
         for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
             old.unlink()
-    except OSError:  # a full or read-only disk: the passages are there all the same
+    except (OSError, SafetensorError):  # a full or read-only disk: the passages are there all the same
         unfinished.unlink(missing_ok=True)
 
 
