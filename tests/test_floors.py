@@ -6,7 +6,20 @@ from pathlib import Path
 
 import latentwire
 
-FLOORS = ("cli", "api", "report", "studies", "runs", "training", "evaluation", "wires", "tasks", "lm", "models")
+FLOORS = (
+    "cli",
+    "launching",
+    "api",
+    "report",
+    "studies",
+    "runs",
+    "training",
+    "evaluation",
+    "wires",
+    "tasks",
+    "lm",
+    "models",
+)
 
 
 def test_imports_go_down_only():

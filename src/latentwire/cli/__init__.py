@@ -2,6 +2,7 @@
 
 from latentwire.cli import (  # noqa: F401  (each adds its commands)
     evaluating,
+    launch_commands,
     machine,
     runs_commands,
     runs_keeping,
