@@ -14,7 +14,7 @@ from typing import IO, Any
 
 from latentwire.launching import launcher
 from latentwire.launching.follow import Following
-from latentwire.launching.launch_record import Launch, Plan
+from latentwire.launching.launch_record import Launch, LaunchPlan
 from latentwire.launching.payload import Payload, Piece
 from latentwire.launching.targets import SshTarget
 from latentwire.launching.transport import Answer, Here, Transport, Unreachable
@@ -148,7 +148,7 @@ class Rehearsal:
         self.work = self.far / "place" / "work"
         self.work.mkdir(parents=True)
 
-    def plan(self, **changes: Any) -> Plan:
+    def plan(self, **changes: Any) -> LaunchPlan:
         """The plan, quick to look and to give up."""
         usual = {
             "study": "quickstart",
@@ -158,7 +158,7 @@ class Rehearsal:
             "every": 0.05,
             "grace_seconds": 2,
         }
-        return Plan(**(usual | changes))
+        return LaunchPlan(**(usual | changes))
 
     def payload(self) -> Payload:
         """A study's file and a package of one file."""

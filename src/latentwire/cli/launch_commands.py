@@ -69,11 +69,11 @@ def launch(
 ) -> None:
     """Run a study on another machine; every stage's results come home, verified. The same command goes on."""
     from latentwire.launching import launcher
-    from latentwire.launching.launch_record import Plan
+    from latentwire.launching.launch_record import LaunchPlan
 
     words = [word for name in stage or () for word in ("--stage", name)]
     words += ["--preset", preset] if preset else []
-    plan = Plan(
+    plan = LaunchPlan(
         study=study,
         on=on,
         arguments=tuple(words),

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from latentwire.launching.launch_record import Plan
+from latentwire.launching.launch_record import LaunchPlan
 
 IDLE_PERCENT = 5
 _BEATS_SECONDS = 120
@@ -33,7 +33,7 @@ class Alarms:
         stalled: Whether the last look found a step that does not move.
     """
 
-    plan: Plan
+    plan: LaunchPlan
     stalled: bool = False
     _raised: set[str] = field(default_factory=set)
     _gpu_idle_since: float | None = None

@@ -29,6 +29,7 @@ from typing import Any
 
 RUNS = "runs"
 GROWING = ("log.txt", "diagnostics.jsonl")
+TABLES = ("summary.json", "summary.md", "report.html")
 TAIL = 6000
 _ENDED = ("done", "rejected")
 _PART = ".part"
@@ -48,7 +49,7 @@ def look(folder: Path) -> dict[str, Any]:
         "tail": _tail(log),
         "moved": _moved(folder),
         "runs": [_run(path.parent, folder) for path in sorted((folder / RUNS).glob("*/*/*/run.json"))],
-        "study": [_file(path, folder) for path in sorted((folder / RUNS).glob("*/summary.*"))],
+        "study": [_file(path, folder) for name in TABLES for path in sorted((folder / RUNS).glob(f"*/{name}"))],
     }
 
 

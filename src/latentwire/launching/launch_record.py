@@ -29,7 +29,7 @@ State = Literal["begun", "started", "ended"]
 """`begun`: nothing runs there yet. `ended`: everything is home, or given up; `LaunchRecord.outcome` says which."""
 
 
-class Plan(BaseModel):
+class LaunchPlan(BaseModel):
     """What was asked for. It never holds the value of a forwarded variable, only its name.
 
     Attributes:
@@ -93,7 +93,7 @@ class LaunchRecord(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     name: str
-    plan: Plan
+    plan: LaunchPlan
     identity: str
     created: float
     state: State = "begun"
@@ -128,7 +128,7 @@ class Launch:
             raise UserError(f"launch: {path} cannot be read: {error.errors()[0]['msg']}.") from error
 
     @classmethod
-    def begin(cls, root: Path, plan: Plan, payload: Payload) -> Launch:
+    def begin(cls, root: Path, plan: LaunchPlan, payload: Payload) -> Launch:
         """The launch of this plan: the one that is there already, or a new folder.
 
         One that ended without being done begins again, with a new budget.

@@ -9,7 +9,7 @@ from pathlib import Path
 from latentwire.errors import UserError, one_of
 from latentwire.launching import payload as packing
 from latentwire.launching.follow import Following
-from latentwire.launching.launch_record import Launch, Plan, launches
+from latentwire.launching.launch_record import Launch, LaunchPlan, launches
 from latentwire.launching.sky_target import SkyTarget
 from latentwire.launching.slurm_target import SlurmTarget
 from latentwire.launching.targets import Target, over_ssh
@@ -17,7 +17,7 @@ from latentwire.studies import templates
 
 
 def launch(
-    plan: Plan,
+    plan: LaunchPlan,
     changes: Sequence[str],
     preset: str | None,
     runs: Path,
@@ -54,7 +54,7 @@ def launch(
         return Following(begun, where, load, runs).go(detach=detach)
 
 
-def target(plan: Plan) -> Target:
+def target(plan: LaunchPlan) -> Target:
     """The target that a plan names.
 
     Raises:
@@ -110,7 +110,7 @@ def listed(root: Path) -> list[str]:
     return lines
 
 
-def _check(plan: Plan) -> None:
+def _check(plan: LaunchPlan) -> None:
     for name in ("hours", "stall_minutes", "patience_minutes", "every", "grace_seconds"):
         value = getattr(plan, name)
         if value is not None and not value > 0:

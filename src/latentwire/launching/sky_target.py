@@ -21,7 +21,7 @@ import yaml
 from latentwire.errors import UserError
 from latentwire.files import write_atomically
 from latentwire.launching.far_machine import FarMachine
-from latentwire.launching.launch_record import Launch, Plan
+from latentwire.launching.launch_record import Launch, LaunchPlan
 from latentwire.launching.targets import CONFIRMATIONS, FOLDER
 from latentwire.launching.transport import OverSsh, Transport, Unreachable
 
@@ -51,7 +51,7 @@ class SkyTarget:
     reached: Transport | None = None
 
     @classmethod
-    def of(cls, cloud: str, plan: Plan) -> SkyTarget:
+    def of(cls, cloud: str, plan: LaunchPlan) -> SkyTarget:
         """The target of `sky:CLOUD`.
 
         Raises:

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 from latentwire.errors import UserError
 from latentwire.launching.far_machine import FarMachine
-from latentwire.launching.launch_record import Launch, Plan
+from latentwire.launching.launch_record import Launch, LaunchPlan
 from latentwire.launching.transport import Here, OverSsh, Transport, Unreachable
 
 FOLDER = "latentwire-launches"
@@ -93,7 +93,7 @@ class SshTarget:
             time.sleep(plan.every)
         return False
 
-    def _gone(self, plan: Plan, launch: Launch) -> bool:
+    def _gone(self, plan: LaunchPlan, launch: Launch) -> bool:
         if plan.check_down is not None:
             return _command(plan.check_down, launch).returncode == 0
         try:
@@ -111,7 +111,7 @@ def _command(command: str, launch: Launch) -> subprocess.CompletedProcess[str]:
         return subprocess.CompletedProcess(command, 124, "", "no end within 10 minutes")
 
 
-def over_ssh(plan: Plan) -> SshTarget:
+def over_ssh(plan: LaunchPlan) -> SshTarget:
     """The target of `ssh:HOST[:PORT]` or `here[:FOLDER]`.
 
     Raises:

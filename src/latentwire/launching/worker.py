@@ -138,6 +138,12 @@ class Worker:
         overwrite(self.folder / STATE, self.state)
 
 
+def _unheard() -> None:
+    """A scheduler signals every process of a job, but its signal is for the worker: it would end a child at once."""
+    for number in (signal.SIGUSR1, signal.SIGUSR2):
+        signal.signal(number, signal.SIG_IGN)
+
+
 def overwrite(path: Path, state: dict[str, Any]) -> None:
     """Write a small JSON over a block that is there already: this works on a full disk."""
     block = json.dumps(state).encode().ljust(BLOCK)
