@@ -20,8 +20,11 @@ def verify(
     ] = None,
     runs: Runs = Path("runs"),
     preserved: Preserved = Path("preserved"),
+    checkpoints: Annotated[
+        bool, typer.Option("--checkpoints", help="Also load every checkpoint and compare its logits.")
+    ] = False,
 ) -> None:
-    """Check hashes and completeness of runs, and what is empty in the manifest; exit status 1 if anything is."""
+    """Check hashes and completeness of runs, and the manifest of preserved ones; exit status 1 at a fault."""
     from latentwire.runs import preserving, store, verification
     from latentwire.runs.log import counted
 
@@ -33,6 +36,12 @@ def verify(
     with counted("verify", "runs", count) as add:
         for root, (readable, unreadable) in zip(places or [runs], scanned, strict=True):
             faults += verification.verify_all(readable, unreadable, root, add)
+    if checkpoints:
+        from latentwire.runs import checkpoint_checks
+
+        every = [run for readable, _ in scanned for run in readable]
+        with counted("verify checkpoints", "runs", count) as add:
+            faults += checkpoint_checks.check_all(every, add)
     for folder in places:
         if preserving.is_preserved(folder):
             faults += preserving.verify_manifest(folder)

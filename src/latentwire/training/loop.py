@@ -21,7 +21,7 @@ from torch import Tensor
 from latentwire.errors import UserError
 from latentwire.evaluation.metrics import score_span
 from latentwire.files import write_atomically
-from latentwire.training import checkpoints, not_finite, optimizers
+from latentwire.training import checkpoints, logit_probe, not_finite, optimizers
 from latentwire.training.checkpoints import DONE, LAST, Snapshot
 from latentwire.training.diagnostics import Diagnostics, memory_gib
 from latentwire.training.interruption import Interrupted, Interruption
@@ -416,7 +416,7 @@ class Training:
         done = self.finished
         if done is None:
             if self.accelerator.is_main_process:
-                self.trainee.export(self.places / "final")
+                self._export("final")
                 self._export_bests()
             done = self._trained()
             if self.accelerator.is_main_process:
@@ -439,7 +439,13 @@ class Training:
             best = checkpoints.find(self.places / _hidden(name))
             if best is not None:
                 checkpoints.load(best, self.trainee.module)
-                self.trainee.export(self.places / name)
+                self._export(name)
+
+    def _export(self, name: str) -> None:
+        """Write a checkpoint, and some logits that it gives."""
+        self.trainee.export(self.places / name)
+        self.trainee.mode(False)
+        logit_probe.keep(self.trainee.probe, self.trainee.device, self.folder, name, self.log)
 
     def _trained(self) -> Trained:
         judge = self.judge

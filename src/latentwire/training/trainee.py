@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.training_step import Step
@@ -113,6 +113,9 @@ class Trainee(Protocol):
 
     def export(self, folder: Path) -> None:
         """Write what has been trained; training can go on."""
+
+    def probe(self) -> dict[str, Tensor]:
+        """By reader, the logits `(V,)` after `logit_probe.ASKED` as it is now, in evaluation mode."""
 
     def settle(self, folder: Path) -> None:
         """End training, with what an exported folder holds."""

@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentwire import wires
 from latentwire.errors import UserError
 from latentwire.evaluation.audit import audit
 from latentwire.lm.decoding import Decoding
+from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.masks import attention, flex
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
@@ -26,6 +27,7 @@ from latentwire.training.finetuning.packing import Plan, Rows, collate, pack
 from latentwire.training.finetuning.row_audit import audit_rows, without_leaks
 from latentwire.training.finetuning.row_step import RowStep, labels_of
 from latentwire.training.finetuning.trainable import Trainable
+from latentwire.training.logit_probe import ASKED
 from latentwire.training.loop import Training, seed_of
 from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.stopping import Leak
@@ -241,6 +243,11 @@ class _Finetuning:
     def export(self, folder: Path) -> None:
         dtype = self.settings.export_dtype
         self.trainable.export(folder, None if dtype is None else getattr(torch, dtype))
+
+    def probe(self) -> dict[str, Tensor]:
+        with evaluating(self.lm.model):
+            prompts = [self.lm.format.encode(ASKED, self.lm)[0]]
+            return {"": self.lm.prefill(self.wire(prompts, self.lm)).logits[0]}
 
     def settle(self, folder: Path) -> None:
         self.trainable.settle(folder)

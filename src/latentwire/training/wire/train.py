@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
@@ -18,6 +18,7 @@ from latentwire.lm.prefix import STEADY, Prefix
 from latentwire.lm.scoring.questions import Shared
 from latentwire.tasks.base import Split
 from latentwire.training import checkpoints, optimizers
+from latentwire.training.logit_probe import ASKED
 from latentwire.training.loop import CHECKPOINTS, Training, seed_of, usable
 from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.trainee import Answered, Trained
@@ -35,7 +36,7 @@ from latentwire.training.wire.wire_training_config import WireTraining
 from latentwire.wires.latent import ridge
 from latentwire.wires.latent.message import Latents
 from latentwire.wires.latent.modules import LatentModules, fingerprint
-from latentwire.wires.latent.reader_text import SAMPLE, OwnText
+from latentwire.wires.latent.reader_text import SAMPLE, OwnText, asking
 from latentwire.wires.latent.trained_readers import save
 
 SAMPLE_TOKENS = 48
@@ -312,6 +313,21 @@ class _WireTrainee:
 
     def export(self, folder: Path) -> None:
         save(self.modules, self._learns, folder)
+
+    @torch.no_grad()
+    def probe(self) -> dict[str, Tensor]:
+        self.mode(False)
+        config = self.modules.config
+        logits = {}
+        for name, lm in self.readers.items():
+            whole = config.carry == "prompt"
+            context = lm.format.body(ASKED.context, ASKED.question) if whole else ASKED.context
+            texts, questions = asking(config, [(ASKED.context, ASKED.question)], lm)
+            text = OwnText.of(texts, lm) if texts is not None else None
+            shared = self.modules.deliver(self.modules([context]), name, text)
+            prefix = shared.ask([[*questions[0], *self._after[name]]], lm)
+            logits[name] = lm.prefill(prefix).logits[0]
+        return logits
 
     def settle(self, folder: Path) -> None:
         self.modules.restore(folder)
