@@ -95,7 +95,7 @@ def test_a_wire_that_is_imitated_has_the_source_that_the_study_has_loaded(
         return runner.run(loading.load(str(written(tmp_path, raw))), tmp_path / "runs", Log())
 
     first = carried({"first": bridge()}).runs["first"].folder
-    once = [(WREN, {"": "cpu"}), (HERON, None)] * 2  # for the check and for the training
+    once = [(WREN, {"": "cpu"}), (HERON, None)]  # for the check, and for the trainings of all stages
     assert loads == once
     # The student's own source serves both wires, and the gates too.
     few = own_rows(tmp_path)
@@ -105,7 +105,7 @@ def test_a_wire_that_is_imitated_has_the_source_that_the_study_has_loaded(
     # A source that no stage of the study has otherwise, loaded as the study says all the same.
     own = fit(HERON, encoder(ratio=5), {HERON: {"kind": "native"}}, objectives=imitating(first))
     carried({"own": own})
-    assert [how for spec, how in loads if spec == WREN] == [{"": "cpu"}] * 2
+    assert [how for spec, how in loads if spec == WREN] == [{"": "cpu"}]
     raw = {"name": "sources", "model": HERON, "tasks": ["one_hop"], "stages": {"own": own}}
     rounded = [{"loading": {WREN: {"bits": bits}}} for bits in (None, 4)]
     plans = [plan.make(loading.load(str(written(tmp_path, raw | each)))) for each in rounded]

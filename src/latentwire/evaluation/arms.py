@@ -17,7 +17,7 @@ from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
 from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
-from latentwire.wires.latent.latent_wire import Latent, share
+from latentwire.wires.latent.latent_wire import Latent, LatentWireBase, share
 from latentwire.wires.relay import Relay
 
 VARIANTS: tuple[Variant, ...] = get_args(Variant)
@@ -127,6 +127,20 @@ class Arm:
         same = sum(partner is not None and partner.same_type for partner in found)
         none = sum(partner is None for partner in found)
         return {"same type": same, "any type": len(found) - same - none, "none": none}
+
+
+def bind_all(arms: Sequence[Arm], lm: LM) -> list[Arm]:
+    """The arms bound to a reader. Those of one wire share its modules, and encode each context once."""
+    known: dict[str, LatentWireBase] = {}
+    bound = []
+    for arm in arms:
+        if not isinstance(arm.wire, LatentWireBase):
+            bound.append(arm.bind(lm))
+            continue
+        plain = arm.wire.plain()
+        wire = known.get(repr(plain)) or known.setdefault(repr(plain), plain.bind(lm))
+        bound.append(replace(arm, wire=arm.wire.over(wire)))
+    return bound
 
 
 def _sending(original: Example, asked: Example, of: Example, reader: LM) -> EncodedExample:

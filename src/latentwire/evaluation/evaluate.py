@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from latentwire.errors import UserError
 from latentwire.evaluation import metrics
 from latentwire.evaluation.answers import answers
-from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.arms import Arm, bind_all
 from latentwire.evaluation.encoded import EncodedExample, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.prompts_kept import KeptPrompts
@@ -87,7 +87,7 @@ def evaluate(
             cannot do.
     """
     suppressed(lm, begin_suppress_tokens)
-    bound = [Arm.of(arm).bind(lm) for arm in arms]
+    bound = bind_all([Arm.of(arm) for arm in arms], lm)
     prepared = _ready(lm, tasks, bound, split, limit)
     result = Evaluation()
     for task in tasks:
@@ -128,7 +128,7 @@ def ready(
         UserError: as `evaluate`.
     """
     suppressed(lm, begin_suppress_tokens)
-    _ready(lm, tasks, [Arm.of(arm).bind(lm) for arm in arms], split, limit)
+    _ready(lm, tasks, bind_all([Arm.of(arm) for arm in arms], lm), split, limit)
 
 
 def _ready(

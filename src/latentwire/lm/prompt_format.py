@@ -11,6 +11,7 @@ from latentwire.errors import UserError
 from latentwire.lm import chat_template
 from latentwire.lm.prompts import Example, Prompt, RenderedPrompt
 from latentwire.lm.reader import Tokenizes
+from latentwire.lm.segments import token_ids
 
 PLACE = "Context."
 """Stands in for a context, to find the text around it."""
@@ -171,7 +172,7 @@ class PromptFormat(BaseModel):
     def after_all(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
         """`after` for many questions in one call of the tokenizer."""
         rendered = [self.render(PLACE, question, lm) for question in questions]
-        return _token_ids([self._kept(text)[boundary:] for text, boundary in rendered], lm, special=False)
+        return token_ids([self._kept(text)[boundary:] for text, boundary in rendered], lm.tokenizer, special=False)
 
     def split(
         self, context: str, question: str, lm: Tokenizes, *, whole: bool = False
@@ -278,7 +279,7 @@ class PromptFormat(BaseModel):
 
     def _all_ids(self, texts: Sequence[str], lm: Tokenizes) -> list[list[int]]:
         chat = self.template == "chat"  # whose template writes its own special tokens
-        called = _token_ids(texts, lm, special=not chat)
+        called = token_ids(texts, lm.tokenizer, special=not chat)
         rows = [_unended(ids, text, lm) for ids, text in zip(called, texts, strict=True)]
         begins = chat and chat_template.begins_with_bos(lm)
         return [chat_template.with_one_bos(ids, lm, begins)[0] for ids in rows] if chat else rows
@@ -290,17 +291,6 @@ class PromptFormat(BaseModel):
     def answer_end(self, lm: Tokenizes) -> list[int]:
         """The token that a model learns to end an answer with, as a list; empty for a model without one."""
         return sorted(self.end_ids(lm) or lm.eos_ids)[:1]
-
-
-def _token_ids(texts: Sequence[str], lm: Tokenizes, *, special: bool) -> list[list[int]]:
-    if not texts:
-        return []
-    if getattr(lm.tokenizer, "is_fast", False):
-        # Without masks, offsets and type ids, which take longer to make than the tokens.
-        core = lm.tokenizer.backend_tokenizer
-        if core.padding is None and core.truncation is None:
-            return [encoding.ids for encoding in core.encode_batch_fast(list(texts), add_special_tokens=special)]
-    return list(lm.tokenizer(list(texts), add_special_tokens=special)["input_ids"])
 
 
 def _prompt_and_answers(

@@ -26,9 +26,10 @@ Source = tuple[str, str | None, Checkpoint]
 
 
 class ModelLoader:
-    """Loads the study's models and the checkpoints of its stages, and keeps one while it is asked for.
+    """Loads the study's models and the checkpoints of its stages, and keeps those that are asked for again.
 
-    Always from disk: later stages read with what a user can load, and not with what was left in memory.
+    Always from disk: later stages read with what a user can load, and not with what a training left in memory.
+    Frozen models stay as they were loaded, so that stages share them: large ones take minutes to load.
 
     Args:
         loading: How to load a model, by its name.
@@ -48,13 +49,12 @@ class ModelLoader:
     ) -> None:
         self._loading, self._prompts, self._dtype = loading, prompts, dtype
         self._folders, self._runs = folders, runs
-        self._held: tuple[tuple[Source, torch.dtype | None], LM] | None = None
-        self._beside: dict[str, LM] = {}
+        self._loaded: dict[tuple[Source, str], LM] = {}
         self._sources: dict[str, LM] = {}
 
     def holds(self, source: Source) -> bool:
         """Whether this reader is in memory."""
-        return self._held is not None and self._held[0][0] == source
+        return any(known == source for known, _ in self._loaded)
 
     def load(self, source: Source, *, to_train: bool = False) -> LM:
         """A model as it is or as a finetuning left it; in float32 if it is to be trained.
@@ -63,29 +63,36 @@ class ModelLoader:
             UserError: The checkpoint is gone or is not what the finetuning wrote.
         """
         dtype = torch.float32 if to_train else self._evaluation_dtype()
-        if self._held is None or self._held[0] != (source, dtype):
+        if self._key(source, dtype) not in self._loaded:
             self.drop()
-            lm = LM.load(self._folder(*source), **self._options(source[0], dtype))
-            lm.name = f"{source[0]} after {source[1]}" if source[1] else source[0]
-            self._held = ((source, dtype), lm)
-        return self._held[1]
+        return self._get(source, dtype)
 
     def beside(self, names: Sequence[str]) -> dict[str, LM]:
         """Further readers as they are, in memory together with the one that `load` gave."""
-        for name in names:
-            if name not in self._beside:
-                self._beside[name] = LM.load(self._folders[name], **self._options(name, self._evaluation_dtype()))
-                self._beside[name].name = name
-        return {name: self._beside[name] for name in names}
+        return {name: self._get((name, None, "best"), self._evaluation_dtype()) for name in names}
+
+    def _get(self, source: Source, dtype: torch.dtype | None) -> LM:
+        name, stage, _ = source
+        if (key := self._key(source, dtype)) not in self._loaded:
+            self._loaded[key] = LM.load(self._folder(*source), **self._options(name, dtype))
+            self._loaded[key].name = f"{name} after {stage}" if stage else name
+        return self._loaded[key]
+
+    def _key(self, source: Source, dtype: torch.dtype | None) -> tuple[Source, str]:
+        """What a model in memory is known by: what it is, and how it was loaded."""
+        return source, repr(self._options(source[0], dtype)["loading"])
 
     def _evaluation_dtype(self) -> torch.dtype | None:
         return getattr(torch, self._dtype) if self._dtype else None
 
     def drop(self) -> None:
         """Forget the models in memory: their weights have changed, or their memory is needed."""
-        self._held = None
-        self._beside.clear()
+        self._loaded.clear()
         self._sources.clear()
+        self.tidy()
+
+    def tidy(self) -> None:
+        """Give back the memory of what a stage has left, and keep the models."""
         gc.collect()
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
@@ -95,17 +102,18 @@ class ModelLoader:
         return self._checkpoint(stage, checkpoint)
 
     def together(self, names: Sequence[str], dtype: torch.dtype = torch.float32) -> dict[str, LM]:
-        """Several models as they are, all in memory at once: a wire's encoder and readers.
+        """Several models as they are, all in memory at once and no others: a wire's encoder and readers.
 
         Args:
             dtype: what they are held in; for models of 4 bits, what is not rounded is bfloat16.
         """
-        self.drop()
-        loaded = {}
-        for name in names:
-            loaded[name] = LM.load(self._folders[name], **self._options(name, dtype))
-            loaded[name].name = name
-        return loaded
+        wanted: list[Source] = [(name, None, "best") for name in names]
+        keys = [self._key(source, dtype) for source in wanted]
+        if set(keys) != set(self._loaded):
+            kept = {key: self._loaded[key] for key in keys if key in self._loaded}
+            self.drop()
+            self._loaded = kept
+        return {source[0]: self._get(source, dtype) for source in wanted}
 
     def prepare_sources(self, lm: LM, arms: Iterable[Arm]) -> None:
         """Load the source models of arms that `lm` is about to read over, as the study says.

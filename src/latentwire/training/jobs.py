@@ -6,7 +6,7 @@ import gc
 import os
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
@@ -19,6 +19,21 @@ def cores() -> int:
 
 def spread(make: Callable[[Given], Made], parts: Iterable[Given]) -> list[Made]:
     """Call `make` on each part in one process a core; results come in the order of the parts."""
+    # A process takes `make` when it starts, not with every part: what it holds may be a large tokenizer.
+    with ProcessPoolExecutor(cores(), initializer=_start, initargs=(make,)) as pool:
+        return list(pool.map(_made, parts))
+
+
+_make: Callable[[Any], Any]
+
+
+def _start(make: Callable[[Any], Any]) -> None:
+    global _make
+    _make = make
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # there is a process for each core already
     # Without it each process would scan what it was given again and again while it makes millions of objects.
-    with ProcessPoolExecutor(cores(), initializer=gc.freeze) as pool:
-        return list(pool.map(make, parts))
+    gc.freeze()
+
+
+def _made(part: Any) -> Any:
+    return _make(part)

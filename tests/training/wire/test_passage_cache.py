@@ -108,3 +108,14 @@ def test_the_digest_of_data_follows_file_tokenizer_and_format(data):
     digests.append(identity(data, {"a": lm}))
     assert len(set(digests)) == 4
     assert identity(data, {"a": lm}) == digests[-1]
+
+
+def test_several_processes_make_the_same_passages_in_the_same_order(data, monkeypatch):
+    readers = {"one": tiny_lm(), "other": tiny_lm()}
+    readers["other"].tokenizer = tiny_tokenizer(bos=True)
+    alone = passages(data, readers, "train", 999)
+    monkeypatch.setenv("LATENTWIRE_CACHE", str(data.path.parent / "another"))
+    monkeypatch.setattr(wire_passages, "AT_ONCE", 10)
+    monkeypatch.setattr(wire_passages, "PER_JOB", 7)
+    assert passages(data, readers, "train", 999) == alone
+    assert passages(data, readers, "train", 25) == alone[:25]  # from what the processes have left in the cache

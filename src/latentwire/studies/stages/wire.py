@@ -10,6 +10,7 @@ from pydantic import Field, field_validator, model_validator
 
 from latentwire.errors import UserError
 from latentwire.evaluation.gates import EXAMPLES, Gate
+from latentwire.runs.log import Log
 from latentwire.studies.model_loader import ModelLoader
 from latentwire.studies.stages.base import (
     TRAINED,
@@ -192,26 +193,32 @@ class TrainWire(WireTraining, TrainingStage):
 
     def run(self, work: StageWork) -> dict[str, Any]:
         """Train the wire and judge it by its gates; see `train_wire` and `training.wire.accept`."""
+        models, folder, log = work.models, work.folder, work.log
+        try:
+            results = self._train(models, folder, log)
+        except BaseException:
+            models.drop()  # nobody knows what it has left in them
+            raise
+        models.tidy()
+        return results
+
+    def _train(self, models: ModelLoader, folder: Path, log: Log) -> dict[str, Any]:
         from latentwire.training.wire import accept
         from latentwire.training.wire.train import train_wire
 
-        models, folder, log = work.models, work.folder, work.log
-        try:
-            loaded, settings = models.together(self.loads(), self.frozen_dtype), self.settings(models.wire)
-            imitated = (each.finished for each in settings.objectives if isinstance(each, Imitate))
-            models.prepare_wires(loaded, self.readers, [path for path in imitated if path is not None])
-            readers, source = {name: loaded[name] for name in self.readers}, loaded[self.wire.source]
-            with log.progress(folder.parent.name, "steps") as progress:
-                trained = train_wire(
-                    readers, source, settings, folder, start=self._start(models), log=log, progress=progress
-                )
-            results = reported(trained, log)
-            if self.accept:
-                judged = accept.judge(folder / BEST, readers, self, self.gates, self.accept_examples, folder, log)
-                results["accept"] = judged
-            return results
-        finally:
-            models.drop()  # the weights in memory are no longer those on disk
+        loaded, settings = models.together(self.loads(), self.frozen_dtype), self.settings(models.wire)
+        imitated = (each.finished for each in settings.objectives if isinstance(each, Imitate))
+        models.prepare_wires(loaded, self.readers, [path for path in imitated if path is not None])
+        readers, source = {name: loaded[name] for name in self.readers}, loaded[self.wire.source]
+        with log.progress(folder.parent.name, "steps") as progress:
+            trained = train_wire(
+                readers, source, settings, folder, start=self._start(models), log=log, progress=progress
+            )
+        results = reported(trained, log)
+        if self.accept:
+            judged = accept.judge(folder / BEST, readers, self, self.gates, self.accept_examples, folder, log)
+            results["accept"] = judged
+        return results
 
     def _start(self, models: ModelLoader) -> Path | None:
         if self.start_wire is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from itertools import groupby, islice
 from pathlib import Path
 from typing import Any, ClassVar
@@ -140,4 +141,9 @@ def kept(split: Split, task: Task) -> Iterator[Example]:
 
 def held_out(example: Example) -> bool:
     """Whether the example's group is one of those that are `validation` where a source has no splits."""
-    return int(digest(example.group)[:8], 16) % HELD_OUT == 0
+    return _held_out(example.group)
+
+
+@lru_cache(maxsize=1 << 16)
+def _held_out(group: str) -> bool:
+    return int(digest(group)[:8], 16) % HELD_OUT == 0

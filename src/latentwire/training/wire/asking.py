@@ -15,9 +15,15 @@ from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PLACE
 from latentwire.lm.prompts import Example
+from latentwire.lm.segments import splits_at_blanks
 from latentwire.tasks.data_files import digest
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.reader_text import asking
+
+WHOLE = 16
+"""Contexts of a batch after which answers are tokenized with all of the context."""
+END = 64
+"""Characters at the end of the other contexts."""
 
 Pair = tuple[list[int], list[int]]
 """Token ids of what follows a context, and of the answer with its end token."""
@@ -114,7 +120,7 @@ class Asking(Tokenizing):
                 costs a small part of reading it again for each.
         """
         examples_ = [example for examples in groups for example in examples]
-        in_context = self._answers([examples[0] for examples in groups])
+        in_context = self._answers(self._in_context([examples[0] for examples in groups]))
         if self.format.template == "raw" or not self.format.anchor:
             # Without a question the context is the whole prompt.
             alone = self._answers([replace(each, context="") if each.question else each for each in examples_])
@@ -135,6 +141,16 @@ class Asking(Tokenizing):
             at += len(examples)
         end = self.format.answer_end(self)
         return [[*answer, *end] for answer in alone]
+
+    def _in_context(self, examples: Sequence[Example]) -> list[Example]:
+        """Examples that show whether a context changes an answer's tokens.
+
+        Where the tokenizer cuts texts into words first, the end of a context stands for all of it, but for a few.
+        """
+        if self.format.template == "raw" or not splits_at_blanks(self.tokenizer):
+            return list(examples)
+        some = list(examples[:WHOLE])
+        return some + [replace(each, context=each.context[-END:].lstrip()) for each in examples[WHOLE:]]
 
     def _answers(self, examples: Sequence[Example]) -> list[list[int]]:
         encoded = self.format.encode_all([replace(each, choices=()) for each in examples], self)

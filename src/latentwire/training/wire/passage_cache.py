@@ -10,7 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate, chain
 from pathlib import Path
 from typing import Any
@@ -70,29 +70,62 @@ def load(key_: str, count: int) -> Cached | None:
             if known["count"] < count and not known["complete"]:
                 return None
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Cached(_unpacked(arrays, known, min(count, known["count"])), known["remarks"])
+        packed = Packed(known["count"], known["readers"], known["after_latents"], arrays)
+        return Cached(packed.passages(count), known["remarks"])
     except (OSError, SafetensorError, KeyError, ValueError, IndexError):
         return None
 
 
-def save(key_: str, passages: Sequence[Passage], remarks: Sequence[str], *, complete: bool) -> None:
-    """Keep passages, if they are many. complete: they are all that the data holds."""
-    if len(passages) < FEWEST:
-        return
-    readers = list(passages[0].text)
+@dataclass(frozen=True)
+class Packed:
+    """Passages as arrays, which are quickly written to disk and handed to another process.
+
+    Attributes:
+        count: how many passages.
+        readers: whose tokens they hold.
+        after_latents: the readers that are asked something else after latents.
+        arrays: rows of numbers one after the other, and their sizes.
+    """
+
+    count: int
+    readers: list[str]
+    after_latents: list[str]
+    arrays: dict[str, np.ndarray[Any, Any]]
+
+    @classmethod
+    def of(cls, passages: Sequence[Passage]) -> Packed:
+        """At least one passage; all of the same readers."""
+        readers = list(passages[0].text)
+        after = [name for name in readers if name in passages[0].after_latents]
+        return cls(len(passages), readers, after, _packed(passages, readers, after))
+
+    @classmethod
+    def joined(cls, parts: Sequence[Packed]) -> Packed:
+        """The passages of several parts, one after the other."""
+        names = parts[0].arrays
+        arrays = {name: np.concatenate([part.arrays[name] for part in parts]) for name in names}
+        return replace(parts[0], count=sum(part.count for part in parts), arrays=arrays)
+
+    def passages(self, count: int) -> list[Passage]:
+        """The first `count` of them."""
+        return _unpacked(self, min(count, self.count))
+
+
+def save(key_: str, packed: Packed, remarks: Sequence[str], *, complete: bool) -> None:
+    """Keep passages. complete: they are all that the data holds."""
     known = {
-        "count": len(passages),
+        "count": packed.count,
         "complete": complete,
         "remarks": list(remarks),
-        "readers": readers,
-        "after_latents": [name for name in readers if name in passages[0].after_latents],
+        "readers": packed.readers,
+        "after_latents": packed.after_latents,
     }
     path = _path(key_)
     unfinished = beside(path, "partial")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         tidy(path.parent / "*")
-        save_file(_packed(passages, known), unfinished, metadata={"passages": json.dumps(known)})
+        save_file(packed.arrays, unfinished, metadata={"passages": json.dumps(known)})
         unfinished.replace(path)
         for old in sorted(path.parent.glob("*.safetensors"), key=lambda file: file.stat().st_mtime)[:-KEPT]:
             old.unlink()
@@ -112,7 +145,9 @@ def _sha256(path: Path) -> str:
         return ""  # whoever reads it says what is wrong
 
 
-def _packed(passages: Sequence[Passage], known: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+def _packed(
+    passages: Sequence[Passage], readers: Sequence[str], after_latents: Sequence[str]
+) -> dict[str, np.ndarray[Any, Any]]:
     arrays: dict[str, np.ndarray[Any, Any]] = {"asked": np.array([p.asked for p in passages], np.int32)}
 
     def put(name: str, rows: Sequence[Sequence[int]]) -> None:
@@ -126,16 +161,18 @@ def _packed(passages: Sequence[Passage], known: Mapping[str, Any]) -> dict[str, 
 
     put_texts("groups", [p.group for p in passages])
     put_texts("contexts", [p.context for p in passages])
-    for number, reader in enumerate(known["readers"]):
+    for number, reader in enumerate(readers):
         put(f"{number}.text", [p.text[reader] for p in passages])
         put(f"{number}.question", [question for p in passages for question, _ in p.pairs[reader]])
         put(f"{number}.answer", [answer for p in passages for _, answer in p.pairs[reader]])
-        if reader in known["after_latents"]:
+        if reader in after_latents:
             put(f"{number}.after", [ids for p in passages for ids in p.after_latents[reader]])
     return arrays
 
 
-def _unpacked(arrays: Mapping[str, np.ndarray[Any, Any]], known: Mapping[str, Any], count: int) -> list[Passage]:
+def _unpacked(packed: Packed, count: int) -> list[Passage]:
+    arrays = packed.arrays
+
     def rows(name: str, many: int) -> Iterator[list[int]]:
         sizes = arrays[f"{name}.sizes"][:many].tolist()
         values = arrays[name][: sum(sizes)].tolist()
@@ -150,12 +187,12 @@ def _unpacked(arrays: Mapping[str, np.ndarray[Any, Any]], known: Mapping[str, An
     text: list[dict[str, list[int]]] = [{} for _ in asked]
     pairs: list[dict[str, list[tuple[list[int], list[int]]]]] = [{} for _ in asked]
     after: list[dict[str, list[list[int]]]] = [{} for _ in asked]
-    for number, reader in enumerate(known["readers"]):
+    for number, reader in enumerate(packed.readers):
         total = sum(asked)
         both = list(zip(rows(f"{number}.question", total), rows(f"{number}.answer", total), strict=True))
         for at, (ids, span) in enumerate(zip(rows(f"{number}.text", count), spans, strict=True)):
             text[at][reader], pairs[at][reader] = ids, both[span]
-        if reader in known["after_latents"]:
+        if reader in packed.after_latents:
             others = list(rows(f"{number}.after", total))
             for at, span in enumerate(spans):
                 after[at][reader] = others[span]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache, partial
 from itertools import groupby, islice
@@ -17,12 +17,13 @@ from latentwire.training.jobs import spread
 from latentwire.training.wire import passage_cache
 from latentwire.training.wire.asking import Asked, Asking
 from latentwire.training.wire.passage import Passage
+from latentwire.training.wire.passage_cache import Packed
 from latentwire.wires.latent.latent_config import LatentConfig
 
 PER_JOB = 500
-"""Generated passages that one process makes at a time; fewer are made in this one."""
+"""Passages that one process makes at a time; fewer generated ones are made in this one."""
 AT_ONCE = 2000
-"""Contexts that are tokenized in one call."""
+"""Contexts of a file that are tokenized in one call; more are tokenized in several processes."""
 
 
 def passages(
@@ -55,18 +56,40 @@ def passages(
         for remark in cached.remarks:
             log(remark)
         return cached.passages
-    contexts = data.contexts(split)
-    made: list[Passage] = []
-    complete = False
-    while len(made) < count and not complete:
-        some = list(islice(contexts, min(AT_ONCE, count - len(made))))
-        complete = not some
-        made += [passage for of_context in tokenize(some, tokenizing) for passage in of_context]
+    packed, made, complete = _read(data.contexts(split), tokenizing, count, whole=whole)
     remarks = data.remarks()
     for remark in remarks:
         log(remark)
-    passage_cache.save(key, made, remarks, complete=complete)
-    return made[:count]
+    if packed is not None or len(made) >= passage_cache.FEWEST:
+        passage_cache.save(key, packed or Packed.of(made), remarks, complete=complete)
+    return packed.passages(count) if packed is not None else made[:count]
+
+
+def _read(
+    contexts: Iterator[ContextExamples], tokenizing: Mapping[str, Asking], count: int, *, whole: bool
+) -> tuple[Packed | None, list[Passage], bool]:
+    """At least `count` passages, if there are as many, and whether they are all that there are.
+
+    Many are tokenized in several processes, which hand them over packed.
+    """
+    made: list[Passage] = []
+    if not whole and count > AT_ONCE:
+        # A context is a passage; where whole prompts are carried it may be many.
+        some = list(islice(contexts, count))
+        if len(some) > AT_ONCE:
+            jobs = [some[at : at + PER_JOB] for at in range(0, len(some), PER_JOB)]
+            return Packed.joined(spread(partial(_packed, tokenizing), jobs)), [], len(some) < count
+        contexts = iter(some)
+    complete = False
+    while len(made) < count and not complete:
+        part = list(islice(contexts, min(AT_ONCE, count - len(made))))
+        complete = not part
+        made += [passage for of_context in tokenize(part, tokenizing) for passage in of_context]
+    return None, made, complete
+
+
+def _packed(tokenizing: Mapping[str, Asking], contexts: Sequence[ContextExamples]) -> Packed:
+    return Packed.of([passage for of_context in tokenize(contexts, tokenizing) for passage in of_context])
 
 
 def identity(data: PassageData, readers: Mapping[str, LM], wire: LatentConfig | None = None) -> str:

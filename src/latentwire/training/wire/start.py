@@ -37,16 +37,18 @@ def begin(
         The readers as they are trained, and what is trained of them.
 
     Raises:
-        UserError: the readers of the wire to start from were trained with other adapters than these, or the new
-            reader is to be added to a wire with other settings.
+        UserError: the readers of the wire to start from were trained with other adapters than these or asked in
+            another prompt format, or the new reader is to be added to a wire with other settings.
     """
     config = ReaderConfig(lora=settings.reader_lora, prefix=settings.reader_prefix)
     if start is None:
         return attach(modules, readers, config), config
     before, formats = saved(start), read_config(start).formats or {}
     for name, lm in readers.items():
-        if remark := departure(lm.format, formats.get(name), f"{start}, over which {name} reads,"):
-            log(remark)
+        if found := departure(lm.format, formats.get(name), f"start: {start}, over which {name} reads,"):
+            raise UserError(
+                f"{found.rstrip('.')}; expected the prompts that it was trained with (prompts: {name})."
+            )
     if settings.new_reader is not None:
         return _add(modules, readers, settings.new_reader, before, start)
     if not before.nothing and config != before.model_copy(update={"without": ()}):

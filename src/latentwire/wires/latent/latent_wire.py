@@ -17,6 +17,7 @@ from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.wires.latent.average import Average
+from latentwire.wires.latent.encodings import Encodings
 from latentwire.wires.latent.gain import Gain, GainOption
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.message import Latents, quantize, zero
@@ -58,6 +59,7 @@ class LatentWireBase(Wire):
     _reader: str = PrivateAttr("")
     _average: Average | None = PrivateAttr(None)
     _akin: dict[str, str] = PrivateAttr(default_factory=dict)
+    _encodings: Encodings | None = PrivateAttr(None)
 
     @abstractmethod
     def latents(self, contexts: Sequence[str]) -> Latents:
@@ -73,21 +75,34 @@ class LatentWireBase(Wire):
         if self.control != "mean":
             return self
         calibrated = self.model_copy()
-        calibrated._average = Average.of(self.latents, contexts)
+        calibrated._average = Average.of(self._encoded, contexts)
         calibrated._akin = {**(akin or {}), **{context: context for context in contexts}}
         return calibrated
 
     @torch.no_grad()
     def encode(self, contexts: Sequence[str]) -> Message:
-        latents = self.latents(contexts)
+        latents = self._encoded(contexts)
         if self.control == "zero":
             return zero(latents)
         if self.control == "mean":
             assert self._average is not None, "call `sampled` first"
             akin = [self._akin.get(context, context) for context in contexts]
-            left_out = latents if akin == list(contexts) else self.latents(akin)
+            left_out = latents if akin == list(contexts) else self._encoded(akin)
             return self._average.instead_of(latents, akin, left_out)
         return quantize(latents, int(self.control[0])) if self.control else latents
+
+    def _encoded(self, contexts: Sequence[str]) -> Latents:
+        return self.latents(contexts) if self._encodings is None else self._encodings.of(contexts, self.latents)
+
+    def plain(self) -> Self:
+        """This wire before it is bound, without its control and gain."""
+        return self.model_copy(update={"control": None, "gain": Gain()})
+
+    def over(self, bound: Self) -> Self:
+        """This wire's control and gain over another one that is bound already, whose encodings they share."""
+        if bound._encodings is None:
+            bound._encodings = Encodings()
+        return bound.model_copy(update={"control": self.control, "gain": self.gain})
 
     @torch.no_grad()
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
