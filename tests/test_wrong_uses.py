@@ -183,7 +183,7 @@ WRONG: dict[str, tuple[Callable[[Path], list[str]], str]] = {
             *("run", "squad-wire", "--set", f"models.a={place}/model", "--set", f"models.b={place}/chat"),
             *("--set", f"files.train={place}/no.json", "--set", "prompts={}", "--runs", f"{place}/runs"),
         ],
-        "no.json",
+        "expected a readable file",
     ),
     "a preset that is none": (
         lambda place: ["run", "squad-wire", "--preset", "tiny", "--runs", f"{place}/runs"],
