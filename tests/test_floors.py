@@ -12,6 +12,7 @@ FLOORS = (
     "api",
     "report",
     "studies",
+    "publishing",
     "runs",
     "training",
     "evaluation",

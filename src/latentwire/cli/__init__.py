@@ -4,6 +4,7 @@ from latentwire.cli import (  # noqa: F401  (each adds its commands)
     evaluating,
     launch_commands,
     machine,
+    publish_commands,
     runs_commands,
     runs_keeping,
     schema_command,

@@ -17,6 +17,7 @@ from latentwire.lm.prompts import Example, Prompt
 from latentwire.tasks.base import Task
 from latentwire.wires import CONTROLS, Wire, split
 from latentwire.wires import parse as parse_wire
+from latentwire.wires.latent import hub_wires
 from latentwire.wires.latent.latent_wire import Latent, LatentWireBase, share
 from latentwire.wires.relay import Relay
 
@@ -202,7 +203,8 @@ def _controls(arm: Arm) -> list[Arm]:
 def parse(text: str) -> Arm:
     """An arm from `WIRE[:VARIANT][@READER]`; the variant may also follow the reader.
 
-    An existing folder is taken whole, whatever characters its name holds.
+    An existing folder is taken whole, whatever characters its name holds. After a wire of the hub, `@` is its
+    revision where what follows has no slash and no colon.
 
     Example:
         >>> parse("text@embedded:wren").reader
@@ -213,7 +215,7 @@ def parse(text: str) -> Arm:
             reader after `@`.
     """
     text = text.strip()
-    kept = _folder(text)
+    kept = _folder(text) or hub_wires.named(text)
     rest, at, reader = text[len(kept) :].partition("@")
     if at and not reader.partition(":")[0]:
         raise UserError(f"wire: found {text!r}, expected a model after '@'.")

@@ -14,6 +14,7 @@ from pathlib import Path
 
 from latentwire.errors import UserError
 from latentwire.files import full_disk
+from latentwire.publishing import publish
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, METRICS, Parent, Record, Run, scan
@@ -91,6 +92,8 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
         finally:
             written = study_summary.write(planned, counting, folder)
         pending.remove(name)
+        if study.publish is not None:
+            publish.after_stage(study.publish, counting, name, root, log)
         if at_work.status == "rejected":
             waiting = [stage for stage in _dependants(planned, [name]) if stage in pending]
             pending = [stage for stage in pending if stage not in waiting]

@@ -12,6 +12,7 @@ from latentwire.errors import one_of
 from latentwire.lm.decoding import DecodingSettings
 from latentwire.lm.loading.load_settings import Loading
 from latentwire.lm.prompt_settings import PromptSettings
+from latentwire.publishing.publish_settings import PublishSettings
 from latentwire.runs.store import StudyFile
 from latentwire.studies.claims import Condition, Effects, StudyComparison
 from latentwire.studies.stages import AnyStage
@@ -114,6 +115,7 @@ class Study(Settings):
             `trackio`, or a `GeneralTracker` of Accelerate by its path.
         oracles: By name, readings (STAGE/ARM) of which the best counts, example by example: an upper bound for
             anyone who would choose between them.
+        publish: Where on the hub to publish what stages train; None publishes nothing.
     """
 
     name: Name
@@ -132,6 +134,7 @@ class Study(Settings):
     comparisons: tuple[StudyComparison, ...] = ()
     gates: tuple[Condition, ...] = ()
     trackers: tuple[str, ...] = ()
+    publish: PublishSettings | None = None
     _file: StudyFile | None = PrivateAttr(None)
 
     @property

@@ -13,6 +13,7 @@ from pydantic import ValidationError
 from latentwire import kinds, models
 from latentwire.errors import UserError, one_of
 from latentwire.wires.controls import Budget, Nothing, Prune
+from latentwire.wires.latent import hub_wires
 from latentwire.wires.latent.gain import Gain
 from latentwire.wires.latent.latent_wire import CONTROLS, Latent, LatentWireBase, locate
 from latentwire.wires.relay import Relay
@@ -52,7 +53,8 @@ def parse(text: str) -> Wire:
 
     Args:
         text: `KIND[,OPTION=VALUE]...`, where KIND is one of `KINDS` or the path of a class of your own,
-            `package.module:Class`; or a trained wire: `embedded:NAME`, its folder, or the run that trained it.
+            `package.module:Class`; or a trained wire: `embedded:NAME`, its folder, the run that trained it, or a
+            hub id, `OWNER/NAME@REVISION`.
             A control of latents is appended with a colon: `nth,ratio=4:zero`, `embedded:heron-4x:4bit`.
 
     Raises:
@@ -137,12 +139,12 @@ def _trained(text: str) -> Wire:
             return wire.model_copy(update={"gain": Gain.parse(option.removeprefix("gain="))})
         except ValueError as error:
             raise UserError(f"wire: {path} gain: found {option.removeprefix('gain=')!r}; {error}.") from error
-    if text.startswith("embedded:") or (text and Path(text).is_dir()):
+    if text.startswith("embedded:") or (text and Path(text).is_dir()) or hub_wires.names(text):
         locate(text)
         return Latent(path=text)
     valid = [*KINDS, *(f"embedded:{name}" for name in models.WIRES)]
     raise UserError(
-        f"wire: found {text!r}, expected {one_of(text, valid)}, a trained wire's folder or {kinds.OWN}."
+        f"wire: found {text!r}, expected {one_of(text, valid)}, a trained wire's folder or hub id, or {kinds.OWN}."
     )
 
 

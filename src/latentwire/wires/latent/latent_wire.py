@@ -16,6 +16,7 @@ from latentwire import models
 from latentwire.errors import UserError
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
+from latentwire.wires.latent import hub_wires
 from latentwire.wires.latent.average import Average
 from latentwire.wires.latent.encodings import Encodings
 from latentwire.wires.latent.gain import Gain, GainOption
@@ -174,7 +175,7 @@ class Latent(LatentWireBase):
     """A trained wire.
 
     Attributes:
-        path: its folder, the run that trained it, or `embedded:NAME`.
+        path: its folder, the run that trained it, `embedded:NAME` or a hub id.
     """
 
     trained: ClassVar[bool] = True
@@ -242,7 +243,8 @@ class Latent(LatentWireBase):
 
 
 def locate(path: str) -> Path:
-    """The folder of a trained wire: one that ships with the package, your own, or the best one of a run.
+    """The folder of a trained wire: one that ships with the package, your own, the best one of a run, or one of
+    the hub (`OWNER/NAME@REVISION`) after its download.
 
     Raises:
         UserError: there is no wire.
@@ -255,6 +257,8 @@ def locate(path: str) -> Path:
     for folder in (Path(path), Path(path) / BEST):
         if (folder / CONFIG).is_file():
             return folder
+    if hub_wires.names(path):
+        return hub_wires.fetch(path)
     raise UserError(
         f"wire: found no {CONFIG} in {path}, expected the folder of a trained wire or of a run that trained one."
     )
