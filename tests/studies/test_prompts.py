@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 
 from latentwire.errors import UserError
-from latentwire.lm.loading.saving import FORMAT_FILE
-from latentwire.lm.prompt_format import PromptFormat
 from latentwire.evaluation.arms import parse
 from latentwire.evaluation.prompts_shown import departures
+from latentwire.lm.loading.saving import FORMAT_FILE
 from latentwire.lm.model import LM
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG

@@ -199,18 +199,18 @@ class _Crossed:
         return *ends, min(1.0, 2 * (1 + float(tail)) / (1 + len(draws)))
 
 
-def drawn(sums: Array, table: Table, rng: np.random.Generator, draws: int = DRAWS) -> Array:
+def drawn(sums: Array, table: Table, rng: np.random.Generator) -> Array:
     """Bootstrap draws over groups of several arms' values, the same groups for all arms.
 
     Args:
         sums: shape (arms, groups, tasks), of scores.
         table: the counts of examples by group and task, and the weights of tasks.
         rng: where the draws come from.
-        draws: how many.
 
     Returns:
-        Shape (draws, arms).
+        Shape (`DRAWS`, arms).
     """
+    draws = DRAWS
     groups = len(table.counts)
     centre: Array = (sums.sum(1) / table.counts.sum(0)) @ table.weights
     if groups < 2:

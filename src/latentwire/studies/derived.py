@@ -15,13 +15,14 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from latentwire.evaluation.combinations import Combination, PairedArms
+from latentwire.evaluation.combinations import Combination
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.statistics import compare, members, shared
+from latentwire.evaluation.pooled import BySeed, PooledArms, compare_pooled, shared_by_seed
+from latentwire.evaluation.statistics import members
 from latentwire.studies.claims import Effect, Effects
 
-Readings = Mapping[str, Sequence[Outcome]]
-"""Outcomes by STAGE/ARM."""
+Readings = Mapping[str, Sequence[Outcome] | BySeed]
+"""Outcomes by STAGE/ARM, or by STAGE/ARM and seed."""
 Floors = Mapping[str, Mapping[str, float]]
 """By task, the floors that are numbers: `chance`, `type_floor`."""
 
@@ -84,19 +85,33 @@ def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: F
     letters = [(effect, named) for effect, named in _letters(effects) if set(named.values()) <= readings.keys()]
     derived = []
     for task in tasks if letters else ():
-        paired = shared([members(outcomes, task) for outcomes in readings.values()])
+        paired = shared_by_seed(
+            [
+                {seed: members(outcomes, task) for seed, outcomes in by_seed(each).items()}
+                for each in readings.values()
+            ]
+        )
         part = dict(zip(readings, paired, strict=True))
-        if not paired[0]:
+        if not _first(paired[0]):
             continue  # the readings have no example of this task in common
-        arms, called = PairedArms.of(part), {}
+        arms, called = PooledArms.of(part), {}
         for of in dict.fromkeys(named[FORMULAS[effect].of] for effect, named in letters):
             stages = dict.fromkeys(reading.split("/")[0] for reading in (effects.baseline, of))
             blind = [f"{stage}/{effects.none}" for stage in stages if f"{stage}/{effects.none}" in part]
-            picks, called[of] = _floor(arms, part[of], blind, floors)
+            picks, called[of] = _floor(arms, _first(part[of]), blind, floors)
             arms = arms.with_mixed(f"floor of {of}", picks)
         for effect, named in letters:
             derived.append(_derive(effect, named, task, arms, part, called))
     return derived
+
+
+def by_seed(reading: Sequence[Outcome] | BySeed) -> BySeed:
+    """A reading's outcomes by seed; one without seeds has one entry."""
+    return reading if isinstance(reading, Mapping) else {"": reading}
+
+
+def _first(reading: BySeed) -> Sequence[Outcome]:
+    return next(iter(reading.values()))
 
 
 def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
@@ -117,7 +132,12 @@ def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
 
 
 def _derive(
-    effect: Effect, named: dict[str, str], task: str, arms: PairedArms, part: Readings, called: Mapping[str, str]
+    effect: Effect,
+    named: dict[str, str],
+    task: str,
+    arms: PooledArms,
+    part: Mapping[str, BySeed],
+    called: Mapping[str, str],
 ) -> Derived:
     formula = FORMULAS[effect]
     of = named[formula.of]
@@ -128,14 +148,14 @@ def _derive(
     if formula.raw_over is not None:
         raw = arms.ratio(_weights(formula.raw, named), _weights(formula.raw_over, named))
     elif len(formula.raw) == 3:  # a difference of two: the same numbers as a comparison's
-        pair = compare(part[named[formula.raw[0]]], part[named[formula.raw[2]]])
+        pair = compare_pooled(part[named[formula.raw[0]]], part[named[formula.raw[2]]])
         raw = Combination(pair.difference, pair.low, pair.high)
     else:
         raw = arms.linear(_weights(formula.raw, named))
     above = arms.ratio(_weights(formula.above, named), _weights(formula.above_over, named))
     low = arms.linear({of: 1, at: -1}).low
     return Derived(
-        effect, of, task, raw, above, arms.value(at), called[of], low is None or low <= 0, len(part[of])
+        effect, of, task, raw, above, arms.value(at), called[of], low is None or low <= 0, len(_first(part[of]))
     )
 
 
@@ -148,7 +168,7 @@ def _weights(formula: str, named: Mapping[str, str]) -> dict[str, float]:
 
 
 def _floor(
-    arms: PairedArms, outcomes: Sequence[Outcome], blind: Sequence[str], floors: Floors
+    arms: PooledArms, outcomes: Sequence[Outcome], blind: Sequence[str], floors: Floors
 ) -> tuple[list[str | float], str]:
     """By task, the highest floor (an arm or a number), and the names of these floors."""
     picks: list[str | float] = []

@@ -18,6 +18,7 @@ from latentwire.studies import references, templates
 from latentwire.studies.mistakes import SHARED, SWEEP, mistake, shown
 from latentwire.studies.naming import in_full
 from latentwire.studies.paths import put
+from latentwire.studies.seeding import replicated
 from latentwire.studies.spec import Study
 from latentwire.studies.sweeps import expanded, swept
 from latentwire.training.wire.wire_training_config import PRESETS
@@ -85,7 +86,7 @@ def load(study: str, changes: Sequence[str] = (), preset: str | None = None) -> 
     for change in changes:
         _set(raw, change)
     try:
-        raw = in_full(expanded(raw))
+        raw = in_full(replicated(expanded(raw)))
     except UserError as error:
         raise UserError(f"{where}: {error}") from error
     try:

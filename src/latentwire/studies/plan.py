@@ -80,10 +80,13 @@ class StudyPlan:
             UserError: There is no such stage.
         """
         wanted: set[str] = set()
+        left: list[str] = []
         for name in names:
-            if name not in self.stages:
-                raise UserError(f"--stage: found {name!r}, expected {one_of(name, self.stages)}.")
-        left = list(names)
+            replicas = self.study.replicas(name)
+            if not replicas:
+                names_there = [*self.study.pooled_stages(), *self.stages]
+                raise UserError(f"--stage: found {name!r}, expected {one_of(name, names_there)}.")
+            left += replicas.values()
         while left:
             wanted.add(at := left.pop())
             left += self.stages[at].needs

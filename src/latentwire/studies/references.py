@@ -41,6 +41,11 @@ def check(study: Study) -> None:
         for key, reading in study.effects.readings():
             _check_reading(study, f"effects.{key}", reading)
         finetunings = [name for name, stage in study.stages.items() if stage.changes_model]
+        finetunings += [
+            name
+            for name in study.pooled_stages()
+            if study.stages[next(iter(study.replicas(name).values()))].changes_model
+        ]
         for name in study.effects.after:
             known(f"effects.after.{name}", name, finetunings, "a finetune stage")
     for name, readings in study.oracles.items():
@@ -88,6 +93,9 @@ def _check_reading(study: Study, key: str, reading: str, *, oracles: bool = Fals
         known(key, arm, study.oracles, "an oracle")
         return
     evaluations = {name: arms for name, each in study.stages.items() if (arms := each.evaluated_arms())}
+    for name in study.pooled_stages():
+        if arms := study.stages[next(iter(study.replicas(name).values()))].evaluated_arms():
+            evaluations[name] = arms
     if not slash:
         raise UserError(f"{key}: found {reading!r}, expected STAGE/ARM, such as baseline/text.")
     known(key, stage, evaluations, "an evaluate stage")

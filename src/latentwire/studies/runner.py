@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from latentwire.errors import UserError
+from latentwire.evaluation import resolution
 from latentwire.files import full_disk
 from latentwire.publishing import publish
 from latentwire.runs import provenance
@@ -69,7 +70,8 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
     trackers.check(study.trackers)
     planned = plan.make(study)
     wanted = planned.needed(stages)
-    again = set(stages or wanted) if fresh else set()
+    named = [replica for stage in stages for replica in study.replicas(stage).values()]
+    again = set(named or wanted) if fresh else set()
     counting = current(planned, root, log)
     _check_results(counting, again)
     for name in _dependants(planned, again):
@@ -81,6 +83,9 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
         _check(planned, pending, models)
         _check_writable(folder)
     log(f"{study.name}: {len(wanted) - len(pending)} of {len(wanted)} stages are done; runs are in {folder}")
+    if pending:
+        for line in resolution.sentences(_samples(planned)):
+            log(line)
     written = None
     while pending:
         name = _next(planned, pending, models)
@@ -99,6 +104,15 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
             pending = [stage for stage in pending if stage not in waiting]
             log(f"{name} is rejected" + (f"; {', '.join(waiting)} cannot start from it" if waiting else ""))
     return Carried(planned, counting, folder, written or study_summary.write(planned, counting, folder))
+
+
+def _samples(planned: StudyPlan) -> list[tuple[str, int, int]]:
+    """By task, how many examples and groups evaluations answer; none where nothing is evaluated."""
+    if not any(stage.stage.evaluated_arms() for stage in planned.stages.values()):
+        return []
+    context = planned.context
+    examples = {task.name: task.examples(context.split, context.limit) for task in context.tasks}
+    return [(name, len(every), len({each.group for each in every})) for name, every in examples.items()]
 
 
 def current(planned: StudyPlan, root: Path, log: Callable[[str], None] = print) -> dict[str, Run]:

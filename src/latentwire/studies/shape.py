@@ -40,9 +40,11 @@ class Summary(TypedDict):
         derived: Everything else, by key. `comparisons`: more on each comparison, by name. `effects`. `oracles`: by
             name, the readings each is made of and its metrics by task. `invalid`: by reading and task answered in
             words, the share of answers that could not be read. `agreement`: by the readings of one wire by several
-            readers, and by task, the share of examples answered alike. `gates`. `repeats`: stages that resolve to
-            the same configuration. `finetunings`: the results of each training. `evaluations`: by stage, the arms
-            that leak, unstable prompts and floors by task, and sizes and skipped examples by arm and task.
+            readers, and by task, the share of examples answered alike. `pooled`: by reading over
+            several seeds and by task, its primary metric over seeds and groups. `gates`. `repeats`: stages that
+            resolve to the same configuration. `finetunings`: the results of each training. `evaluations`: by
+            stage, the arms that leak, unstable prompts and floors by task, and sizes and skipped examples by arm
+            and task.
             `outline`: the study's model, split, limit, tasks and seeds, and what each stage needs and evaluates.
             `made_of`: a hash of the runs and the study.
     """

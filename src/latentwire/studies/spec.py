@@ -16,7 +16,7 @@ from latentwire.publishing.publish_settings import PublishSettings
 from latentwire.runs.store import StudyFile
 from latentwire.studies.claims import Condition, Effects, StudyComparison
 from latentwire.studies.stages import AnyStage
-from latentwire.studies.stages.base import Name
+from latentwire.studies.stages.base import Name, seed_stage
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.tasks.row_task import MAX_UNUSABLE
@@ -98,6 +98,8 @@ class Study(Settings):
         name: What the study is called; its runs are in a folder of that name.
         model: The model that stages start from: `embedded:heron`, a hub id, a folder or a `.gguf` file.
         seed: The seed of every training that sets none itself.
+        seeds: Several seeds: every training, and every evaluation that needs one, is carried out with each, and
+            comparisons, effects and gates are over all of them. `fit` becomes the stages fit-seed0, fit-seed1, ...
         tasks: What evaluations answer.
         limit: Use the first `limit` examples of each task.
         split: The split that evaluations answer.
@@ -121,6 +123,7 @@ class Study(Settings):
     name: Name
     model: str
     seed: int = 0
+    seeds: tuple[int, ...] = ()
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     split: Split = "test"
@@ -158,7 +161,22 @@ class Study(Settings):
         paths = chain.from_iterable(stage.finished_wires() for stage in self.stages.values())
         return list(dict.fromkeys(read_config(locate(path)).source for path in paths))
 
+    def replicas(self, stage: str) -> dict[str, str]:
+        """By seed, the stages that a stage's name stands for: itself under "", or one for each of `seeds`."""
+        if stage in self.stages or stage == ORACLES:
+            return {"": stage}
+        found = {str(seed): seed_stage(stage, seed) for seed in self.seeds}
+        return found if found and set(found.values()) <= self.stages.keys() else {}
+
+    def pooled_stages(self) -> list[str]:
+        """The names that stand for a stage of each seed, in order."""
+        first = f"-seed{self.seeds[0]}" if self.seeds else None
+        bases = [name.removesuffix(first) for name in self.stages if first and name.endswith(first)]
+        return [name for name in bases if name not in self.stages and self.replicas(name)]
+
     def parts(self, reading: str) -> tuple[str, ...]:
-        """The readings STAGE/ARM that a reading is made of: itself, or those of an oracle."""
+        """The readings STAGE/ARM that a reading is made of: itself, those of an oracle, or those of its seeds."""
         stage, _, name = reading.partition("/")
-        return self.oracles[name] if stage == ORACLES else (reading,)
+        if stage == ORACLES:
+            return self.oracles[name]
+        return tuple(f"{each}/{name}" for each in self.replicas(stage).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from functools import cache
 from pathlib import Path
@@ -12,8 +12,9 @@ from typing import Any
 from latentwire.evaluation.combinations import UNDEFINED
 from latentwire.evaluation.joint import union
 from latentwire.evaluation.outcomes import Outcome, read_outcomes
+from latentwire.evaluation.pooled import PooledComparison, compare_pooled, estimate_pooled, shared_by_seed
 from latentwire.evaluation.significance import holm
-from latentwire.evaluation.statistics import Comparison, compare, members, shared
+from latentwire.evaluation.statistics import estimate, members, shared
 from latentwire.evaluation.summarize import Metrics, Number, agreement, by_arm, invalid, summarize
 from latentwire.files import write_atomically
 from latentwire.runs.identity import identity
@@ -28,7 +29,7 @@ from latentwire.studies.stages.base import TRAINED
 from latentwire.version import __version__
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 12
+_FORM = 13
 """Raise it whenever a summary of the same runs would hold something else."""
 
 
@@ -59,6 +60,7 @@ def build(plan: StudyPlan, runs: Mapping[str, Run]) -> Summary:
                 for name, of in plan.study.oracles.items()
                 if f"{ORACLES}/{name}" in readings
             },
+            "pooled": _pooled(plan.study, readings, plan.reported),
             "gates": [_judge(gate, effects) for gate in plan.study.gates],
             "repeats": _repeats(plan),
             "outline": _outline(plan),
@@ -159,15 +161,17 @@ def _outcomes(folder: Path) -> list[Outcome]:
 def _compare(
     study: Study, readings: Mapping[str, list[Outcome]]
 ) -> tuple[list[Compared], dict[str, dict[str, Any]]]:
-    found: dict[str, tuple[StudyComparison, Comparison, str]] = {}
+    found: dict[str, tuple[StudyComparison, PooledComparison, str]] = {}
     for asked in study.comparisons:
-        if asked.a in readings and asked.b in readings:
-            a, b = shared([members(readings[each], asked.task) for each in (asked.a, asked.b)])
-            if not a:
+        sides = [_over_seeds(study, readings, each) for each in (asked.a, asked.b)]
+        if all(sides):
+            a, b = shared_by_seed([{s: members(of, asked.task) for s, of in side.items()} for side in sides])
+            sample = next(iter(a.values()))
+            if not sample:
                 continue  # variants may leave out examples, and these two have none in common
-            names = {next(iter(outcome.metrics)) for outcome in a}
+            names = {next(iter(outcome.metrics)) for outcome in sample}
             metric = asked.metric or (names.pop() if len(names) == 1 else "primary")
-            found[asked.name] = asked, compare(a, b, asked.metric), metric
+            found[asked.name] = asked, compare_pooled(a, b, asked.metric), metric
     primary = [each.name for each in study.comparisons if each.primary]
     # A planned comparison that cannot be made yet still counts: leaving it out would make the others look better.
     corrected = dict(zip(primary, holm([found[n][1].p if n in found else 1.0 for n in primary]), strict=True))
@@ -195,7 +199,8 @@ def _compare(
             "resolvable": made.resolvable,
             "n": made.n,
             "groups": made.groups,
-            "single_seed": _trained(study, asked.a) or _trained(study, asked.b),
+            "single_seed": _of_one_seed(study, asked.a) or _of_one_seed(study, asked.b),
+            "seeds": [made.seeds_a, made.seeds_b],
         }
     return compared, further
 
@@ -235,8 +240,37 @@ def _oracles(study: Study, readings: Mapping[str, list[Outcome]]) -> dict[str, l
     }
 
 
+def _over_seeds(study: Study, readings: Mapping[str, list[Outcome]], reading: str) -> dict[str, list[Outcome]]:
+    """A reading's outcomes by seed; empty as long as one of them is missing."""
+    stage, _, arm = reading.partition("/")
+    named = {seed: f"{replica}/{arm}" for seed, replica in study.replicas(stage).items()}
+    return {seed: readings[name] for seed, name in named.items()} if set(named.values()) <= readings.keys() else {}
+
+
+def _pooled(study: Study, readings: Mapping[str, list[Outcome]], tasks: Sequence[str]) -> dict[str, Any]:
+    """By reading over several seeds and by task, the primary metric over all of them, and under each."""
+    pooled: dict[str, dict[str, Any]] = {}
+    for stage in study.pooled_stages():
+        first = next(iter(study.replicas(stage).values()))
+        for arm in study.stages[first].evaluated_arms():
+            over = _over_seeds(study, readings, f"{stage}/{arm}")
+            for task in tasks if over else ():
+                part = {seed: members(outcomes, task) for seed, outcomes in over.items()}
+                (part,) = shared_by_seed([part])
+                if next(iter(part.values())):
+                    numbers = asdict(estimate_pooled(part))
+                    numbers["by_seed"] = {seed: estimate(outcomes).value for seed, outcomes in part.items()}
+                    pooled.setdefault(f"{stage}/{arm}", {})[task] = numbers
+    return pooled
+
+
+def _of_one_seed(study: Study, reading: str) -> bool:
+    """Whether a reading depends on a training that has one seed."""
+    return _trained(study, reading) and len(study.replicas(reading.partition("/")[0])) == 1
+
+
 def _trained(study: Study, reading: str) -> bool:
-    """Whether a reading depends on a training; a study trains each stage with one seed."""
+    """Whether a reading depends on a training."""
     for part in study.parts(reading):
         stage, arm = part.split("/")
         evaluation = study.stages[stage]
@@ -246,13 +280,15 @@ def _trained(study: Study, reading: str) -> bool:
 
 
 def _effects(plan: StudyPlan, runs: Mapping[str, Run], readings: Mapping[str, list[Outcome]]) -> list[Derived]:
-    effects = plan.study.effects
-    if effects is None or effects.baseline not in readings:
+    study, effects = plan.study, plan.study.effects
+    if effects is None or not _over_seeds(study, readings, effects.baseline):
         return []
-    named = {reading for _, reading in effects.readings()}
-    blind = {f"{reading.split('/')[0]}/{effects.none}" for reading in named}
-    concerned = {name: found for name, found in readings.items() if name in named | blind}
-    results = runs[effects.baseline.split("/")[0]].record.results or {}
+    named = list(dict.fromkeys(reading for _, reading in effects.readings()))
+    blind = [f"{reading.split('/')[0]}/{effects.none}" for reading in named]
+    over = {name: _over_seeds(study, readings, name) for name in dict.fromkeys([*named, *blind])}
+    concerned = {name: outcomes for name, outcomes in over.items() if outcomes}
+    first = next(iter(study.replicas(effects.baseline.split("/")[0]).values()))
+    results = runs[first].record.results or {}
     return derive(effects, plan.reported, concerned, results["floors"])
 
 

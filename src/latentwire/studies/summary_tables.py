@@ -12,6 +12,7 @@ from rich.text import Text
 from latentwire.evaluation.eval_report import of_questions, partner_sentence
 from latentwire.printing import plain_table
 from latentwire.runs.store import Run
+from latentwire.studies import seed_tables
 from latentwire.studies.curves import points
 from latentwire.studies.shape import Summary
 from latentwire.studies.spec import Study
@@ -30,7 +31,7 @@ class Section:
 
 def markdown(study: Study, runs: Mapping[str, Run], summary: Summary) -> str:
     """The text of `summary.md`."""
-    lines = [f"# {study.name}", "", f"Model `{study.model}`, split `{study.split}`. {_seeds(study)}", ""]
+    lines = [f"# {study.name}", "", f"Model `{study.model}`, split `{study.split}`. {seed_tables.said(study)}", ""]
     for section in [_stages(study, runs, summary), *_sections(study, summary, brief=False)]:
         lines += [f"## {section.title}", ""]
         lines += [_row(section.header), _row(["---"] * len(section.header)), *map(_row, section.rows), ""]
@@ -51,6 +52,9 @@ def screen(study: Study, summary: Summary) -> RenderableType:
 
 def _sections(study: Study, summary: Summary, *, brief: bool) -> Iterator[Section]:
     yield _scores(study, summary, brief)
+    if summary["derived"].get("pooled"):
+        header, rows, note = seed_tables.over_seeds(summary["derived"]["pooled"], _number, brief=brief)
+        yield Section("Over seeds", header, rows, [note])
     if (spans := _f1(study, summary, brief)) is not None:
         yield spans
     shares = [number["value"] for of in summary["derived"]["invalid"].values() for number in of.values()]
@@ -126,8 +130,9 @@ def _same_rows(study: Study, summary: Summary) -> Iterator[str]:
     """Which of the compared finetunings saw the same data."""
     alike: dict[tuple[Any, ...], list[str]] = {}
     for name in study.effects.after if study.effects else ():
-        results = summary["derived"]["finetunings"].get(name)
-        seen = study.stages[name].data_seen(results) if results is not None else None
+        first = next(iter(study.replicas(name).values()))  # of one seed: the others saw another order
+        results = summary["derived"]["finetunings"].get(first)
+        seen = study.stages[first].data_seen(results) if results is not None else None
         if seen is not None:
             alike.setdefault(seen, []).append(name)
     for at, names in enumerate(alike.values()):
@@ -297,6 +302,7 @@ def _comparisons(summary: Summary) -> Section:
     for comparison in summary["comparisons"]:
         more = summary["derived"]["comparisons"][comparison["name"]]
         labels = ["primary" if more["primary"] else "exploratory", *["single seed"] * more["single_seed"]]
+        labels += [f"{seeds} seeds"] if (seeds := max(more.get("seeds", [1]))) > 1 else []
         rows.append(
             [
                 comparison["name"],
@@ -378,13 +384,6 @@ def _sizes(summary: Summary) -> Section:
     return Section(
         "Sizes", header, rows, ["Means of the first contexts; `latentwire report` draws them as curves."]
     )
-
-
-def _seeds(study: Study) -> str:
-    seeds = sorted({seed for stage in study.stages.values() for seed in stage.seeds().values()})
-    if len(seeds) > 1:
-        return f"Trainings have the seeds {', '.join(map(str, seeds))}; each reading is of one seed."
-    return f"All trainings have the seed {seeds[0]}: every claim about them is single-seed." if seeds else ""
 
 
 def _number(number: Mapping[str, Any]) -> str:

@@ -228,6 +228,11 @@ class Stage(Settings):
         return dict(results)
 
 
+def seed_stage(name: str, seed: int) -> str:
+    """The stage that a stage becomes under one of a study's `seeds`."""
+    return f"{name}-seed{seed}"
+
+
 def trained_source(stage: Stage, context: StudyContext) -> Source:
     """The weights that an evaluation or a finetuning starts from."""
     return stage.model_of(context.model), stage.start_from, stage.checkpoint
