@@ -5,7 +5,7 @@ BIN := .venv/bin
 PIP := $(BIN)/pip install --quiet
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations 20 --durations-min 5
 
-.PHONY: demo test quick sweep lint lock clean
+.PHONY: demo test quick sweep lint site lock clean
 
 demo: .venv/.installed
 	$(BIN)/latentwire run quickstart
@@ -25,6 +25,11 @@ lint: .venv/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The documentation, into build/site; a warning is an error. `make test` builds it too, and runs its code.
+site: .venv/.developing
+	$(BIN)/python -m sphinx -W --keep-going -b html docs build/site
+	@echo "open build/site/index.html"
 
 # Everything but torch is checked against its hash; locked/run.txt says why torch is not. torch comes alone: asked for
 # together with the rest, pip may choose another build of it.

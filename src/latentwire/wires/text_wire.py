@@ -40,7 +40,7 @@ class TextWire(Wire):
         >>> class Shout(lw.TextWire):
         ...     kind: Literal["shout"] = "shout"
         ...
-        ...     def word(self, context, question, lm):
+        ...     def wording(self, context, question, lm):
         ...         return context.upper()
         >>> lw.compress("embedded:heron", "Ada lives in Rome.", Shout()).nbytes
         18
