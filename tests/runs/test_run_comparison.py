@@ -25,7 +25,7 @@ def test_a_comparison_of_two_runs_is_that_of_their_outcomes(tmp_path: Path, late
     evaluated(root, "before", b)
     (found,) = compare_runs(root, ["s/after", "s/before"])
     expected = compare(a, b, "exact_match")
-    assert {name: getattr(found.found, name) for name in vars(expected)} == vars(expected)
+    assert {name: getattr(found.result, name) for name in vars(expected)} == vars(expected)
     assert (found.a, found.b, found.task, found.metric) == ("s/after", "s/before", "one_hop", "exact_match")
 
     status, out, _ = latentwire("runs", "compare", "s/after", "s/before", "--json", "numbers.json")
@@ -44,8 +44,8 @@ def test_several_comparisons_are_holm_corrected_together(tmp_path: Path) -> None
         evaluated(root, name, outcomes)
     found = compare_runs(root, ["s/a", "s/b", "s/c", "s/d"])
     raw = [compare(first, other, "exact_match").p for other in others]
-    assert [each.found.p for each in found] == raw
-    assert [each.found.p_holm for each in found] == holm(raw)
+    assert [each.result.p for each in found] == raw
+    assert [each.result.p_holm for each in found] == holm(raw)
 
 
 def test_other_examples_are_refused_with_what_differs(tmp_path: Path, latentwire: Command) -> None:
@@ -77,9 +77,9 @@ def test_an_example_that_one_arm_skipped_is_left_out_of_its_pairs_only(tmp_path:
     evaluated(root, "after", [*whole, *skipping])
     evaluated(root, "before", drawn_answers(0.6, 40, 2))
     (found,) = compare_runs(root, ["s/after:text:deranged", "s/before"])
-    assert found.found.n == 35
+    assert found.result.n == 35
     (found,) = compare_runs(root, ["s/after:text", "s/before"])
-    assert found.found.n == 40
+    assert found.result.n == 40
 
 
 def test_a_changed_outcome_is_noticed_before_it_is_compared(tmp_path: Path) -> None:
@@ -121,13 +121,13 @@ def test_two_studies_with_unequal_seeds_are_pooled_over_seeds(tmp_path: Path, la
     seeded(root, "x", 0.8, range(3), 10)
     seeded(root, "y", 0.4, range(2), 20)
     (found,) = compare_runs(root, ["x/after", "y/after"])
-    assert (found.found.seeds_a, found.found.seeds_b, found.found.paired_seeds) == (3, 2, False)
+    assert (found.result.seeds_a, found.result.seeds_b, found.result.paired_seeds) == (3, 2, False)
     means = []
     for study, count, offset, share in (("x", 3, 10, 0.8), ("y", 2, 20, 0.4)):
         every = [drawn_answers(share, 50, offset + seed) for seed in range(count)]
         means.append(sum(o.metrics["exact_match"] for one in every for o in one) / (50 * count))
         assert study in found.a + found.b
-    assert found.found.difference == pytest.approx(means[0] - means[1])
+    assert found.result.difference == pytest.approx(means[0] - means[1])
     assert not found.single_seed
 
     status, out, _ = latentwire("runs", "compare", "x", "y")
@@ -138,7 +138,7 @@ def test_two_studies_with_unequal_seeds_are_pooled_over_seeds(tmp_path: Path, la
     assert "hierarchical bootstrap over seeds and groups" in out
     # The same from a pattern of stages, and from runs that are named one by one.
     (pattern,) = compare_runs(root, ["x/after-seed*", "y/after-seed0+y/after-seed1"])
-    assert pattern.found == found.found
+    assert pattern.result == found.result
 
 
 def test_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -> None:
@@ -146,7 +146,7 @@ def test_the_same_seeds_are_compared_seed_by_seed(tmp_path: Path) -> None:
     seeded(root, "x", 0.8, range(3), 10)
     seeded(root, "y", 0.4, range(3), 20)
     (found,) = compare_runs(root, ["x/after", "y/after"])
-    assert found.found.paired_seeds
+    assert found.result.paired_seeds
 
 
 def test_a_trained_arm_with_one_seed_says_so(tmp_path: Path, latentwire: Command) -> None:
@@ -205,9 +205,9 @@ def test_lm_evals_sample_log_is_one_side(tmp_path: Path, latentwire: Command) ->
     expected = compare(outcomes, choice_outcomes(theirs, contexts, choices), "acc")
     for place in (log, tmp_path / "results"):
         (found,) = compare_runs(root, ["s/baseline", str(place)])
-        assert {name: getattr(found.found, name) for name in vars(expected)} == vars(expected)
+        assert {name: getattr(found.result, name) for name in vars(expected)} == vars(expected)
     (found,) = compare_runs(root, [str(log), str(tmp_path / "results")])
-    assert found.found.difference == 0.0
+    assert found.result.difference == 0.0
 
     log.write_text("".join(lines[:-1]))
     status, _, err = latentwire("runs", "compare", "s/baseline", log)
@@ -244,6 +244,6 @@ def test_a_filter_of_a_log_is_chosen_by_name(tmp_path: Path) -> None:
     log.write_text("".join(lines))
     (strict,) = compare_runs(root, ["s/baseline", str(log)])
     (flexible,) = compare_runs(root, ["s/baseline", f"{log}:flexible-extract"])
-    assert (strict.found.difference, flexible.found.difference) == (0.5, -0.5)
+    assert (strict.result.difference, flexible.result.difference) == (0.5, -0.5)
     with pytest.raises(UserError, match="found no filter 'exact'"):
         compare_runs(root, ["s/baseline", f"{log}:exact"])

@@ -65,7 +65,7 @@ def test_comparisons_and_effects_are_over_all_seeds(carried: Carried) -> None:
     gain = next(each for each in carried.summary["comparisons"] if each["name"] == "gain")
     assert (gain["difference"], gain["low"], gain["high"]) == (expected.difference, expected.low, expected.high)
     (found,) = compare_runs(carried.folder.parent, ["small/ablated_after:text", "small/ablated:text"])
-    assert found.found.difference == expected.difference
+    assert found.result.difference == expected.difference
 
     effects = {(each["effect"], each["of"]) for each in derived["effects"]}
     assert {("gain", "ablated_after/text"), ("side_effect", "plain_after/text")} <= effects

@@ -80,14 +80,14 @@ def outcomes(samples: Mapping[str, Sequence[Sample]], like: Mapping[str, Sequenc
     Raises:
         UserError: tasks, documents or their contents differ.
     """
-    made: list[Outcome] = []
+    paired: list[Outcome] = []
     for task, theirs in like.items():
         name = _same_task(task, samples, like)
         if name is not None:
-            made += _paired(task, samples[name], theirs)
-    if not made:
+            paired += _paired(task, samples[name], theirs)
+    if not paired:
         raise UserError(f"lm-eval: found samples of {', '.join(samples)}, expected those of {', '.join(like)}.")
-    return made
+    return paired
 
 
 def alone(samples: Mapping[str, Sequence[Sample]]) -> list[Outcome]:
@@ -101,8 +101,8 @@ def alone(samples: Mapping[str, Sequence[Sample]]) -> list[Outcome]:
             prediction=each.said,
             metrics=each.metrics,
         )
-        for task, found in samples.items()
-        for each in found
+        for task, documents in samples.items()
+        for each in documents
     ]
 
 
@@ -158,23 +158,23 @@ def _shared(outcome: Outcome, sample: Sample, task: str) -> dict[str, float]:
 
 def _read(path: Path, wanted: str | None) -> list[Sample]:
     lines = path.read_text(encoding="utf-8").split("\n")
-    found: dict[str, list[Sample]] = {}
+    by_filter: dict[str, list[Sample]] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
             values = json.loads(line)
-            found.setdefault(str(values.get("filter", "none")), []).append(_sample(values))
+            by_filter.setdefault(str(values.get("filter", "none")), []).append(_sample(values))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(
                 f"{path}, line {number}: found no sample ({type(error).__name__}: {error}), expected a log that "
                 "lm-eval wrote with --log_samples."
             ) from error
-    if not found:
+    if not by_filter:
         raise UserError(f"{path}: found no samples, expected a log that lm-eval wrote with --log_samples.")
-    if wanted is not None and wanted not in found:
-        raise UserError(f"{path}: found no filter {wanted!r}, expected {one_of(wanted, found)}.")
-    return found[wanted] if wanted is not None else next(iter(found.values()))
+    if wanted is not None and wanted not in by_filter:
+        raise UserError(f"{path}: found no filter {wanted!r}, expected {one_of(wanted, by_filter)}.")
+    return by_filter[wanted] if wanted is not None else next(iter(by_filter.values()))
 
 
 def _sample(values: Mapping[str, Any]) -> Sample:

@@ -215,7 +215,7 @@ def drawn(sums: Array, table: Table, rng: np.random.Generator) -> Array:
     centre: Array = (sums.sum(1) / table.counts.sum(0)) @ table.weights
     if groups < 2:
         return np.tile(centre, (draws, 1))
-    found = []
+    chunks = []
     for start in range(0, draws, _CHUNK):
         size = min(_CHUNK, draws - start)
         taken = rng.multinomial(groups, np.full(groups, 1 / groups), size=size).astype(float)
@@ -223,8 +223,8 @@ def drawn(sums: Array, table: Table, rng: np.random.Generator) -> Array:
         # A task none of whose groups was taken says nothing: its observed mean stands.
         means = np.einsum("dg,agt->dat", taken, sums) / np.where(counts > 0, counts, np.inf)[:, None]
         means = np.where(counts[:, None] > 0, means, sums.sum(1) / table.counts.sum(0))
-        found.append(means @ table.weights)
-    every: Array = np.concatenate(found)
+        chunks.append(means @ table.weights)
+    every: Array = np.concatenate(chunks)
     # Groups taken with replacement show (groups - 1) / groups of their variance.
     widened: Array = centre + (every - centre) * np.sqrt(groups / (groups - 1))
     return widened

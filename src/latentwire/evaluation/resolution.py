@@ -21,14 +21,14 @@ class Resolution:
         n: questions.
         groups: groups of questions that share a passage.
         unresolved: half the 95 % interval: an observed difference below it is not resolved.
-        found: the true difference that is resolved with 80 % probability.
+        detected: the true difference that is resolved with 80 % probability.
         discordant: the assumed share of questions that the arms answer differently.
     """
 
     n: int
     groups: int
     unresolved: float
-    found: float
+    detected: float
     discordant: float
 
     def __str__(self) -> str:
@@ -62,7 +62,7 @@ def planned(n: int, groups: int | None = None, discordant: float = DISCORDANT) -
         n=n,
         groups=n if groups is None else groups,
         unresolved=min(1.0, float(quantiles[0]) * error),
-        found=min(1.0, float(quantiles.sum()) * error),
+        detected=min(1.0, float(quantiles.sum()) * error),
         discordant=discordant,
     )
 
@@ -80,14 +80,15 @@ def sentences(samples: Iterable[tuple[str, int, int]], discordant: float = DISCO
             alike.setdefault((n, groups), []).append(name)
     lines = []
     for (n, groups), names in alike.items():
-        found = planned(n, groups, discordant)
+        resolution = planned(n, groups, discordant)
         shared = ""
         if 2 <= groups < n:
             worst = _points(planned(groups, discordant=discordant).unresolved)
             shared = f" ({worst} where all questions of a passage turn out alike: {groups:,} passages)"
         lines.append(
-            f"{', '.join(names)}: {found}{shared}; a true difference of {_points(found.found)} is resolved with "
-            f"{POWER:.0%} probability (if two arms answer {discordant:.0%} of the questions differently)"
+            f"{', '.join(names)}: {resolution}{shared}; a true difference of "
+            f"{_points(resolution.detected)} is resolved with {POWER:.0%} probability (if two arms answer "
+            f"{discordant:.0%} of the questions differently)"
         )
     return lines
 

@@ -140,11 +140,11 @@ def _entry(run: str, text: str) -> Entry:
     entry = Entry(run)
     for number, mark in enumerate(marks):
         end = marks[number + 1].start() if number + 1 < len(marks) else len(text)
-        told = text[mark.end() : end]
+        words = text[mark.end() : end]
         if number + 1 == len(marks):
             # Below the last field, after a blank line, people may write on.
-            told, _, entry.rest = told.partition("\n\n")
-        entry.fields[mark[1]] = told.strip("\n") if told.startswith("\n") else told.strip()
+            words, _, entry.rest = words.partition("\n\n")
+        entry.fields[mark[1]] = words.strip("\n") if words.startswith("\n") else words.strip()
     if not marks:
         entry.rest = text.strip()
     return entry

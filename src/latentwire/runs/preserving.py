@@ -121,7 +121,7 @@ def verify_manifest(folder: Path) -> Iterator[RunFault]:
 
 def _parents(run: Run, root: Path) -> list[Run]:
     """The runs that a run starts from, directly or not, the nearest first."""
-    found: dict[str, Run] = {}
+    parents: dict[str, Run] = {}
     for parent in run.record.parents.values():
         try:
             read = Run.read(root / parent.run)
@@ -130,9 +130,9 @@ def _parents(run: Run, root: Path) -> list[Run]:
                 f"preserve: {run.record.run} starts from {parent.run}, which is not in {root}; expected it there, "
                 "for without it the run cannot be reproduced."
             ) from error
-        for each in (read, *_parents(read, root)):
-            found.setdefault(each.record.run, each)
-    return list(found.values())
+        for ancestor in (read, *_parents(read, root)):
+            parents.setdefault(ancestor.record.run, ancestor)
+    return list(parents.values())
 
 
 def _check(run: Run) -> None:

@@ -53,14 +53,14 @@ class MetricCondition:
         Raises:
             UserError: it is written otherwise.
         """
-        found = _WRITTEN.fullmatch(text)
+        written = _WRITTEN.fullmatch(text)
         try:
-            bound = float(found[3]) if found else None
+            bound = float(written[3]) if written else None
         except ValueError:
             bound = None
-        if found is None or bound is None:
+        if written is None or bound is None:
             raise UserError(f"--metric: found {text!r}, expected METRIC and a bound, such as exact_match>0.5.")
-        return cls(found[1], found[2], bound, arm, task)
+        return cls(written[1], written[2], bound, arm, task)
 
     def met_by(self, run: Run) -> list[str]:
         """What meets it, as `ARM TASK METRIC 0.512`; empty if nothing does."""

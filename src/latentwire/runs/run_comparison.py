@@ -26,7 +26,7 @@ class RunComparison:
         a, b: the sides as they were written, each with its arm where it has several.
         task: a task, a family or `macro`.
         metric: the metric compared; `primary` for the mean of several tasks' primary metrics.
-        found: the comparison, Holm-corrected over all that were made with it.
+        result: the comparison, Holm-corrected over all that were made with it.
         single_seed: whether a trained arm has only one seed.
     """
 
@@ -34,13 +34,13 @@ class RunComparison:
     b: str
     task: str
     metric: str
-    found: PooledComparison
+    result: PooledComparison
     single_seed: bool
 
     def numbers(self) -> dict[str, Any]:
         """Everything as JSON."""
-        rest = {key: value for key, value in vars(self).items() if key != "found"}
-        return {**rest, **vars(self.found), "resolved": self.found.resolved}
+        rest = {key: value for key, value in vars(self).items() if key != "result"}
+        return {**rest, **vars(self.result), "resolved": self.result.resolved}
 
 
 def compare_runs(
@@ -73,11 +73,14 @@ def compare_runs(
     read = [read_side(root, text) for text in sides]
     if arm is not None:
         read = [each if each.samples or len(each.arms) == 1 else each.only(arm) for each in read]
-    made = [one for other in read[1:] for one in _two(*_as_outcomes(read[0], other), task, metric)]
-    corrected = holm([each.found.p for each in made])
-    if len(made) == 1:
-        return made
-    return [replace(each, found=replace(each.found, p_holm=p)) for each, p in zip(made, corrected, strict=True)]
+    comparisons = [one for other in read[1:] for one in _two(*_as_outcomes(read[0], other), task, metric)]
+    corrected = holm([each.result.p for each in comparisons])
+    if len(comparisons) == 1:
+        return comparisons
+    return [
+        replace(each, result=replace(each.result, p_holm=p))
+        for each, p in zip(comparisons, corrected, strict=True)
+    ]
 
 
 def differing_examples(a: Side, b: Side) -> str | None:
@@ -135,7 +138,7 @@ def _two(a: Side, b: Side, task: str | None, metric: str | None) -> list[RunComp
     if not tasks:
         found = f"{', '.join(a.examples)} in {a.label} and {', '.join(b.examples)} in {b.label}"
         raise UserError(f"compare: found {found}, expected a task that both have.")
-    made = []
+    comparisons = []
     for one, other in _pairs(a, b):
         mine, theirs = (
             {seed: [o for o in outcomes if o.task in tasks] for seed, outcomes in side.arms[name].items()}
@@ -146,8 +149,8 @@ def _two(a: Side, b: Side, task: str | None, metric: str | None) -> list[RunComp
         for name in wanted:
             if name not in shown:
                 raise UserError(f"compare: found task {name!r}, expected one of {', '.join(shown)}.")
-            made.append(_one(a, b, one, other, name, metric, (mine, theirs)))
-    return made
+            comparisons.append(_one(a, b, one, other, name, metric, (mine, theirs)))
+    return comparisons
 
 
 def _one(
@@ -171,7 +174,7 @@ def _one(
         )
     named = metric or (None if len({next(iter(o.metrics)) for o in sample}) > 1 else common[0])
     try:
-        found = compare_pooled(mine, theirs, named)
+        result = compare_pooled(mine, theirs, named)
     except ValueError as error:
         raise UserError(f"compare: {task}: {error}.") from error
     return RunComparison(
@@ -179,7 +182,7 @@ def _one(
         b=_named(b, other),
         task=task,
         metric=named or metric_of(sample),
-        found=found,
+        result=result,
         single_seed=(a.trained and len(mine) == 1) or (b.trained and len(theirs) == 1),
     )
 

@@ -26,10 +26,10 @@ def sealed(record: Mapping[str, Any]) -> str:
 def is_whole(content: bytes) -> bool | None:
     """Whether a record is byte for byte what was written; None for one of a version that wrote no seal."""
     text = content.decode("utf-8", errors="replace")
-    found = _SEAL.search(text)
-    if found is None:
+    seal = _SEAL.search(text)
+    if seal is None:
         return False if _SINCE in text else None
-    return hashlib.sha256(_with(text, _ZEROS).encode()).hexdigest() == found[1]
+    return hashlib.sha256(_with(text, _ZEROS).encode()).hexdigest() == seal[1]
 
 
 def _with(text: str, sha256: str) -> str:

@@ -87,13 +87,13 @@ def read_side(root: Path, text: str) -> Side:
 
 def training_seeds(root: Path, run: Run) -> tuple[int, ...]:
     """The seeds of all trainings that a run's weights come from, the earliest first; none for untrained ones."""
-    found: list[int] = []
+    seeds: list[int] = []
     for parent in run.record.parents.values():
         try:
-            found += training_seeds(root, Run.read(root / parent.run))
+            seeds += training_seeds(root, Run.read(root / parent.run))
         except UserError:
             continue  # a parent that was cleared away: its seed is unknown
-    return tuple(found + list(run.record.seeds.values()))
+    return tuple(seeds + list(run.record.seeds.values()))
 
 
 def outcomes_of(run: Run) -> list[Outcome]:
@@ -129,11 +129,11 @@ def _runs(root: Path, part: str) -> dict[str, Run]:
             return _newest(runs(root, part))
         study, _, stage = part.partition("/")
         if re.search(r"[*?\[]", part):
-            found = _newest(runs(root, study, stage))
+            newest = _newest(runs(root, study, stage))
         else:
-            found = {} if folder.is_dir() else _newest(runs(root, study, f"{stage}-seed*"))
-        if found:
-            return found
+            newest = {} if folder.is_dir() else _newest(runs(root, study, f"{stage}-seed*"))
+        if newest:
+            return newest
         if folder.is_dir() and (ended := _newest(runs(root, study, stage))):
             return ended
     named = find(root, part)
@@ -175,5 +175,5 @@ def _seed(root: Path, run: Run, number: int) -> str:
 def _note_examples(side: Side, run: Run, outcomes: Sequence[Outcome]) -> None:
     for outcome in outcomes:
         side.examples.setdefault(outcome.task, set()).add(outcome.id)
-    found = (run.record.results or {}).get("examples_sha256") or run.record.configuration.get("examples_sha256")
-    side.contents.update(found or {})
+    hashes = (run.record.results or {}).get("examples_sha256") or run.record.configuration.get("examples_sha256")
+    side.contents.update(hashes or {})

@@ -118,10 +118,10 @@ def _log_is_whole(run: Run) -> bool:
     assert run.record.log is not None
     try:
         with (run.folder / LOG).open("rb") as file:
-            told = file.read(run.record.log.bytes)
+            log = file.read(run.record.log.bytes)
     except OSError:
         return False
-    return len(told) == run.record.log.bytes and hashlib.sha256(told).hexdigest() == run.record.log.sha256
+    return len(log) == run.record.log.bytes and hashlib.sha256(log).hexdigest() == run.record.log.sha256
 
 
 def _strange(run: Run) -> list[str]:
@@ -200,12 +200,12 @@ def _last_step(path: Path) -> int | None:
 def _parents(run: Run, root: Path) -> Iterator[RunFault]:
     for name, parent in run.record.parents.items():
         try:
-            found: Any = Run.read(root / parent.run).record.identity
+            identity: Any = Run.read(root / parent.run).record.identity
         except UserError:
-            found = None
-        if found is None:
+            identity = None
+        if identity is None:
             problem = f"its parent {parent.run} is not in {root}: the run cannot be reproduced from here"
             yield RunFault(run.record.run, f"parent {name}", problem, "unknown")
-        elif found != parent.identity:
+        elif identity != parent.identity:
             problem = f"its parent {parent.run} is another run than it started from"
             yield RunFault(run.record.run, f"parent {name}", problem, "changed")

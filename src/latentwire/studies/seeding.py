@@ -45,17 +45,17 @@ def replicated(raw: Mapping[str, Any]) -> dict[str, Any]:
         for reading in readings if isinstance(readings, list) else ():
             if str(reading).partition("/")[0] in changed:
                 raise UserError(f"oracles.{name}: found {reading!r}, which has several seeds, expected one.")
-    made: dict[str, Any] = {}
+    replicas: dict[str, Any] = {}
     for name, stage in stages.items():
         if name not in changed:
-            made[name] = stage
+            replicas[name] = stage
             continue
         for seed in seeds:
             new = seed_stage(name, seed)
-            if new in stages or new in made:
+            if new in stages or new in replicas:
                 raise UserError(f"{SEEDS}: found a second stage {new}, expected every name once.")
-            made[new] = _under(stage, seed, changed)
-    return {**raw, "stages": made}
+            replicas[new] = _under(stage, seed, changed)
+    return {**raw, "stages": replicas}
 
 
 def _seeds(raw: Mapping[str, Any]) -> list[int]:
@@ -99,18 +99,18 @@ def _under(stage: Mapping[str, Any], seed: int, changed: set[str]) -> dict[str, 
     def named(name: str) -> str:
         return seed_stage(name, seed) if name in changed else name
 
-    made = copy.deepcopy(dict(stage))
-    if made.get("kind") in SWEPT:
-        made["seed"] = seed
-    if isinstance(start := made.get("start_from"), str):
-        made["start_from"] = named(start)
-    if isinstance(arms := made.get("arms"), dict):
-        made["arms"] = {
+    replica = copy.deepcopy(dict(stage))
+    if replica.get("kind") in SWEPT:
+        replica["seed"] = seed
+    if isinstance(start := replica.get("start_from"), str):
+        replica["start_from"] = named(start)
+    if isinstance(arms := replica.get("arms"), dict):
+        replica["arms"] = {
             arm: f"{TRAINED}{named(match[1])}{match[2]}" if (match := _ARM.fullmatch(str(text))) else text
             for arm, text in arms.items()
         }
-    objectives = made.get("objectives")
+    objectives = replica.get("objectives")
     for each in objectives if isinstance(objectives, list) else ():
         if isinstance(each, dict) and (match := _ARM.fullmatch(str(each.get("wire", "")))):
             each["wire"] = f"{TRAINED}{named(match[1])}{match[2]}"
-    return made
+    return replica
