@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import inspect
 from pathlib import Path
 
 import pytest
 
+from latentwire.evaluation import costs
 from tests.support.pages import Block, blocks, matches, quick, run
 
 DOCS = Path(__file__).parents[1] / "docs"
@@ -37,8 +39,9 @@ def carry_out(path, desk, capsys, *, whole):
 
 
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_the_code_of_a_page_runs(path, desk, capsys):
-    """With few examples, and without what is marked slow."""
+def test_the_code_of_a_page_runs(path, desk, capsys, monkeypatch):
+    """With few examples, costs measured once, and without what is marked slow."""
+    monkeypatch.setitem(inspect.unwrap(costs.measure).__kwdefaults__, "repeats", 1)
     assert carry_out(path, desk, capsys, whole=False) == []
 
 

@@ -110,14 +110,19 @@ def _output(command: str, capture: object) -> str:
 
 def matches(expected: str, printed: str) -> bool:
     """Whether an output is what a document says: the same words, numbers within 0.03 or 3 %, `...` for all."""
-    words = re.split(r"\.\.\.", " ".join(expected.split()))
-    rest = " ".join(printed.split())
-    pattern = ".*?".join(_words(part) for part in words)
-    found = re.fullmatch(pattern, rest, re.DOTALL)
-    if found is None:
-        return False
-    wanted = [_value(number) for part in words for number in _NUMBER.findall(part)]
-    return all(abs(a - _value(b)) <= max(0.03, 0.03 * abs(a)) for a, b in zip(wanted, found.groups(), strict=True))
+    parts = " ".join(expected.split()).split("...")
+    rest, at = " ".join(printed.split()), 0
+    for n, part in enumerate(parts):
+        last = n == len(parts) - 1
+        pattern = re.compile(_words(part.strip()) + (r"\Z" if last else ""))
+        found = pattern.search(rest, at) if n else pattern.match(rest)
+        if found is None:
+            return False
+        wanted = map(_value, _NUMBER.findall(part))
+        if any(abs(a - _value(b)) > max(0.03, 0.03 * abs(a)) for a, b in zip(wanted, found.groups(), strict=True)):
+            return False
+        at = found.end()
+    return True
 
 
 def _words(part: str) -> str:
