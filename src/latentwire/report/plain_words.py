@@ -117,7 +117,7 @@ def _effects(study: Gathered) -> Iterator[tuple[Sentence, bool]]:
     for each in effects:
         if each["task"] != "macro" and ("macro" in tasks or len(tasks) > 1):
             continue
-        number, floor = each["above_floor"], f"floor {plain(each['floor'])}, {each['floor_is']}"
+        number, floor = each["above_floor"], f"floor {plain(each['floor'])}: {_highest(each['floor_is'])}"
         if _leaks(study, each["of"]):
             continue
         if each["effect"] == "retention":
@@ -214,6 +214,11 @@ def _limits(study: Gathered) -> Iterator[str]:
         yield f"Not done: {listed(open_)}; what depends on them is not said here."
     for names in study.derived.get("repeats", []):
         yield f"{listed(names)} resolve to the same configuration: they are repeats, and no ablation."
+
+
+def _highest(floors: str) -> str:
+    """What a floor is made of: one, or the highest of several, task by task."""
+    return f"the highest of {floors} in each task" if "," in floors else floors
 
 
 def _name(each: Mapping[str, Any]) -> str:
