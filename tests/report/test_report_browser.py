@@ -112,10 +112,10 @@ def test_filters_show_the_examples_that_the_outcomes_say(opened: Any, studies: d
     chosen(opened, "pick-task", "choices (family)")
     assert count(opened) == sum(task.startswith("choices/") for task, _ in broke)
     chosen(opened, "pick-task", "all tasks")
-    shown = [each.text.split(None, 1) for each in every(opened, ".kind")]
+    shown = [each.text.split(None, 1) for each in every(opened, "#kinds .kind")]
     kinds = {kind: int(times) for times, kind in shown}
     assert sum(kinds.values()) == len(broke)
-    next(each for each in every(opened, ".kind") if "wrong person" in each.text).click()
+    next(each for each in every(opened, "#kinds .kind") if "wrong person" in each.text).click()
     assert count(opened) == kinds["wrong person"]
     assert "error=wrong+person" in opened.current_url
     chosen(opened, "pick-show", "any readings disagree")

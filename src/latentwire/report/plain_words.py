@@ -199,10 +199,13 @@ def _limits(study: Gathered) -> Iterator[str]:
         yield "The study names no comparisons: intervals of single arms say nothing about differences."
     elif not any(_more(study, each).get("primary") for each in comparisons):
         yield "No comparison was planned as a primary one: all of them are exploratory."
-    if any(_more(study, each).get("single_seed") for each in comparisons):
+    single = [each["name"] for each in comparisons if _more(study, each).get("single_seed")]
+    pooled = any(max(_more(study, each).get("seeds") or [1]) > 1 for each in comparisons)
+    if single:
+        which = f"Of a single training seed: {listed(single)}" if pooled else "Every trained arm is of a single seed"
         yield (
-            "Every trained arm is of a single seed: the intervals cover the choice of examples, not that of the "
-            "seed, and another training may end elsewhere."
+            f"{which}: the intervals cover the choice of examples, not that of the seed, and another training may "
+            "end elsewhere."
         )
     model = study.outline.get("model") or ""
     if model.startswith("embedded:"):
