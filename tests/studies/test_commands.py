@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any
 import pytest
 
 from latentwire import cli
+from latentwire.evaluation.outcomes import read_outcomes
+from latentwire.evaluation.prompts_kept import CONTEXT, QUESTION
 from latentwire.runs import log as log_module
 from latentwire.runs.log import Log, Pace, duration
 from latentwire.runs.store import runs
@@ -40,6 +43,15 @@ def test_a_study_ends_with_its_tables_and_says_where_its_files_are(latentwire: C
     assert status == 0
     for words in ("0 of 2 stages are done", "one_hop", "choices", "macro", "damage", "runs/small/summary.md"):
         assert words in out
+    assert out.splitlines()[-1].endswith("runs/small/report.html")
+    written_page = (tmp_path / "runs/small/report.html").read_text(encoding="utf-8")
+    assert "ablated/text" in written_page
+    for run in runs(tmp_path / "runs"):
+        kept = [json.loads(line) for line in (run.folder / "prompts.jsonl").open(encoding="utf-8")]
+        assert len(kept) == 24  # 8 examples of 3 tasks
+        (text, block, tokens), *_ = kept[0]["arms"]["text"]["pieces"]
+        assert (CONTEXT in text, QUESTION in text, block >= 0) == (True, True, run.record.stage == "ablated")
+        assert tokens <= read_outcomes(run.folder / "outcomes.jsonl")[0].tokens
     for run in runs(tmp_path / "runs"):
         told = (run.folder / "log.txt").read_text()
         assert told in out  # the log holds what the screen showed

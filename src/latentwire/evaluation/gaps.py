@@ -36,9 +36,9 @@ def gaps(outcomes: Sequence[Outcome], floors: Mapping[str, Mapping[str, float]])
     """Gaps by arm and task, families and `macro` included, for arms whose reader has `text` and `none` among the
     arms.
 
-    Arms are compared on the examples that they share with both; where there are none, there is no gap. A floor that
-    is an arm brings its own uncertainty, one that is a number brings none. Counterfactual arms have no gap: other
-    answers are expected of them than of the text.
+    Arms are compared on the examples that they share with both; where there are none, there is no gap. A floor
+    that is an arm brings its own uncertainty, one that is a number brings none. Counterfactual arms have no gap:
+    other answers are expected of them than of the text.
 
     Args:
         outcomes: of all arms.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from importlib import resources
@@ -18,6 +17,7 @@ from latentwire.report.across_studies import across
 from latentwire.report.charts_data import charts
 from latentwire.report.comparison_rows import comparison_rows
 from latentwire.report.effect_rows import effect_rows
+from latentwire.report.embedding import embedded
 from latentwire.report.findings import findings
 from latentwire.report.gathered import Gathered
 from latentwire.report.plain_words import evidence
@@ -28,6 +28,8 @@ from latentwire.version import __version__
 
 MOST_BYTES = 4_900_000
 """The page's size at most: a mail takes it, and a browser opens it at once."""
+_NOTE = 1_000
+"""Room for what the page says about samples that were left out."""
 NAME = "report.html"
 SCRIPTS = ("plot.min.js", "charts.js", "prompt_drawing.js", "sample_browser.js")
 
@@ -65,7 +67,7 @@ def page(studies: Sequence[Gathered], most_bytes: int = MOST_BYTES) -> str:
     told = [_told(study, at) for at, study in enumerate(studies)]
     data: dict[str, Any] = {"studies": [{"label": each["label"], **each.pop("charts")} for each in told]}
     rest = len(_render(studies, told, {**data, "samples": {}}).encode())
-    data["samples"] = sample_data(studies, max(0, most_bytes - rest))
+    data["samples"] = sample_data(studies, max(0, most_bytes - rest - _NOTE))
     return _render(studies, told, data)
 
 
@@ -130,12 +132,3 @@ def _render(studies: Sequence[Gathered], told: Sequence[dict[str, Any]], data: d
 def asset(name: str) -> str:
     """The text of a style or script that goes into the page."""
     return (resources.files("latentwire.report") / "assets" / name).read_text("utf-8")
-
-
-def embedded(data: Any) -> str:
-    """Data as JSON that may stand in a script element: nothing in it can end the element or begin a comment."""
-    text = json.dumps(data, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
-    escapes = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
-    for character, escape in escapes.items():
-        text = text.replace(character, escape)
-    return text

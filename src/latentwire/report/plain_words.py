@@ -117,7 +117,7 @@ def _effects(study: Gathered) -> Iterator[tuple[Sentence, bool]]:
     for each in effects:
         if each["task"] != "macro" and ("macro" in tasks or len(tasks) > 1):
             continue
-        number, floor = each["above_floor"], f"floor {plain(each['floor'])}, {each['floor_is']}"
+        number, floor = each["above_floor"], f"floor {plain(each['floor'])}: {_highest(each['floor_is'])}"
         if _leaks(study, each["of"]):
             continue
         if each["effect"] == "retention":
@@ -199,10 +199,13 @@ def _limits(study: Gathered) -> Iterator[str]:
         yield "The study names no comparisons: intervals of single arms say nothing about differences."
     elif not any(_more(study, each).get("primary") for each in comparisons):
         yield "No comparison was planned as a primary one: all of them are exploratory."
-    if any(_more(study, each).get("single_seed") for each in comparisons):
+    single = [each["name"] for each in comparisons if _more(study, each).get("single_seed")]
+    pooled = any(max(_more(study, each).get("seeds") or [1]) > 1 for each in comparisons)
+    if single:
+        which = f"Of a single training seed: {listed(single)}" if pooled else "Every trained arm is of a single seed"
         yield (
-            "Every trained arm is of a single seed: the intervals cover the choice of examples, not that of the "
-            "seed, and another training may end elsewhere."
+            f"{which}: the intervals cover the choice of examples, not that of the seed, and another training may "
+            "end elsewhere."
         )
     model = study.outline.get("model") or ""
     if model.startswith("embedded:"):
@@ -214,6 +217,11 @@ def _limits(study: Gathered) -> Iterator[str]:
         yield f"Not done: {listed(open_)}; what depends on them is not said here."
     for names in study.derived.get("repeats", []):
         yield f"{listed(names)} resolve to the same configuration: they are repeats, and no ablation."
+
+
+def _highest(floors: str) -> str:
+    """What a floor is made of: one, or the highest of several, task by task."""
+    return f"the highest of {floors} in each task" if "," in floors else floors
 
 
 def _name(each: Mapping[str, Any]) -> str:

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.report.embedding import embedded
 from latentwire.report.gathered import ArmReading, Gathered
 
 Key = tuple[str, str, int]
@@ -49,13 +50,13 @@ def is_right(outcome: Outcome) -> bool:
 
 
 def sample_data(studies: Sequence[Gathered], budget: int) -> dict[str, Any]:
-    """The data of the browser, at most `budget` bytes as JSON."""
+    """The data of the browser, at most `budget` bytes in the page."""
     examples, shown = _collected(studies)
     ranked, disagreeing = _ranked(shown)
     count = len(ranked)
     while True:
         data = _columns(ranked[:count], examples, shown, several=len(studies) > 1)
-        size = len(json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode())
+        size = len(embedded(data).encode())
         if size <= budget or count == 0:
             break
         count = min(count - 1, int(count * 0.97 * budget / size))
@@ -141,30 +142,40 @@ def _reading(
         "wire": reading.wire,
         "blind": reading.blind,
         "leaks": reading.leaks,
-        "example": [numbers[key] for key, _ in rows],
-        "right": [int(is_right(outcome)) for _, outcome in rows],
-        "said": [texts.number(outcome.prediction) for _, outcome in rows],
-        "error": [-1 if outcome.error is None else texts.number(outcome.error) for _, outcome in rows],
-        "tokens": [outcome.tokens for _, outcome in rows],
-        "metrics": {
-            name: [None if name not in o.metrics else float(f"{o.metrics[name]:.3g}") for _, o in rows]
-            for name in metrics
-        },
-        "shape": [],
-        "counts": [],
+        "example": _joined([numbers[key] for key, _ in rows]),
+        "right": _joined([float(is_right(outcome)) for _, outcome in rows]),
+        "said": _joined([texts.number(outcome.prediction) for _, outcome in rows]),
+        "error": _joined([None if outcome.error is None else texts.number(outcome.error) for _, outcome in rows]),
+        "tokens": _joined([outcome.tokens for _, outcome in rows]),
+        "metrics": {name: _joined([outcome.metrics.get(name) for _, outcome in rows]) for name in metrics},
         "gold": {},
     }
+    kinds: list[float | None] = []
+    counted: list[Any] = []
     for at, (key, outcome) in enumerate(rows):
         prompt = each.prompts.get(key)
         if prompt is None:
-            found["shape"].append(-1)
-            found["counts"].append(0)
+            kinds.append(None)
+            counted.append(0)
             continue
         shape = {name: value for name, value in prompt.items() if name in ("layers", "leaky")}
         shape["pieces"] = [[text, block] for text, block, _ in prompt["pieces"]]
         counts = [prompt.get("memory", 0), *(count for _, _, count in prompt["pieces"])]
-        found["shape"].append(shapes.number(json.dumps(shape, ensure_ascii=False, sort_keys=True)))
-        found["counts"].append(0 if counts == [0, outcome.tokens] else counts)
+        kinds.append(shapes.number(json.dumps(shape, ensure_ascii=False, sort_keys=True)))
+        counted.append(0 if counts == [0, outcome.tokens] else counts)
         if "gold" in prompt:
             found["gold"][at] = [texts.number(text) for text in prompt["gold"]]
-    return found
+    return {**found, "shape": _joined(kinds), "counts": counted if any(counted) else 0}
+
+
+def _joined(numbers: Sequence[float | None]) -> str:
+    """A column as one text, the shortest of: `=N` for N, N + 1, …; `01-1` for zeros, ones and gaps; `5,,7`."""
+    if numbers and None not in numbers and list(numbers) == list(range(int(numbers[0] or 0), len(numbers))):
+        return f"={int(numbers[0] or 0)}"
+    if all(number is None or (number in (0, 1) and isinstance(number, float)) for number in numbers):
+        return "b" + "".join("-" if number is None else str(int(number)) for number in numbers)
+    return ",".join("" if number is None else _short(number) for number in numbers)
+
+
+def _short(number: float) -> str:
+    return str(number) if isinstance(number, int) else f"{number:.3g}" if abs(number) >= 0.001 else f"{number:.1g}"

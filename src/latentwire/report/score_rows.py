@@ -71,9 +71,9 @@ def _table(study: Gathered, tasks: Sequence[str], members: ScoreTable | None) ->
             metrics |= {next(iter(by_task[task])) for task in tasks if by_task.get(task)}
             rows.append(ScoreRow(stage, arm, arms.get(arm, ""), arm in leaks, numbers))
     sizes = f"{min(counts):,} to {max(counts):,} examples" if len(counts) > 1 else counted(max(counts), "example")
-    named = ", ".join(sorted(metrics - {"primary"})) or "primary metric"
-    note = f"{named} with its 95 % interval; {sizes} for each task, the same ones in every stage."
-    return ScoreTable(list(tasks), rows, list(floor_rows(study, tasks)), members, note[0].upper() + note[1:])
+    named = f" ({', '.join(sorted(metrics - {'primary'}))})" if metrics - {"primary"} else ""
+    note = f"Primary metric{named} with its 95 % interval; {sizes} for each task, the same ones in every stage."
+    return ScoreTable(list(tasks), rows, list(floor_rows(study, tasks)), members, note)
 
 
 def _primary(metrics: Mapping[str, Any] | None) -> Mapping[str, Any] | None:

@@ -63,8 +63,8 @@ def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:
         yield from _curve(panel, name, [(line["step"], line.get(key)) for line in lines])
     for key, panel in _NESTED.items():
         names = dict.fromkeys(name for line in lines for name in line.get(key) or {})
-        if key == "objectives" and len(names) == 1:
-            continue  # the same curve as the loss
+        if len(names) == 1:
+            continue  # the same curve as that of all of them
         for name in names:
             yield from _curve(panel, name, [(line["step"], (line.get(key) or {}).get(name)) for line in lines])
 

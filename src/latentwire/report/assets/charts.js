@@ -16,9 +16,12 @@
     return made;
   }
 
-  function panel(title, drawn) {
+  function panel(title, note, drawn, width) {
     const made = element("figure", "panel");
-    made.append(element("figcaption", "", title), drawn);
+    made.style.width = `${width}px`;
+    const caption = element("figcaption", "", title);
+    if (note) caption.append(element("small", "", note));
+    made.append(caption, drawn);
     return made;
   }
 
@@ -78,8 +81,8 @@
             channels: {interval: {value: (row) => `${number(row.low)} to ${number(row.high)}`, label: "95 %"}}, tip: {format: {fill: false, stroke: false, x: (value) => number(value)}}}),
         ],
       });
-      const floor = highest.length ? `; dashed: ${highest[0].floor} ${number(highest[0].value)}` : "";
-      made.append(panel(task + floor, drawn));
+      const floor = highest.length ? `dashed: ${highest[0].floor.replace("_", " ")} ${number(highest[0].value)}` : "";
+      made.append(panel(task, floor, drawn, each));
     }
     return [made];
   }
@@ -118,7 +121,8 @@
           Plot.ruleX([0, 1], {stroke: "var(--muted)", strokeDasharray: "3 3"}),
         ],
       });
-      made.append(panel(`${effect}, ${of}; dashed: the floor (0) and the baseline (1)`, drawn));
+      const one = effect === "gap closed" ? "the text" : "the baseline";
+      made.append(panel(`${effect}, ${of}`, `0 is the floor, 1 ${effect === "recovery" ? "all of the damage" : one}`, drawn, each));
     }
     return [made];
   }
@@ -141,6 +145,7 @@
           const faint = own.length > main.length && !main.includes(curve) && main.length > 0;
           if (faint) notes.add("thin: on training rows");
           marks.push(Plot.line(points, {x: "step", y: "value", stroke: colourOf(at), strokeWidth: faint ? 1 : 2, strokeOpacity: faint ? 0.5 : 1, strokeDasharray: dashOf(main.indexOf(curve) > 0 ? at + COLOURS.length * main.indexOf(curve) : at)}));
+          if (main.length > 1 && !faint) marks.push(Plot.text(points.slice(-1), {x: "step", y: "value", text: () => curve.name, dx: -4, dy: -8, textAnchor: "end", fill: colourOf(at), stroke: "var(--page)", strokeWidth: 3, paintOrder: "stroke"}));
           if (!faint) marks.push(Plot.dot(points, {x: "step", y: "value", r: points.length > 60 ? 0 : 2.5, fill: colourOf(at), title: (d) => `${d.name}\nstep ${d.step}: ${d.value}`, tip: points.length <= 60}));
         }
         if (kind === "loss") {
@@ -157,7 +162,7 @@
       const accuracy = kind === "accuracy";
       const drawn = Plot.plot({width: each, height: 240, marginLeft: 48, marginBottom: 34, style,
         x: {label: "step", grid: false}, y: {label: null, grid: true, zero: true, domain: accuracy ? [0, 1] : undefined, nice: !accuracy}, marks});
-      made.append(panel([PANELS[kind], ...notes].join("; "), drawn));
+      made.append(panel(PANELS[kind], [...notes].join("; "), drawn, each));
     }
     return [legend(stages, true), made];
   }
@@ -180,8 +185,8 @@
         );
       });
       const drawn = Plot.plot({width: each, height: 230, marginLeft: 44, marginBottom: 38, style,
-        x: {type: "log", label: "bytes a context", ticks: 4, tickFormat: "~s"}, y: {domain: [0, 1], label: null, grid: true}, marks});
-      made.append(panel(task + (none.length ? `; dashed: none ${number(none[0].value)}` : ""), drawn));
+        x: {type: "log", label: "bytes a context", ticks: 4, tickFormat: "~s", inset: 12}, y: {domain: [0, 1], label: null, grid: true}, marks});
+      made.append(panel(task, none.length ? `dashed: none ${number(none[0].value)}` : "", drawn, each));
     }
     return [legend(series, true), made];
   }

@@ -58,7 +58,10 @@
     }
     const what = prompt.pieces.some((piece) => piece.text === null) ? "columns" : "tokens";
     const layers = prompt.layers ? ` in layers ${prompt.layers}` : "";
-    parts.push(spans.length
+    const whole = prompt.pieces.length === 1 && spans.length === 1;
+    parts.push(whole
+      ? `all ${total} ${what} see each other in both directions${layers}`
+      : spans.length
       ? `${total} ${what}: ${spans.join(" and ")} see each other in both directions${layers}, the rest those before them`
       : `${total} ${what}, each sees those before it`);
     if (prompt.leaky) parts.push("answers too, so that scores leak");

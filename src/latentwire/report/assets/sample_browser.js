@@ -4,13 +4,24 @@
   const {data, drawing, marked, element} = window.latentwire;
   const {tasks, examples, readings, texts, shapes} = data.samples;
   const get = (id) => document.getElementById(id);
-  const PAGE = 40;
+  const narrow = matchMedia("(max-width: 760px)");
+  const PAGE = narrow.matches ? 8 : 25;
   const count = examples.id.length;
   const GUESS = {inside: "said elsewhere in the passage", outside: "not in the passage"};
   const state = {a: 0, b: 0, show: "all", task: "", error: "", q: "", at: -1, page: 0};
   let found = [];
 
+  // Columns come as one text: "=N" counts up from N, "b01-" has a digit for each row, else commas part the numbers.
+  function column(text, length) {
+    if (text[0] === "=") return Array.from({length}, (_, at) => at + Number(text.slice(1)));
+    if (text[0] === "b") return Array.from(text.slice(1), (digit) => (digit === "-" ? null : Number(digit)));
+    return text.split(",").map((number) => (number === "" ? null : Number(number)));
+  }
+
   for (const reading of readings) {
+    const length = reading.right.length - 1;
+    for (const key of ["example", "right", "said", "error", "tokens", "shape"]) reading[key] = column(reading[key], length);
+    for (const key of Object.keys(reading.metrics)) reading.metrics[key] = column(reading.metrics[key], length);
     reading.rows = new Int32Array(count).fill(-1);
     reading.example.forEach((example, row) => { reading.rows[example] = row; });
   }
@@ -25,7 +36,7 @@
     if (row < 0) return null;
     const made = {
       right: reading.right[row] === 1, said: texts[reading.said[row]], tokens: reading.tokens[row],
-      error: reading.error[row] < 0 ? "" : texts[reading.error[row]], row,
+      error: reading.error[row] === null ? "" : texts[reading.error[row]], row,
       gold: reading.gold[row] ? reading.gold[row].map((text) => texts[text]) : null,
     };
     if (!made.right && !made.error) {
@@ -35,9 +46,9 @@
   }
 
   function prompt(reading, row) {
-    if (reading.shape[row] < 0) return null;
+    if (reading.shape[row] === null) return null;
     const kept = shapes[reading.shape[row]];
-    const counts = reading.counts[row] === 0 ? [0, reading.tokens[row]] : reading.counts[row];
+    const counts = !reading.counts[row] ? [0, reading.tokens[row]] : reading.counts[row];
     const pieces = kept.pieces.map(([text, block], at) => ({text, block, count: counts[at + 1]}));
     return {memory: counts[0], pieces, layers: kept.layers, leaky: kept.leaky};
   }
@@ -104,8 +115,10 @@
 
   function said(reply) {
     const cell = element("td", "said");
-    if (reply) cell.append(mark(reply), reply.said || "(nothing)");
-    else cell.append("–");
+    const text = element("span");
+    if (reply) text.append(mark(reply), reply.said || "(nothing)");
+    else text.append("–");
+    cell.append(text);
     return cell;
   }
 
@@ -318,7 +331,9 @@
     });
     get("list").addEventListener("click", (event) => {
       const row = event.target.closest("tr")?.querySelector(".pick");
-      if (row) choose(+row.dataset.at, true);
+      if (!row) return;
+      choose(+row.dataset.at, true);
+      if (narrow.matches) get("detail").scrollIntoView();
     });
     get("earlier").addEventListener("click", () => change({page: state.page - 1}));
     get("later").addEventListener("click", () => change({page: state.page + 1}));
