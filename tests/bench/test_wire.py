@@ -10,8 +10,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from latentwire.bench import wire_costs, wire_first, wire_train
 from latentwire.bench.decode import tokenizer
 from latentwire.bench.setup import SHAPES, Setup, Shape
-from latentwire.bench.wire_counts import Counts, causal
 from latentwire.lm.model import LM
+from latentwire.lm.operation_counts import Counts, causal
 from latentwire.lm.prefix import Prefix
 from latentwire.studies import loading
 
@@ -62,7 +62,7 @@ def test_a_training_step_needs_no_more_than_it_computes() -> None:
     with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counted:
         losses = step(part)
         losses.total.backward()
-    found, needed = counted.get_total_flops(), wire_train.StepNeeds.of(lm, SMALL).step
+    found, needed = counted.get_total_flops(), wire_train.needs_of(lm, SMALL).step
     assert 0.75 * found < needed < found
 
 

@@ -16,6 +16,7 @@ from latentwire.bench.setup import GIB, BenchRow, Setup
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.decoding.engine import Attention, Mode
 from latentwire.lm.model import LM
+from latentwire.lm.operation_counts import Counts
 from latentwire.lm.prefix import Prefix
 
 PROMPT = 512
@@ -126,10 +127,5 @@ def floor(setup: Setup, model: PreTrainedModel, batch: int, prompt: int = PROMPT
 
 def bytes_read(model: PreTrainedModel, batch: int, prompt: int) -> int:
     """Bytes that a step reads: the weights but for an embedding that is looked up, and the middle step's cache."""
-    config = model.config
-    weights = sum(parameter.numel() for parameter in model.parameters())
-    if not config.tie_word_embeddings:
-        weights -= config.vocab_size * config.hidden_size
-    column = config.num_hidden_layers * 2 * config.num_key_value_heads * config.head_dim
-    numbers = weights + batch * (prompt + LONG // 2) * column
-    return int(numbers * next(model.parameters()).element_size())
+    size = next(model.parameters()).element_size()
+    return Counts.of(model).step_bytes(batch, prompt + LONG // 2, size)

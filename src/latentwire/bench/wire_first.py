@@ -12,8 +12,8 @@ from transformers import PreTrainedModel
 
 from latentwire.bench.setup import BenchRow, Setup
 from latentwire.bench.train_costs import failure
-from latentwire.bench.wire_counts import Counts, causal
 from latentwire.lm.model import LM
+from latentwire.lm.operation_counts import Counts, causal
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.scoring.questions import Shared
 from latentwire.wires.latent.adapters import NativeConfig

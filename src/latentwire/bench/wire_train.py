@@ -11,13 +11,14 @@ from torch import nn
 
 from latentwire.bench.setup import BenchRow, Setup
 from latentwire.bench.train_costs import failure
-from latentwire.bench.wire_counts import Counts, causal
 from latentwire.bench.wire_first import FIRST_ID, RANK, context_of, modules_of
 from latentwire.lm.model import LM
+from latentwire.lm.operation_counts import Counts, causal
 from latentwire.training.objectives import AnswerCrossEntropy, Distill
 from latentwire.training.objectives.adapting import Adapting
 from latentwire.training.wire.part import Part, collate
 from latentwire.training.wire.passage import Passage
+from latentwire.training.wire.step_needs import StepNeeds, StepShape
 from latentwire.training.wire.teacher import Teacher
 from latentwire.training.wire.wire_step import WireStep
 from latentwire.wires.latent.modules import LatentModules
@@ -53,46 +54,20 @@ BATCHES = {"cuda": (WireBatch(32, 144), WireBatch(4, 1024)), "cpu": (WireBatch(4
 MORE = {"cuda": (WireBatch(8, 1024), WireBatch(2, 4096)), "cpu": (WireBatch(2, 512),)}
 
 
-@dataclass(frozen=True)
-class StepNeeds:
-    """Floating-point operations of one step.
-
-    Attributes:
-        teacher: the frozen reader reads text and questions, forward only.
-        encode, encode_back: the encoder's forward and backward pass.
-        student: both passes of the frozen reader over latents and questions.
-    """
-
-    teacher: float
-    encode: float
-    encode_back: float
-    student: float
-
-    @classmethod
-    def of(cls, lm: LM, batch: WireBatch) -> StepNeeds:
-        """What a batch needs, counted from the model's shape."""
-        plain, adapted = Counts.of(lm.model), Counts.of(lm.model, RANK)
-        pair = batch.question + batch.answer
-        asked, answers = batch.questions * pair, batch.questions * batch.answer
-        latents = 1 + -(-(batch.tokens - 1) // RATIO)
-        before, both = causal(batch.tokens), float(batch.tokens**2)
-        behind = batch.questions * causal(pair, batch.tokens)
-        latent = batch.questions * causal(pair, latents)
+def needs_of(lm: LM, batch: WireBatch) -> StepNeeds:
+    """What a batch needs, counted from the model's shape."""
+    each = batch.question + batch.answer
+    shape = StepShape(
+        contexts=batch.contexts,
+        tokens=batch.tokens,
+        asked=batch.questions * each,
+        answers=batch.questions * batch.answer,
+        latents=1 + -(-(batch.tokens - 1) // RATIO),
         # Logits of the student and their gradient for each of two objectives, of the teacher for one.
-        student = plain.read(asked, latent, 2 * answers) + plain.read_back(asked, latent, 2 * answers)
-        n, layers = batch.contexts, lm.model.config.num_hidden_layers
-        return cls(
-            teacher=n * plain.read(batch.tokens + asked, before + behind, answers),
-            encode=n * adapted.read(batch.tokens, both),
-            # After the last layer's keys and values nothing has a gradient.
-            encode_back=n * adapted.read_back(batch.tokens, both) * (layers - 1) / layers,
-            student=n * student,
-        )
-
-    @property
-    def step(self) -> float:
-        """All operations of a training step."""
-        return self.teacher + self.encode + self.encode_back + self.student
+        terms=2,
+        behind=batch.questions * causal(each),
+    )
+    return StepNeeds.counted(Counts.of(lm.model), Counts.of(lm.model, RANK), shape)
 
 
 def step_of(lm: LM, modules: LatentModules) -> WireStep:
@@ -109,7 +84,7 @@ def measure(setup: Setup, lm: LM, how: str = "") -> Iterator[BenchRow]:
     weights = [each for each in modules.parameters() if each.requires_grad]
     optimizer = torch.optim.AdamW(weights, lr=1e-4)
     for batch in (*BATCHES[kind], *(MORE[kind] if setup.sweep else ())):
-        part, needs = batch.part(lm), StepNeeds.of(lm, batch)
+        part, needs = batch.part(lm), needs_of(lm, batch)
 
         def train(part: Part = part) -> None:
             losses = step(part)

@@ -1,7 +1,9 @@
 """The commands: parse, call, print. The work is done by the packages below."""
 
 from latentwire.cli import (  # noqa: F401  (each adds its commands)
+    estimate_command,
     evaluating,
+    export_command,
     launch_commands,
     machine,
     publish_commands,

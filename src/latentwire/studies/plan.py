@@ -100,7 +100,7 @@ def make(study: Study) -> StudyPlan:
         UserError: A task is unknown or its file wrong, a model is missing, a comparison names a task that the
             study does not have, or the split has no end or also chooses a checkpoint.
     """
-    tasks = [_remembered(task, study.split, study.limit) for task in _tasks(study)]
+    tasks = [_remembered(task, study.split, study.limit) for task in read_tasks(study)]
     references.check_tasks(study, tasks)
     _check_split(study, tasks)
     folders = {name: model_folder(name, study.loading.get(name, Loading()).revision) for name in study.models()}
@@ -157,7 +157,8 @@ def _planned(name: str, study: Study, context: StudyContext, earlier: dict[str, 
     return Planned(name, stage, configuration, inputs, identity(parts))
 
 
-def _tasks(study: Study) -> list[Task]:
+def read_tasks(study: Study) -> list[Task]:
+    """The study's tasks in order. Raises `UserError` for one that is unknown, wrong or there twice."""
     tasks: dict[str, Task] = {}
     for at, entry in enumerate(study.tasks):
         if isinstance(entry, FileTask):

@@ -286,6 +286,7 @@ class Training:
 
     def _evaluate(self) -> None:
         self.trainee.mode(False)
+        started = time.monotonic()
         measured = self.trainee.step.measure(self._heeding(self.trainee.held_out()))
         if not _is_finite(measured.loss):
             raise NotFinite(
@@ -303,6 +304,7 @@ class Training:
             "eval_loss": measured.loss,
             "eval_first_token_accuracy": accuracy,
             "eval_documents": measured.firsts,
+            "eval_seconds": round(time.monotonic() - started, 3),
         }
         told = ""
         if generated and self.text is not None:
