@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import huggingface_hub.constants
 import pytest
 
+from latentwire.lm.prompt_format import PromptFormat
 from latentwire.runs.log import Log
 from latentwire.studies import loading, runner
-from tests.support.wire_studies import HERON, WREN
+from latentwire.wires.latent.latent_config import read_config
+from tests.support.models import tiny_lm
 
+CHAT = (
+    "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}</s>{% endfor %}"
+    "{% if add_generation_prompt %}[assistant]{% endif %}"
+)
 PEOPLE = ("Ada", "Bob", "Cem", "Dora", "Eve", "Finn")
 PLACES = ("the old town", "a red house", "the river", "a small shop", "the north gate")
 
@@ -37,22 +45,37 @@ def passages(path: Path, count: int, start: int = 0) -> Path:
     return path
 
 
+def cached_model(cache: Path, name: str, family: str) -> str:
+    """An instruct model in a hub cache, as a download leaves it."""
+    repo = cache / f"models--tiny--{name}"
+    lm = tiny_lm(family, max_position_embeddings=2048)
+    lm.tokenizer.chat_template = CHAT
+    lm.save(repo / "snapshots" / "0123abcd")
+    (repo / "refs").mkdir()
+    (repo / "refs" / "main").write_text("0123abcd")
+    return f"tiny/{name}"
+
+
 @pytest.fixture(scope="module")
-def done(tmp_path_factory: pytest.TempPathFactory) -> runner.Carried:
+def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.Carried]:
     folder = tmp_path_factory.mktemp("squad")
+    a, b = cached_model(folder / "hub", "a", "llama"), cached_model(folder / "hub", "b", "qwen3")
     train, test = passages(folder / "train.json", 60), passages(folder / "test.json", 8, start=100)
-    changes = [f"models.a={HERON}", f"models.b={WREN}", f"files.train={train}", f"files.test={test}", "limit=12"]
-    return runner.run(loading.load("squad-wire", changes, "smoke"), folder / "runs", Log())
+    changes = [f"models.a={a}", f"models.b={b}", f"files.train={train}", f"files.test={test}", "limit=12"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
+        yield runner.run(loading.load("squad-wire", changes, "smoke"), folder / "runs", Log())
 
 
 @pytest.mark.slow
 def test_the_smoke_preset_runs_from_files_to_its_tables(done: runner.Carried) -> None:
     study, summary = done.plan.study, done.summary
     assert {stage["status"] for stage in summary["stages"].values()} == {"done"}
-    for name in ("A", "B", "C", "alone", "constant"):
+    for name in ("A", "B", "C", "alone", "constant", "style"):
         results = done.runs[name].record.results
         assert results is not None
         assert results["steps"] == 20  # the preset's
+    assert {form.system is not None for form in _formats(done)} == {True}  # asked as the template says
     arms = summary["stages"]["wires"]["metrics"]
     assert {"A_a", "A_b", "B_b", "C_b", "joint(A_a + A_b)", "union(A_a + A_b)", "joint(C_a + C_b)"} <= set(arms)
     assert list(arms["A_b"]["squad"])[:2] == ["exact_match", "f1"]
@@ -61,6 +84,12 @@ def test_the_smoke_preset_runs_from_files_to_its_tables(done: runner.Carried) ->
     tables = (done.folder / "summary.md").read_text()
     for words in ("## Agreement", "joint(A_a + A_b)", "joint answer against a"):
         assert words in tables
+
+
+def _formats(done: runner.Carried) -> list[PromptFormat]:
+    formats = read_config(done.runs["A"].folder / "checkpoints" / "best").formats
+    assert formats is not None
+    return list(formats.values())
 
 
 @pytest.mark.slow

@@ -20,6 +20,7 @@ from latentwire.training.loop_config import Stopping
 from latentwire.training.not_finite import NotFinite
 from latentwire.training.schedules import learning_rate_share
 from latentwire.training.stopping import Judge, Leak
+from tests.support.killing import killed_after
 from tests.support.models import tiny_lm
 from tests.training.test_packing import collate, documents
 
@@ -63,21 +64,10 @@ def weights_of(folder, name="final"):
     ],
     ids=["full", "lora", "adafactor", "accumulated"],
 )
-def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, monkeypatch, changes):
+def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, changes):
     run(tmp_path / "whole", **changes)
-
-    class Killed(BaseException):
-        pass
-
-    def die(self, honest=loop.Training._train_step):
-        if self.done == 5:
-            raise Killed
-        honest(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_train_step", die)
-        with pytest.raises(Killed):
-            run(tmp_path / "parts", **changes)
+    with killed_after(5):
+        run(tmp_path / "parts", **changes)
     _, said = run(tmp_path / "parts", **changes)
     assert any("resumed at step 4" in line for line in said)
     for name in ("final", "best"):
@@ -318,22 +308,11 @@ OBJECTIVES = [
 
 
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
-def test_a_finetuning_takes_every_objective_on_answers_and_resumes_exactly_with_them(tmp_path, monkeypatch, lora):
+def test_a_finetuning_takes_every_objective_on_answers_and_resumes_exactly_with_them(tmp_path, lora):
     changes = {"objectives": OBJECTIVES, "lora": lora, "accumulation": 2, "steps": 4}
     run(tmp_path / "whole", **changes)
-
-    class Killed(BaseException):
-        pass
-
-    def die(self, honest=loop.Training._train_step):
-        if self.done == 3:
-            raise Killed
-        honest(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_train_step", die)
-        with pytest.raises(Killed):
-            run(tmp_path / "parts", **changes)
+    with killed_after(3):
+        run(tmp_path / "parts", **changes)
     run(tmp_path / "parts", **changes)
     whole, parts = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)

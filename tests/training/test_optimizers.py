@@ -7,9 +7,9 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
-from latentwire.training import loop
 from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.optimizers import OneByOne, check_8bit, stochastically_rounded
+from tests.support.killing import killed_after
 from tests.training.test_loop import SMALL, run, weights_of
 
 SMALLER = {"weights": "bfloat16", "precision": "bf16", "optimizer": "adafactor", "release_gradients": True}
@@ -101,7 +101,7 @@ def losses(folder):
     return [line["eval_loss"] for line in lines if "eval_loss" in line]
 
 
-def test_a_finetuning_in_bfloat16_learns_as_one_in_float32_and_resumes_exactly(tmp_path, monkeypatch):
+def test_a_finetuning_in_bfloat16_learns_as_one_in_float32_and_resumes_exactly(tmp_path):
     changes = {**SMALLER, "steps": 8, "eval_steps": 4, "activation_checkpointing": True}
     run(tmp_path / "full", steps=8, eval_steps=4, optimizer="adafactor")
     run(tmp_path / "small", **changes)
@@ -110,18 +110,8 @@ def test_a_finetuning_in_bfloat16_learns_as_one_in_float32_and_resumes_exactly(t
     assert small[0] - small[-1] == pytest.approx(full[0] - full[-1], rel=0.25)
     assert {tensor.dtype for tensor in weights_of(tmp_path / "small").values()} == {torch.bfloat16}
 
-    class Killed(BaseException):
-        pass
-
-    def die(self, honest=loop.Training._train_step):
-        if self.done == 6:
-            raise Killed
-        honest(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_train_step", die)
-        with pytest.raises(Killed):
-            run(tmp_path / "parts", **changes)
+    with killed_after(6):
+        run(tmp_path / "parts", **changes)
     run(tmp_path / "parts", **changes)
     whole, parts = weights_of(tmp_path / "small"), weights_of(tmp_path / "parts")
     assert all(torch.equal(whole[key], parts[key]) for key in whole)

@@ -17,7 +17,7 @@ from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import Evaluation, Progress
 from latentwire.evaluation.gaps import Gap, gaps
 from latentwire.evaluation.outcomes import Outcome
-from latentwire.evaluation.several_readers import evaluate_readers
+from latentwire.evaluation.several_readers import evaluate_readers, readers_of
 from latentwire.evaluation.statistics import Comparison, Estimate
 from latentwire.evaluation.summarize import Metrics, by_arm, rows, summarize
 from latentwire.lm.model import LM
@@ -224,8 +224,7 @@ def evaluate(
     arms = as_arms(wires, name, controls=controls)
     chosen = as_tasks(tasks, _path(data), _path(include_path))
     lm = as_model(model)
-    others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
-    readers: dict[str | None, LM] = {None: lm, **{other: LM.load(other) for other in others}}
+    readers = readers_of(arms, lm, name, LM.load)
     evaluation = evaluate_readers(readers, chosen, arms, split=split, limit=limit, progress=progress)
     return Results(
         evaluation,

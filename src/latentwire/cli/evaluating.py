@@ -29,7 +29,7 @@ from latentwire.cli.options import (
 from latentwire.errors import UserError
 
 if TYPE_CHECKING:
-    from latentwire.lm.model import LM
+    pass
 
 DEFAULT_WIRES = ["text", "text,mask=prefix", "none"]
 
@@ -104,7 +104,7 @@ def eval_(
     from latentwire.evaluation.arms import relay_sources
     from latentwire.evaluation.eval_report import Report
     from latentwire.evaluation.prompts_shown import departures, shown
-    from latentwire.evaluation.several_readers import evaluate_readers
+    from latentwire.evaluation.several_readers import evaluate_readers, readers_of
     from latentwire.files import check_writable, write_atomically
     from latentwire.lm.decoding import DecodingSettings
     from latentwire.lm.loading.load_settings import Loading
@@ -141,12 +141,8 @@ def eval_(
         evaluation_run.check_folder(out)
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
     lm = load(model, adapter, loading, prompts)
-    others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
     elsewhere = loading.without_revision()
-    readers: dict[str | None, LM] = {
-        name: lm if name == model else load(name, None, elsewhere, prompts) for name in others
-    }
-    readers[None] = lm
+    readers = readers_of(arms, lm, model, lambda name: load(name, None, elsewhere, prompts))
     sources = relay_sources(readers, arms, prompts)
     remarks = departures(readers, arms)
     asked = {
@@ -166,7 +162,8 @@ def eval_(
                 f"wire {arm.wire.path}": locate(arm.wire.path) for arm in arms if isinstance(arm.wire, Latent)
             }
             files |= {name: path for name, path in (("data", data), ("adapter", adapter)) if path is not None}
-            run = stack.enter_context(evaluation_run.recorded(out, asked, [model, *others], tasks, files))
+            names = [model, *filter(None, readers)]
+            run = stack.enter_context(evaluation_run.recorded(out, asked, names, tasks, files))
         started = time.monotonic()
         with counted("eval", "answers", count) as add:
             result = evaluate_readers(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.evaluate import Evaluation, Progress, evaluate
@@ -11,6 +11,18 @@ from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.evaluation.statistics import shared
 from latentwire.lm.model import LM
 from latentwire.tasks.base import Split, Task
+
+
+def readers_of(arms: Sequence[Arm], lm: LM, model: str, load: Callable[[str], LM]) -> dict[str | None, LM]:
+    """The models that arms read with, by the name after an arm's `@`; None is the model of arms without one.
+
+    Args:
+        lm: the model of arms without a reader.
+        model: its name; it is not loaded twice.
+        load: loads another one.
+    """
+    others = dict.fromkeys(arm.reader for arm in arms if arm.reader is not None)
+    return {None: lm, **{name: lm if name == model else load(name) for name in others}}
 
 
 def evaluate_readers(

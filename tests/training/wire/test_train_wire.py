@@ -9,7 +9,6 @@ from safetensors.torch import save_file
 from latentwire.errors import UserError
 from latentwire.lm.loading.lora import Lora
 from latentwire.lm.prefix import STEADY
-from latentwire.training import loop
 from latentwire.training.data.text import TextData
 from latentwire.training.not_finite import NotFinite
 from latentwire.training.objectives import (
@@ -31,6 +30,7 @@ from latentwire.wires.latent.encoders import SelfConfig
 from latentwire.wires.latent.encoders.self_encoder import SelfEncoder
 from latentwire.wires.latent.modules import LatentModules, fingerprint, key_of
 from latentwire.wires.latent.select import Anchors
+from tests.support.killing import killed_after
 from tests.support.wire_training import (
     KEYS,
     SOFT,
@@ -61,21 +61,10 @@ ADAPTIVE = (
     ],
     ids=["adaptive", "dropout", "readers"],
 )
-def test_an_interrupted_training_resumes_exactly_where_it_stopped(tmp_path, monkeypatch, changes):
+def test_an_interrupted_training_resumes_exactly_where_it_stopped(tmp_path, changes):
     run(tmp_path / "whole", **changes)
-
-    class Killed(BaseException):
-        pass
-
-    def die(self, honest=loop.Training._train_step):
-        if self.done == 5:
-            raise Killed
-        honest(self)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(loop.Training, "_train_step", die)
-        with pytest.raises(Killed):
-            run(tmp_path / "parts", **changes)
+    with killed_after(5):
+        run(tmp_path / "parts", **changes)
     _, _, said = run(tmp_path / "parts", **changes)
     assert any("resumed at step 4" in line for line in said)
     for name in ("final", "best"):
