@@ -139,7 +139,7 @@ class Worker:
 
 
 def _unheard() -> None:
-    """A scheduler signals every process of a job, but its signal is for the worker: it would end a child at once."""
+    """A scheduler signals every process of a job; its signal is for the worker, and would end a child at once."""
     for number in (signal.SIGUSR1, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
 
