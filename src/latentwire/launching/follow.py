@@ -93,6 +93,8 @@ class Following:
                     raise UserError("launch: it has never started; give the whole command again.")
                 self.launch.note(f"reached {machine.transport.name}: {machine.python}, {machine.folder}")
                 machine.prepare(self.payload.pieces, self.launch.note)
+                home = Homecoming(machine, self.runs, self.launch.live)
+                machine.send(home.known(self.payload.study, machine.look()), self.launch.note)
                 self._start(machine)
             self.machine = machine
             if self.stopping:

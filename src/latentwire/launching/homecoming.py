@@ -12,8 +12,10 @@ from typing import IO, Any
 from latentwire.errors import UserError
 from latentwire.launching.depot import inside, sha256_of
 from latentwire.launching.far_machine import FarMachine
+from latentwire.launching.payload import Piece
 from latentwire.launching.transport import Unreachable
-from latentwire.runs.store import ENDED, RECORD, Run
+from latentwire.runs.store import ENDED, LOCK, RECORD, Run
+from latentwire.runs.store import runs as runs_of
 
 RUNS = "runs"
 _PART = ".part"
@@ -69,6 +71,27 @@ class Homecoming:
             raise UserError(f"runs: {folder} is another run than that of {self.machine.transport.name}.")
         return True
 
+    def known(self, study: str, look: dict[str, Any]) -> list[Piece]:
+        """Files of the runs that are here and not there: of each stage the newest that ended, or was cut short.
+
+        So a study goes on where another machine, or this one, has left it. The record comes last: a run that is
+        cut off on its way does not count there.
+        """
+        there = {run["run"] for run in look["runs"]}
+        newest: dict[str, Run] = {}
+        for run in runs_of(self.runs, study):
+            stage = run.record.stage
+            if run.status != "running" and (run.status in ENDED or stage not in newest):
+                newest[stage] = run
+        pieces = []
+        for run in newest.values():
+            name = f"{RUNS}/{run.folder.relative_to(self.runs).as_posix()}"
+            if name not in there:
+                files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and path.name != LOCK]
+                files.sort(key=lambda path: path.name == RECORD)
+                pieces += [Piece.of(f"{name}/{path.relative_to(run.folder).as_posix()}", path) for path in files]
+        return pieces
+
     def unfinished(self, files: Sequence[dict[str, Any]]) -> list[str]:
         """Fetch runs that have not ended, whole, so that they can be resumed here or on another machine."""
         by_run: dict[str, list[dict[str, Any]]] = {}
@@ -95,9 +118,11 @@ class Homecoming:
             for file in run["files"]:
                 place = inside(folder, Path(file["path"]).name)
                 size = place.stat().st_size if place.is_file() else 0
-                grows = place.name != RECORD and size <= file["size"]
-                if place.name == RECORD or size != file["size"]:
-                    wanted.append((file, place, size if grows else 0))
+                # Untouched where nothing has changed: `runs watch` reads from the files' times whether it moves.
+                if place.name == RECORD and (not size or sha256_of(place) != file["sha256"]):
+                    wanted.append((file, place, 0))
+                elif place.name != RECORD and size != file["size"]:
+                    wanted.append((file, place, size if size <= file["size"] else 0))
         if wanted:
             pieces = [(file["path"], at, file["size"] - at) for file, _, at in wanted]
             with _Writer([(place, at, file["size"] - at) for file, place, at in wanted]) as writer:

@@ -8,6 +8,7 @@ autodown takes it, whether or not anybody at home is awake.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -29,6 +30,7 @@ TASK = "task.yaml"
 PLACELESS = ("vast", "runpod")
 """Clouds that can mount no bucket: what is on the disk is gone with the machine."""
 IDLE_MINUTES = 10
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _GUARD = """\
 # Holds the machine until everything is home, or until the budget is spent.
 end=$(( $(date +%s) + {seconds} ))
@@ -143,7 +145,8 @@ class SkyTarget:
     def _listed(self, launch: Launch) -> bool:
         """Whether SkyPilot, having asked the cloud, knows the machine; an answer that fails counts as yes."""
         done = self._run("status", "--refresh", str(launch.record.job))
-        return bool(done.returncode) or str(launch.record.job) in done.stdout.replace("not found", "").split()
+        rows = [_COLOR.sub("", line).split() for line in done.stdout.splitlines()]
+        return bool(done.returncode) or any(row[:1] == [launch.record.job] for row in rows)
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         try:
