@@ -26,8 +26,6 @@ from latentwire.launching.transport import Unreachable
 from latentwire.runs.store import ENDED, Run
 
 BAD_INPUT = 2
-JUDGED = "did not hold."
-"""How `latentwire run` ends a study that is complete and failed a gate: there is nothing to be started again."""
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.1, 600.0
 """The part of a budget that is kept for bringing results home."""
 
@@ -173,7 +171,7 @@ class Following:
             return True  # killed
         if self.stopping or ended["why"] != "step" or ended["status"] in (0, BAD_INPUT):
             return False
-        return ended["step"] != "run" or ended["status"] != 1 or JUDGED not in look["tail"]
+        return ended["step"] != "run" or ended["status"] != 1 or alarms.JUDGED not in look["tail"]
 
     def _may_restart(self, look: dict[str, Any]) -> bool:
         return self._starts_left() and not alarms.full(look) and self.left() > 0
@@ -181,8 +179,8 @@ class Following:
     def _starts_left(self) -> bool:
         return self.launch.record.starts <= self.launch.record.plan.restart
 
-    def _bring(self, home: Homecoming, look: dict[str, Any]) -> None:
-        for name in home.results(look):
+    def _bring(self, home: Homecoming, look: dict[str, Any], *, last: bool = False) -> None:
+        for name in home.results(look, last=last):
             self.launch.write(arrived=(*self.launch.record.arrived, name))
             self.launch.note(f"{name} is home, every file verified")
 
@@ -190,7 +188,7 @@ class Following:
         """Everything is asked once more, brought home and verified; then the machine goes."""
         look = machine.look()
         self._show(look, home)
-        self._bring(home, look)
+        self._bring(home, look, last=True)
         expected = [run["run"].removeprefix("runs/") for run in look["runs"] if run["status"] in ENDED]
         for name in expected:
             if changed := Run.read(self.runs / name).changed_artifacts():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -39,27 +39,36 @@ class Homecoming:
     runs: Path
     live: Path
 
-    def results(self, look: dict[str, Any]) -> list[str]:
+    def results(self, look: dict[str, Any], *, last: bool = False) -> Iterator[str]:
         """Fetch the runs that have ended there and are not here, and the study's summary.
 
-        Returns:
-            The runs that arrived.
+        Args:
+            look: How the launch stands.
+            last: Whether nothing changes there any more. Before, a summary may be written anew while it travels.
+
+        Yields:
+            Each run that has arrived.
 
         Raises:
             Unreachable: The connection broke; what arrived stays, and the next call goes on from there.
             DamagedOnArrival: A file's hash was wrong three times.
             UserError: Another run has the same name here.
         """
-        came = []
         for run in look["runs"]:
             if run["status"] in ENDED and not self.here(run):
                 self._bring(run["run"].removeprefix(f"{RUNS}/"), run["files"])
-                came.append(run["run"].removeprefix(f"{RUNS}/"))
+                yield run["run"].removeprefix(f"{RUNS}/")
         for file in look["study"]:
             there = self.runs / file["path"].removeprefix(f"{RUNS}/")
             if not there.is_file() or sha256_of(there) != file["sha256"]:
-                self._files([file], {file["path"]: there})
-        return came
+                self._table(file, there, last)
+
+    def _table(self, file: dict[str, Any], place: Path, last: bool) -> None:
+        try:
+            self._files([file], {file["path"]: place}, tries=_TRIES if last else 1)
+        except (DamagedOnArrival, Unreachable):
+            if last:
+                raise
 
     def here(self, run: dict[str, Any]) -> bool:
         """Whether a run that ended there is here, with the same record."""
@@ -152,10 +161,10 @@ class Homecoming:
             raise UserError(f"runs: {place} is there already, expected no run of this name; move it.")
         arriving.rename(place)
 
-    def _files(self, files: Sequence[dict[str, Any]], places: dict[str, Path]) -> None:
+    def _files(self, files: Sequence[dict[str, Any]], places: dict[str, Path], tries: int = _TRIES) -> None:
         """Fetch files until each has its hash; a wrong one is thrown away and fetched again."""
         left = [(file, places[file["path"]]) for file in files]
-        for _ in range(_TRIES):
+        for _ in range(tries):
             left = [(file, at) for file, at in left if not (at.is_file() and sha256_of(at) == file["sha256"])]
             if not left:
                 return
@@ -176,7 +185,7 @@ class Homecoming:
                     part.unlink()
         left = [(file, at) for file, at in left if not at.is_file()]
         if left:
-            raise DamagedOnArrival(f"{left[0][0]['path']} arrived with a wrong hash {_TRIES} times")
+            raise DamagedOnArrival(f"{left[0][0]['path']} arrived with a wrong hash {tries} times")
 
 
 class _Writer:
