@@ -130,6 +130,8 @@ def test_a_traceback_raises_an_alarm_that_names_the_error(rehearsal: Rehearsal) 
 def test_a_gate_that_does_not_hold_is_no_failure_to_be_repeated(rehearsal: Rehearsal) -> None:
     rehearsal.fault("gate")
     assert rehearsal.launch(restart=3) == 1
+    assert "a gate did not hold" in (rehearsal.launched.record.outcome or "")
+    assert rehearsal.alarms() == ""
     assert rehearsal.starts() == 1
     assert_home(rehearsal)
 

@@ -108,22 +108,27 @@ def test_the_guard_holds_the_machine_until_everything_is_home_or_the_budget_spen
 
 @pytest.mark.slow
 @pytest.mark.skipif(SKY is None, reason="SkyPilot is not installed; LATENTWIRE_SKY names its command")
-@pytest.mark.parametrize("cloud", ["vast", "runpod", "lambda", "aws/us-east-1"])
-def test_skypilots_own_parser_reads_the_task(rehearsal: Rehearsal, cloud: str) -> None:
-    settings = {"accelerators": "H100:1", "disk_size": "200"}
-    plan = rehearsal.plan(on=f"sky:{cloud}", hours=2.0, results="home", settings=settings)
-    begun = Launch.begin(rehearsal.home / "launches", plan, rehearsal.payload())
-    path = rehearsal.home / TASK
-    path.write_text(yaml.safe_dump(SkyTarget.of(cloud, plan).task(begun), sort_keys=False))
+def test_skypilots_own_parser_reads_the_tasks(rehearsal: Rehearsal, sky: Path) -> None:
+    clouds = ("vast", "runpod", "lambda", "aws/us-east-1")
+    paths = []
+    for number, cloud in enumerate(clouds):
+        settings = {"accelerators": "H100:1", "disk_size": "200"}
+        plan = rehearsal.plan(on=f"sky:{cloud}", hours=2.0, results="home", settings=settings)
+        begun = Launch.begin(rehearsal.home / "launches", plan, rehearsal.payload())
+        paths.append(rehearsal.home / f"{number}-{TASK}")
+        paths[-1].write_text(yaml.safe_dump(SkyTarget.of(cloud, plan).task(begun), sort_keys=False))
     program = (
-        "import sky, sys; (r,) = sky.Task.from_yaml(sys.argv[1]).resources; "
-        "print(str(r.cloud).lower(), r.accelerators, r.autostop_config.down, r.autostop_config.idle_minutes)"
+        "import sky, sys\n"
+        "for path in sys.argv[1:]:\n"
+        "    (r,) = sky.Task.from_yaml(path).resources\n"
+        "    print(str(r.cloud).lower(), r.accelerators, r.autostop_config.down, r.autostop_config.idle_minutes)\n"
     )
     said = subprocess.run(
-        [str(Path(str(SKY)).parent / "python"), "-c", program, str(path)],
+        [str(Path(str(SKY)).parent / "python"), "-c", program, *map(str, paths)],
         env={**os.environ, "HOME": str(rehearsal.home)},
         capture_output=True,
         text=True,
         check=True,
     )
-    assert said.stdout.splitlines()[-1] == f"{cloud.split('/')[0]} {{'H100': 1}} True 10"
+    expected = [f"{cloud.split('/')[0]} {{'H100': 1}} True 10" for cloud in clouds]
+    assert said.stdout.splitlines()[-4:] == expected

@@ -200,7 +200,8 @@ class Following:
         machine.arrived()
         what = "killed" if ended is None else "out of budget" if ended["why"] == "budget" else ended["why"]
         if ended is not None and ended["why"] == "step":
-            what = "done" if ended["status"] == 0 else f"{ended['step']} ended with status {ended['status']}"
+            failed = f"{ended['step']} ended with status {ended['status']}"
+            what = "done" if ended["status"] == 0 else "complete, but a gate did not hold" if done else failed
         return self._end(f"{what}; {len(expected)} runs are home in {self.runs}", 0 if what == "done" else 1)
 
     def _end(self, outcome: str, status: int) -> int:

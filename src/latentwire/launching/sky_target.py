@@ -34,7 +34,7 @@ _COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _GUARD = """\
 # Holds the machine until everything is home, or until the budget is spent.
 end=$(( $(date +%s) + {seconds} ))
-while [ "$(date +%s)" -lt "$end" ] && [ ! -e "$HOME/{folder}/arrived" ]; do sleep 10; done
+while [ "$(date +%s)" -lt "$end" ] && [ ! -e "{folder}/arrived" ]; do sleep 10; done
 """
 
 
@@ -112,7 +112,8 @@ class SkyTarget:
         settings = {name: yaml.safe_load(value) for name, value in plan.settings.items()}
         seconds = round(max(0.0, launch.record.created + 3600 * (plan.hours or 0) - time.time()))
         autostop = {"idle_minutes": IDLE_MINUTES, "down": True}
-        guard = _GUARD.format(seconds=seconds, folder=plan.folder or self.folder(launch))
+        folder = plan.folder or self.folder(launch)
+        guard = _GUARD.format(seconds=seconds, folder=folder if folder.startswith("/") else f"$HOME/{folder}")
         return {
             "name": launch.record.name,
             "resources": {"infra": self.cloud, **settings, "autostop": autostop},
