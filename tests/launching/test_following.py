@@ -80,6 +80,31 @@ def test_a_killed_run_raises_an_alarm_and_is_started_again(rehearsal: Rehearsal)
     assert rehearsal.starts() == 2
 
 
+def test_a_signal_for_the_worker_does_not_end_the_run(rehearsal: Rehearsal) -> None:
+    """Slurm sends its preemption signal to every process of a job."""
+    rehearsal.fault("wait")
+    following = rehearsal.following()
+    following.go(detach=True)
+    when(
+        lambda: (
+            "place/runs" in "".join(processes("program.py")) and bool(list(rehearsal.far.glob("*/runs/*/second")))
+        )
+    )
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and f"{rehearsal.folder}/program.py" in _command_line(folder):
+            os.kill(int(folder.name), signal.SIGUSR2)
+    (rehearsal.work / "wait").unlink()
+    assert following.go() == 0
+    assert_home(rehearsal)
+
+
+def _command_line(folder: Path) -> str:
+    try:
+        return (folder / "cmdline").read_text()
+    except OSError:
+        return ""
+
+
 def test_without_a_restart_a_killed_run_is_reported_and_the_same_command_goes_on(rehearsal: Rehearsal) -> None:
     rehearsal.fault("kill")
     assert rehearsal.launch() == 1
@@ -105,6 +130,8 @@ def test_a_traceback_raises_an_alarm_that_names_the_error(rehearsal: Rehearsal) 
 def test_a_gate_that_does_not_hold_is_no_failure_to_be_repeated(rehearsal: Rehearsal) -> None:
     rehearsal.fault("gate")
     assert rehearsal.launch(restart=3) == 1
+    assert "a gate did not hold" in (rehearsal.launched.record.outcome or "")
+    assert rehearsal.alarms() == ""
     assert rehearsal.starts() == 1
     assert_home(rehearsal)
 

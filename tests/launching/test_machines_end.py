@@ -72,6 +72,21 @@ def test_a_spent_budget_ends_the_run_and_brings_home_what_can_be_resumed(
     assert rehearsal.starts() == 1
 
 
+def test_a_study_goes_on_on_another_machine_where_the_first_one_left_it(
+    rehearsal: Rehearsal, down: dict[str, str]
+) -> None:
+    rehearsal.fault("wait")
+    assert rehearsal.launch(hours=3 / 3600, **down) == 1
+    before = {run.record.stage: run for run in runs(rehearsal.runs)}
+    assert rehearsal.launch(folder=str(rehearsal.far / "another")) == 0
+    after = {run.record.stage: run for run in runs(rehearsal.runs)}
+    assert sorted(after) == sorted(STAGES)
+    assert {run.status for run in after.values()} == {"done"}
+    assert after["first"].record == before["first"].record, "what was done is not done again"
+    assert after["second"].folder == before["second"].folder
+    assert len(after["second"].record.times) == 2, "what was cut short went on"
+
+
 def test_a_secret_reaches_the_run_and_no_file(
     rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

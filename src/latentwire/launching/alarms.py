@@ -9,6 +9,8 @@ from typing import Any
 from latentwire.launching.launch_record import LaunchPlan
 
 IDLE_PERCENT = 5
+JUDGED = "did not hold."
+"""How `latentwire run` ends a study that is complete and failed a gate: there is nothing to be started again."""
 _BEATS_SECONDS = 120
 TRACEBACK = "Traceback (most recent call last)"
 _LEAST_BYTES, _LEAST_SHARE = 64 << 20, 0.02
@@ -54,6 +56,9 @@ class Alarms:
         # A job that waits in a queue has no heartbeat, and is not stalled.
         beats = look["worker"] is not None and look["now"] - look["worker"].get("beat", 0) < _BEATS_SECONDS
         self.stalled = at_work and beats and ended is None and idle_seconds(look) > 60 * self.plan.stall_minutes
+        if ended is not None and ended["why"] == "step" and ended["status"] and JUDGED not in look["tail"]:
+            last = "".join(look["tail"].strip().splitlines()[-1:])[-300:]
+            yield f"ended {ended['at']}", f"{ended['step']} ended with status {ended['status']}: {last}"
         if self.stalled:
             yield "stalled", f"nothing has moved for {idle_seconds(look) / 60:.0f} minutes"
         if full(look):

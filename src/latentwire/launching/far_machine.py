@@ -73,6 +73,13 @@ class FarMachine:
             place = shlex.quote(f"{self.folder}/{name}")
             with (_HERE / name).open("rb") as file:
                 self._sure(f"umask 077; cat > {place}.new && mv {place}.new {place}", give=file)
+        self.send(pieces, say)
+        self._sure(self._depot("unpack"), timeout=_LONG)
+
+    def send(self, pieces: Sequence[Piece], say: Callable[[str], None]) -> None:
+        """Send the pieces that are not there yet, in their order. Raises as `prepare` does."""
+        if not pieces:
+            return
         there = self._json("have", give={piece.path: piece.sha256 for piece in pieces}, timeout=_LONG)
         missing = [piece for piece in pieces if there[piece.path] != "whole"]
         if missing:
@@ -80,7 +87,6 @@ class FarMachine:
             say(f"sending {len(missing)} files, {total / 2**20:.1f} MiB, to {self.transport.name}:{self.folder}")
         for piece in missing:
             self._send(piece, there[piece.path])
-        self._sure(self._depot("unpack"), timeout=_LONG)
 
     def start(self, job: Mapping[str, Any]) -> bool:
         """Start a detached worker; False if one is at work. The job travels on standard input, not in a file."""

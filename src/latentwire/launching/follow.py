@@ -26,8 +26,6 @@ from latentwire.launching.transport import Unreachable
 from latentwire.runs.store import ENDED, Run
 
 BAD_INPUT = 2
-JUDGED = "did not hold."
-"""How `latentwire run` ends a study that is complete and failed a gate: there is nothing to be started again."""
 _RESERVE_SHARE, _RESERVE_SECONDS = 0.1, 600.0
 """The part of a budget that is kept for bringing results home."""
 
@@ -93,6 +91,8 @@ class Following:
                     raise UserError("launch: it has never started; give the whole command again.")
                 self.launch.note(f"reached {machine.transport.name}: {machine.python}, {machine.folder}")
                 machine.prepare(self.payload.pieces, self.launch.note)
+                home = Homecoming(machine, self.runs, self.launch.live)
+                machine.send(home.known(self.payload.study, machine.look()), self.launch.note)
                 self._start(machine)
             self.machine = machine
             if self.stopping:
@@ -171,7 +171,7 @@ class Following:
             return True  # killed
         if self.stopping or ended["why"] != "step" or ended["status"] in (0, BAD_INPUT):
             return False
-        return ended["step"] != "run" or ended["status"] != 1 or JUDGED not in look["tail"]
+        return ended["step"] != "run" or ended["status"] != 1 or alarms.JUDGED not in look["tail"]
 
     def _may_restart(self, look: dict[str, Any]) -> bool:
         return self._starts_left() and not alarms.full(look) and self.left() > 0
@@ -179,8 +179,8 @@ class Following:
     def _starts_left(self) -> bool:
         return self.launch.record.starts <= self.launch.record.plan.restart
 
-    def _bring(self, home: Homecoming, look: dict[str, Any]) -> None:
-        for name in home.results(look):
+    def _bring(self, home: Homecoming, look: dict[str, Any], *, last: bool = False) -> None:
+        for name in home.results(look, last=last):
             self.launch.write(arrived=(*self.launch.record.arrived, name))
             self.launch.note(f"{name} is home, every file verified")
 
@@ -188,7 +188,7 @@ class Following:
         """Everything is asked once more, brought home and verified; then the machine goes."""
         look = machine.look()
         self._show(look, home)
-        self._bring(home, look)
+        self._bring(home, look, last=True)
         expected = [run["run"].removeprefix("runs/") for run in look["runs"] if run["status"] in ENDED]
         for name in expected:
             if changed := Run.read(self.runs / name).changed_artifacts():
@@ -200,7 +200,8 @@ class Following:
         machine.arrived()
         what = "killed" if ended is None else "out of budget" if ended["why"] == "budget" else ended["why"]
         if ended is not None and ended["why"] == "step":
-            what = "done" if ended["status"] == 0 else f"{ended['step']} ended with status {ended['status']}"
+            failed = f"{ended['step']} ended with status {ended['status']}"
+            what = "done" if ended["status"] == 0 else "complete, but a gate did not hold" if done else failed
         return self._end(f"{what}; {len(expected)} runs are home in {self.runs}", 0 if what == "done" else 1)
 
     def _end(self, outcome: str, status: int) -> int:

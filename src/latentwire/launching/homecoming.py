@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -12,8 +12,10 @@ from typing import IO, Any
 from latentwire.errors import UserError
 from latentwire.launching.depot import inside, sha256_of
 from latentwire.launching.far_machine import FarMachine
+from latentwire.launching.payload import Piece
 from latentwire.launching.transport import Unreachable
-from latentwire.runs.store import ENDED, RECORD, Run
+from latentwire.runs.store import ENDED, LOCK, RECORD, Run
+from latentwire.runs.store import runs as runs_of
 
 RUNS = "runs"
 _PART = ".part"
@@ -37,27 +39,36 @@ class Homecoming:
     runs: Path
     live: Path
 
-    def results(self, look: dict[str, Any]) -> list[str]:
+    def results(self, look: dict[str, Any], *, last: bool = False) -> Iterator[str]:
         """Fetch the runs that have ended there and are not here, and the study's summary.
 
-        Returns:
-            The runs that arrived.
+        Args:
+            look: How the launch stands.
+            last: Whether nothing changes there any more. Before, a summary may be written anew while it travels.
+
+        Yields:
+            Each run that has arrived.
 
         Raises:
             Unreachable: The connection broke; what arrived stays, and the next call goes on from there.
             DamagedOnArrival: A file's hash was wrong three times.
             UserError: Another run has the same name here.
         """
-        came = []
         for run in look["runs"]:
             if run["status"] in ENDED and not self.here(run):
                 self._bring(run["run"].removeprefix(f"{RUNS}/"), run["files"])
-                came.append(run["run"].removeprefix(f"{RUNS}/"))
+                yield run["run"].removeprefix(f"{RUNS}/")
         for file in look["study"]:
             there = self.runs / file["path"].removeprefix(f"{RUNS}/")
             if not there.is_file() or sha256_of(there) != file["sha256"]:
-                self._files([file], {file["path"]: there})
-        return came
+                self._table(file, there, last)
+
+    def _table(self, file: dict[str, Any], place: Path, last: bool) -> None:
+        try:
+            self._files([file], {file["path"]: place}, tries=_TRIES if last else 1)
+        except (DamagedOnArrival, Unreachable):
+            if last:
+                raise
 
     def here(self, run: dict[str, Any]) -> bool:
         """Whether a run that ended there is here, with the same record."""
@@ -68,6 +79,27 @@ class Homecoming:
         if sha256_of(folder / RECORD) != record["sha256"]:
             raise UserError(f"runs: {folder} is another run than that of {self.machine.transport.name}.")
         return True
+
+    def known(self, study: str, look: dict[str, Any]) -> list[Piece]:
+        """Files of the runs that are here and not there: of each stage the newest that ended, or was cut short.
+
+        So a study goes on where another machine, or this one, has left it. The record comes last: a run that is
+        cut off on its way does not count there.
+        """
+        there = {run["run"] for run in look["runs"]}
+        newest: dict[str, Run] = {}
+        for run in runs_of(self.runs, study):
+            stage = run.record.stage
+            if run.status != "running" and (run.status in ENDED or stage not in newest):
+                newest[stage] = run
+        pieces = []
+        for run in newest.values():
+            name = f"{RUNS}/{run.folder.relative_to(self.runs).as_posix()}"
+            if name not in there:
+                files = [path for path in sorted(run.folder.rglob("*")) if path.is_file() and path.name != LOCK]
+                files.sort(key=lambda path: path.name == RECORD)
+                pieces += [Piece.of(f"{name}/{path.relative_to(run.folder).as_posix()}", path) for path in files]
+        return pieces
 
     def unfinished(self, files: Sequence[dict[str, Any]]) -> list[str]:
         """Fetch runs that have not ended, whole, so that they can be resumed here or on another machine."""
@@ -95,9 +127,11 @@ class Homecoming:
             for file in run["files"]:
                 place = inside(folder, Path(file["path"]).name)
                 size = place.stat().st_size if place.is_file() else 0
-                grows = place.name != RECORD and size <= file["size"]
-                if place.name == RECORD or size != file["size"]:
-                    wanted.append((file, place, size if grows else 0))
+                # Untouched where nothing has changed: `runs watch` reads from the files' times whether it moves.
+                if place.name == RECORD and (not size or sha256_of(place) != file["sha256"]):
+                    wanted.append((file, place, 0))
+                elif place.name != RECORD and size != file["size"]:
+                    wanted.append((file, place, size if size <= file["size"] else 0))
         if wanted:
             pieces = [(file["path"], at, file["size"] - at) for file, _, at in wanted]
             with _Writer([(place, at, file["size"] - at) for file, place, at in wanted]) as writer:
@@ -127,10 +161,10 @@ class Homecoming:
             raise UserError(f"runs: {place} is there already, expected no run of this name; move it.")
         arriving.rename(place)
 
-    def _files(self, files: Sequence[dict[str, Any]], places: dict[str, Path]) -> None:
+    def _files(self, files: Sequence[dict[str, Any]], places: dict[str, Path], tries: int = _TRIES) -> None:
         """Fetch files until each has its hash; a wrong one is thrown away and fetched again."""
         left = [(file, places[file["path"]]) for file in files]
-        for _ in range(_TRIES):
+        for _ in range(tries):
             left = [(file, at) for file, at in left if not (at.is_file() and sha256_of(at) == file["sha256"])]
             if not left:
                 return
@@ -151,7 +185,7 @@ class Homecoming:
                     part.unlink()
         left = [(file, at) for file, at in left if not at.is_file()]
         if left:
-            raise DamagedOnArrival(f"{left[0][0]['path']} arrived with a wrong hash {_TRIES} times")
+            raise DamagedOnArrival(f"{left[0][0]['path']} arrived with a wrong hash {tries} times")
 
 
 class _Writer:

@@ -8,6 +8,7 @@ autodown takes it, whether or not anybody at home is awake.
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import time
@@ -29,10 +30,11 @@ TASK = "task.yaml"
 PLACELESS = ("vast", "runpod")
 """Clouds that can mount no bucket: what is on the disk is gone with the machine."""
 IDLE_MINUTES = 10
+_COLOR = re.compile(r"\x1b\[[0-9;]*m")
 _GUARD = """\
 # Holds the machine until everything is home, or until the budget is spent.
 end=$(( $(date +%s) + {seconds} ))
-while [ "$(date +%s)" -lt "$end" ] && [ ! -e "$HOME/{folder}/arrived" ]; do sleep 10; done
+while [ "$(date +%s)" -lt "$end" ] && [ ! -e "{folder}/arrived" ]; do sleep 10; done
 """
 
 
@@ -110,7 +112,8 @@ class SkyTarget:
         settings = {name: yaml.safe_load(value) for name, value in plan.settings.items()}
         seconds = round(max(0.0, launch.record.created + 3600 * (plan.hours or 0) - time.time()))
         autostop = {"idle_minutes": IDLE_MINUTES, "down": True}
-        guard = _GUARD.format(seconds=seconds, folder=plan.folder or self.folder(launch))
+        folder = plan.folder or self.folder(launch)
+        guard = _GUARD.format(seconds=seconds, folder=folder if folder.startswith("/") else f"$HOME/{folder}")
         return {
             "name": launch.record.name,
             "resources": {"infra": self.cloud, **settings, "autostop": autostop},
@@ -143,7 +146,8 @@ class SkyTarget:
     def _listed(self, launch: Launch) -> bool:
         """Whether SkyPilot, having asked the cloud, knows the machine; an answer that fails counts as yes."""
         done = self._run("status", "--refresh", str(launch.record.job))
-        return bool(done.returncode) or str(launch.record.job) in done.stdout.replace("not found", "").split()
+        rows = [_COLOR.sub("", line).split() for line in done.stdout.splitlines()]
+        return bool(done.returncode) or any(row[:1] == [launch.record.job] for row in rows)
 
     def _run(self, *words: str) -> subprocess.CompletedProcess[str]:
         try:

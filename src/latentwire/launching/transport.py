@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import secrets
 import shlex
+import signal
 import subprocess
 import tempfile
 import threading
@@ -200,8 +201,7 @@ def converse(
             status = process.wait()
         finally:
             silence.end()
-            if process.poll() is None:
-                process.kill()
+            _kill(process)
             process.wait()
             if process.stdout:
                 process.stdout.close()
@@ -227,6 +227,12 @@ def _feed(process: subprocess.Popen[bytes], give: IO[bytes], silence: _Silence) 
             process.stdin.close()
 
 
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """End a command and what it started, which would keep its output open."""
+    with suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)
+
+
 class _Silence:
     """Kills a process after `seconds` in which nothing came."""
 
@@ -247,6 +253,6 @@ class _Silence:
         while not self._ended:
             if not self._heard.wait(self._seconds):
                 self.struck = True
-                self._process.kill()
+                _kill(self._process)
                 return
             self._heard.clear()

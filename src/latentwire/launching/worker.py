@@ -88,9 +88,8 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
-                pass_fds=(
-                    self.lock,
-                ),  # killed without us, it still holds the lock: no second one starts beside it
+                preexec_fn=_unheard,
+                pass_fds=(self.lock,),  # outliving us, it still holds the lock: no second one starts
             )
         except OSError as error:
             self._append(f"{argv[0]}: {error.strerror}\n".encode())
