@@ -38,3 +38,16 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """
     near = get_close_matches(name, list(valid), n=1)
     return f" (nearest: {near[0]})" if near else ""
+
+
+def short_of_memory(error: BaseException) -> str | None:
+    """The sentence for an error that too little memory caused, on an accelerator or not; None for any other.
+
+    Example:
+        >>> short_of_memory(ValueError("no")) is None
+        True
+    """
+    told = str(error)
+    if isinstance(error, MemoryError) or "out of memory" in told or "can't allocate memory" in told:
+        return "there is not enough memory for it; take a smaller model, batch or --limit, or another dtype"
+    return None

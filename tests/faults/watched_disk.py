@@ -14,7 +14,7 @@ from typing import Any
 
 WRITES = ("write", "append", "library")
 """Operations that put content into a file: a new file, the end of one, and by a library in compiled code."""
-_TAKES_ROOM = (*WRITES, "mkdir")
+_TAKES_ROOM = (*WRITES, "nameless", "mkdir")
 _CHANGES = {
     # By audit event, the position of the folder that a relative path starts from.
     "os.rename": 2,
@@ -80,7 +80,8 @@ class Disk:
         if event == "open":
             path, _, flags = args
             if isinstance(flags, int) and flags & (os.O_WRONLY | os.O_RDWR | os.O_CREAT):
-                self._strike(path, "append" if flags & os.O_APPEND else "write")
+                nameless = flags & os.O_TMPFILE == os.O_TMPFILE
+                self._strike(path, "nameless" if nameless else "append" if flags & os.O_APPEND else "write")
         elif event in _CHANGES:
             where = _CHANGES[event]
             self._strike(args[0], event.removeprefix("os."), args[where] if where is not None else -1)

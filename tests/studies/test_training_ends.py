@@ -5,9 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +14,8 @@ from latentwire.runs.log import Log
 from latentwire.runs.store import runs
 from latentwire.studies import loading, runner
 from latentwire.studies.runner import StageFailed
+from latentwire.training.diagnostics import Diagnostics
+from tests.faults.crashes import command, forked
 from tests.support.studies import small_study, written
 
 
@@ -47,19 +46,12 @@ def test_a_training_that_diverges_fails_its_stage_and_nothing_starts_from_it(tmp
 
 
 def test_a_learning_rate_that_is_not_finite_is_bad_input(tmp_path: Path) -> None:
-    command = [
-        sys.executable,
-        "-m",
-        "latentwire.cli",
-        "run",
-        str(written(tmp_path, study(learning_rate=float("inf")))),
-    ]
-    ended = subprocess.run(
-        [*command, "--runs", str(tmp_path / "runs")], capture_output=True, text=True, check=False
-    )
-    assert ended.returncode == 2
-    assert "learning_rate" in ended.stderr
-    assert "finite number" in ended.stderr
+    path = written(tmp_path, study(learning_rate=float("inf")))
+    status = forked(lambda: command("run", str(path), "--runs", str(tmp_path / "runs")), tmp_path / "log")
+    assert status == 2
+    said = (tmp_path / "log").read_text()
+    assert "learning_rate" in said
+    assert "finite number" in said
     assert not (tmp_path / "runs").exists()
 
 
@@ -69,29 +61,26 @@ def test_a_learning_rate_that_is_not_finite_is_bad_input(tmp_path: Path) -> None
 def test_a_signal_ends_a_run_with_a_snapshot_its_sentence_and_its_status(
     tmp_path: Path, number: signal.Signals, status: int, said: str
 ) -> None:
-    path = written(tmp_path, study(steps=5000, eval_steps=5000, log_steps=1))
-    command = [sys.executable, "-m", "latentwire.cli", "run", str(path), "--runs", str(tmp_path / "runs")]
-    worker = subprocess.Popen(
-        command,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.PIPE,
-        text=True,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-    )
-    stage = tmp_path / "runs" / "small" / "prefix_ft"
-    deadline = time.monotonic() + 300
-    while not any('"loss"' in path.read_text() for path in stage.glob("*/diagnostics.jsonl")):
-        assert worker.poll() is None, "it was to be stopped and ended by itself"
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    worker.send_signal(number)
-    assert worker.stderr is not None
-    errors = worker.stderr.read()
-    assert worker.wait() == status
-    assert said in errors
-    assert "Traceback" not in errors
+    path = written(tmp_path, study(steps=8, eval_steps=8, log_steps=1))
+
+    def signalled() -> int:
+        honest = Diagnostics.write
+
+        def write(self: Diagnostics, line: dict[str, Any]) -> None:
+            honest(self, line)
+            if "loss" in line and line["step"] == 2:
+                os.kill(os.getpid(), number)
+
+        Diagnostics.write = write  # type: ignore[method-assign]
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        return command("run", str(path), "--runs", str(tmp_path / "runs"))
+
+    assert forked(signalled, tmp_path / "log") == status
+    output = (tmp_path / "log").read_text()
+    assert said in output
+    assert "Traceback" not in output
     (run,) = runs(tmp_path / "runs")
     assert run.status == "interrupted"
-    assert f"{number.name}: stopped after step" in (run.folder / "log.txt").read_text()
+    assert f"{number.name}: stopped after step 2 of 8" in (run.folder / "log.txt").read_text()
     state = json.loads((run.folder / "checkpoints" / "last" / "state.json").read_text())
-    assert state["step"] >= 1
+    assert state["step"] == 2

@@ -13,7 +13,7 @@ from typing import Any
 import typer
 
 from latentwire.cli.application import app
-from latentwire.errors import UserError
+from latentwire.errors import UserError, short_of_memory
 from latentwire.files import full_disk
 from latentwire.importing import importable_here
 
@@ -67,8 +67,8 @@ def ended(work: Callable[[], int | None], *, debug: bool = False) -> int | None:
         if debug:
             raise
         kind, line = type(error).__name__, str(error).splitlines()[0] if str(error) else ""
-        full = full_disk(error)
-        return _say(f"{full}." if full else f"failed with {kind}: {line} (--debug shows where)", 1)
+        known = full_disk(error) or short_of_memory(error)
+        return _say(f"{known}." if known else f"failed with {kind}: {line} (--debug shows where)", 1)
 
 
 def _end_when_terminated() -> None:

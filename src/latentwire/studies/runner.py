@@ -14,7 +14,7 @@ from pathlib import Path
 
 from latentwire.errors import UserError
 from latentwire.evaluation import resolution
-from latentwire.files import full_disk
+from latentwire.files import full_disk, tidy
 from latentwire.publishing import publish
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
@@ -73,6 +73,8 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
     named = [replica for stage in stages for replica in study.replicas(stage).values()]
     again = set(named or wanted) if fresh else set()
     counting = current(planned, root, log)
+    for place in (root / study.name, *(run.folder for run in counting.values())):
+        tidy(place / "*")  # a finished run is written no more: nothing else would remove what a kill left there
     _check_results(counting, again)
     for name in _dependants(planned, again):
         counting.pop(name, None)  # its parents' weights are about to change

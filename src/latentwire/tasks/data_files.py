@@ -65,9 +65,17 @@ def digest(*parts: str) -> str:
     return hashlib.sha256("\0".join(parts).encode("utf-8")).hexdigest()[:16]
 
 
+_IN_WORDS = {
+    r"\S": "expected text that is not blank",
+    "_": "expected text with the gap '_'",
+    r"####\s*[-+$]*[0-9.]": "expected a solution that ends in '#### NUMBER'",
+}
+"""What the patterns of fields ask for."""
+
+
 def first_mistake(error: ValidationError) -> str:
     """The first mistake that pydantic found: the field, what was expected, what was found."""
-    mistake = error.errors(include_url=False, include_context=False)[0]
+    mistake = error.errors(include_url=False)[0]
     field = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in mistake["loc"])
     field = field.removeprefix(".") or "the whole"
     value = mistake["input"]
@@ -75,6 +83,9 @@ def first_mistake(error: ValidationError) -> str:
         keys = ", ".join(map(str, value))
         misspelt = nearest(str(mistake["loc"][-1]), map(str, value))
         return f"field {field!r} is missing, found the fields: {keys or 'none'}{misspelt}."
-    expected = mistake["msg"].replace("Input should be", "expected").replace("Value error, ", "")
+    if mistake["type"] == "string_pattern_mismatch":
+        expected = _IN_WORDS.get(mistake["ctx"]["pattern"], "expected other text")
+    else:
+        expected = mistake["msg"].replace("Input should be", "expected").replace("Value error, ", "")
     shown = repr(value) if len(repr(value)) <= 60 else repr(value)[:57] + "..."
     return f"field {field!r}: {expected}, found {shown}."
