@@ -91,9 +91,7 @@ def launch(arguments: Sequence[str], count: int, *, cpu: bool, module: str = "la
         "shutdown_timeout": STOP,
     }
     known = {field.name for field in fields(LaunchConfig)}
-    for name, value in _environment(cpu, count).items():
-        os.environ[name] = value
-    with _forwarding() as signals:
+    with _set(_environment(cpu, count)), _forwarding() as signals:
         try:
             agent = elastic_launch(
                 LaunchConfig(**{name: value for name, value in config.items() if name in known}), sys.executable
@@ -102,6 +100,21 @@ def launch(arguments: Sequence[str], count: int, *, cpu: bool, module: str = "la
         except ChildFailedError as error:
             return _status(error.failures, count, signals)
     return 128 + signals[0] if signals else 0
+
+
+@contextmanager
+def _set(variables: Mapping[str, str]) -> Iterator[None]:
+    """Environment variables for the processes that are started inside the block."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
 
 
 def _environment(cpu: bool, count: int) -> Mapping[str, str]:

@@ -78,8 +78,8 @@ def run(
             track=track or (),
             group=group,
         )
-    if status:
-        raise typer.Exit(status)
+        if status:
+            raise typer.Exit(status)
 
 
 def _write_report(folder: Path) -> None:

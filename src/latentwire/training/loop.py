@@ -135,6 +135,11 @@ class Training:
                 self.diagnostics.close()
         self.stopped = self.stopped or "steps"
 
+    def train_steps(self, count: int) -> None:
+        """Make some steps and nothing else, for benchmarks."""
+        for _ in range(count):
+            self._train_step()
+
     def _stop(self, interrupted: Interrupted) -> None:
         """Leave a snapshot, and the program."""
         self.optimizer.zero_grad()
