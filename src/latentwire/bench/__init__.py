@@ -19,6 +19,7 @@ NAMES = {
     "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
     "wire": "a latent wire: a training step, and the time to the first token, cold and reused, beside the text",
     "score": "multiple choice, documents per second beside lm-eval's hf model",
+    "scaling": "training and evaluation in 1 to N processes, one for each GPU, beside N times one process",
     "load": "from files to a model that reads, beside reading the files",
 }
 MODULES = {"train": "train_costs", "weights": "full_weights", "wire": "wire_costs"}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Annotated
 
@@ -43,19 +44,42 @@ def run(
         list[str] | None,
         typer.Option(help="Also tell tensorboard, wandb or trackio what is written; may be repeated."),
     ] = None,
+    gpus: Annotated[
+        int | None, typer.Option(help="Share the work among so many GPUs of this machine, a process for each.")
+    ] = None,
+    processes: Annotated[
+        int | None, typer.Option(help="Instead, share it among so many processes on the CPU.")
+    ] = None,
 ) -> None:
-    """Run a study: finished stages are not run again, interrupted ones resume."""
-    from transformers.utils import logging
+    """Run a study: finished stages are not run again, interrupted ones resume.
 
-    from latentwire.studies import commands
+    Under torchrun (torchrun ... -m latentwire.cli run STUDY) its processes share the work, on several machines
+    too.
+    """
+    from latentwire import process_group, process_launch
 
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    tracked = track or ()
-    if status := commands.run(
-        study, stage or (), set_ or (), runs, fresh=fresh, preset=preset, then=_write_report, track=tracked
-    ):
-        raise typer.Exit(status)
+    if count := process_launch.asked(gpus, processes):
+        raise typer.Exit(process_launch.launch(sys.argv[1:], count, cpu=gpus is None))
+    with process_group.joined() as group:
+        from transformers.utils import logging
+
+        from latentwire.studies import commands
+
+        logging.set_verbosity_error()
+        logging.disable_progress_bar()
+        status = commands.run(
+            study,
+            stage or (),
+            set_ or (),
+            runs,
+            fresh=fresh,
+            preset=preset,
+            then=_write_report,
+            track=track or (),
+            group=group,
+        )
+        if status:
+            raise typer.Exit(status)
 
 
 def _write_report(folder: Path) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate
+from itertools import accumulate, chain
+from operator import itemgetter
 from typing import TypeVar
 
 import torch
@@ -24,6 +25,7 @@ from latentwire.lm.prefix import Prefix
 from latentwire.lm.scoring.continuations import Score, score_whole
 from latentwire.lm.scoring.prefix_tree import Request
 from latentwire.lm.scoring.shared_scorer import SharedScorer, Work
+from latentwire.process_group import ALONE, Group
 from latentwire.tasks.base import Task
 from latentwire.wires.stepwise import Stepwise
 
@@ -39,8 +41,12 @@ def answers(
     work: Work,
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
+    group: Group = ALONE,
 ) -> Iterator[Outcome]:
     """The outcome of each example under one (bound and prepared) arm, in the order in which they are done.
+
+    The processes of `group` share the batches out; each gets all outcomes. The batches are those of one process,
+    and so are the outcomes.
 
     No generated answer begins with one of `begin_suppress_tokens`, and `first_token_top1` and `_top5` rank the
     other tokens; log-likelihoods do not change.
@@ -51,8 +57,11 @@ def answers(
     """
     reader = arm.reading(lm, task)
     how = arm.how(task, begin_suppress_tokens)
-    waiting = _Waiting()
-    for batch in batches(items, batch_tokens):
+    dealt = list(batches(items, batch_tokens))
+    asked: list[tuple[int, _Requests]] = []
+    done: list[Outcome] = []
+    for number in range(group.index, len(dealt), group.size):
+        batch = dealt[number]
         rows = [row for item in batch for row in item.rows()]
         prompts = [prompt for prompt, _ in rows]
         message = arm.wire.send(prompts, reader)
@@ -66,16 +75,25 @@ def answers(
         continuations = [answers for _, answers in rows]
         requests = Request.of(prefix, continuations) if task.answer == "choice" else None
         if requests is not None:
-            waiting.add(batch, columns, requests, prefix.layers)
+            asked.append((number, _Requests(columns, requests, prefix.layers)))
             continue
         seeds = [seed_of(item.example.id) for item in batch for _ in item.prompts]
         stepwise = Stepwise(arm.wire, message, prompts, reader)
-        asked = _by_item(batch, _ask(stepwise, task, prefix, continuations, how, seeds))
-        for item, count, rows_of in zip(batch, columns, asked, strict=True):
+        said = _by_item(batch, _ask(stepwise, task, prefix, continuations, how, seeds))
+        for item, count, rows_of in zip(batch, columns, said, strict=True):
             scores = [score for each in rows_of for score in each.scores]
-            yield _outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank)
+            done.append(_outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank))
+            yield done[-1]
+    if kept is not None:
+        kept.exchange(task.name, arm.label, group)
+    for process, theirs in enumerate(group.gathered(done)):
+        if process != group.index:
+            yield from theirs
+    waiting = _Waiting()
+    for number, requested in sorted(chain.from_iterable(group.gathered(asked)), key=itemgetter(0)):
+        waiting.add(dealt[number], requested)
     together = SharedScorer(reader, waiting.layers, batch_tokens, work)
-    for item, total, found in waiting.scored(together):
+    for item, total, found in waiting.scored(together, group):
         yield _outcome(task, arm, item, None, found, total)
 
 
@@ -90,6 +108,15 @@ def _by_item(batch: Sequence[EncodedExample], rows: Sequence[T]) -> list[Sequenc
     return [rows[end - len(item.prompts) : end] for end, item in zip(ends, batch, strict=True)]
 
 
+@dataclass(frozen=True)
+class _Requests:
+    """What a batch asks to be scored: the columns of its examples' rows, a request for each row, their layers."""
+
+    columns: Sequence[Sequence[int]]
+    requests: Sequence[Request]
+    layers: LayerRange | None
+
+
 @dataclass
 class _Waiting:
     """Examples whose choices will be scored together, with the requests of their rows and their columns."""
@@ -99,23 +126,19 @@ class _Waiting:
     of: list[int] = field(default_factory=list)
     layers: LayerRange | None = None
 
-    def add(
-        self,
-        batch: Sequence[EncodedExample],
-        columns: Sequence[Sequence[int]],
-        requests: Sequence[Request],
-        layers: LayerRange | None,
-    ) -> None:
-        self.layers = layers
-        for item, count, mine in zip(batch, columns, _by_item(batch, requests), strict=True):
+    def add(self, batch: Sequence[EncodedExample], asked: _Requests) -> None:
+        self.layers = asked.layers
+        for item, count, mine in zip(batch, asked.columns, _by_item(batch, asked.requests), strict=True):
             self.of += [len(self.items)] * len(mine)
             self.items.append((item, sum(count)))
             self.requests += mine
 
-    def scored(self, together: SharedScorer) -> Iterator[tuple[EncodedExample, int, list[Score]]]:
+    def scored(
+        self, together: SharedScorer, group: Group = ALONE
+    ) -> Iterator[tuple[EncodedExample, int, list[Score]]]:
         """Examples with their columns and the scores of their answers, each as soon as its last row is done."""
         by_example: dict[int, dict[int, list[Score]]] = {}
-        for row, scores in together.score(self.requests):
+        for row, scores in together.score(self.requests, group):
             at = self.of[row]
             item, count = self.items[at]
             rows = by_example.setdefault(at, {})

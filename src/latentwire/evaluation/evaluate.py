@@ -17,6 +17,7 @@ from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS as BATCH_TOKENS
 from latentwire.lm.scoring.shared_scorer import Work
+from latentwire.process_group import ALONE, Group
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.floors import type_floor
 from latentwire.wires import Wire
@@ -60,6 +61,7 @@ def evaluate(
     progress: Progress | None = None,
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
+    group: Group = ALONE,
 ) -> Evaluation:
     """Let every arm answer every task.
 
@@ -81,6 +83,8 @@ def evaluate(
         progress: called with the arm, the task and how many examples were just answered.
         begin_suppress_tokens: tokens, as text, with which no generated answer may begin.
         kept: collects the examples and what every arm delivered for them.
+        group: the processes that share the examples out; each calls this with the same arguments and gets the
+            outcomes that one process alone would give.
 
     Raises:
         UserError: no such token, a task without examples, a prompt longer than the model, or something that an arm
@@ -105,7 +109,7 @@ def evaluate(
                 result.partners[arm.label, task.name] = types
             work = result.work[arm.label, task.name] = Work()
             by_id: dict[str, Outcome] = {}
-            for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens, kept):
+            for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens, kept, group):
                 by_id[outcome.id] = outcome
                 if progress:
                     progress(arm.label, task.name, 1)

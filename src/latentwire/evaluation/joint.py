@@ -15,6 +15,7 @@ from latentwire.evaluation.evaluate import BATCH_TOKENS
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
+from latentwire.process_group import ALONE, Group
 from latentwire.tasks.base import Split, Task
 from latentwire.wires.stepwise import Stepwise
 
@@ -53,6 +54,7 @@ def joint(
     *,
     split: Split = "test",
     limit: int | None = None,
+    group: Group = ALONE,
 ) -> list[Outcome]:
     """The readers' joint answer: of all candidates the one with the largest sum of their log-probabilities.
 
@@ -65,6 +67,7 @@ def joint(
         said: the readers' own outcomes on this task.
         split: which examples.
         limit: the first N of them; None takes all.
+        group: the processes that share the work, as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`.
@@ -85,15 +88,19 @@ def joint(
             sums.setdefault(example.id, [0.0] * len(offered))
             if offered:
                 asked.append(encode(replace(example, choices=offered, answers=(), gold=0), reader, sent))
-        for batch in batches(asked, BATCH_TOKENS):
+        dealt = list(batches(asked, BATCH_TOKENS))
+        mine = []
+        for batch in group.share(dealt):
             prompts = [item.prompt for item in batch]
             message = bound.wire.send(prompts, reader)
             prefilled = reader.prefill(bound.wire.deliver(message, prompts, reader))
             steps = Stepwise(bound.wire, message, prompts, reader)
-            scores = steps.score(prefilled, [item.answers for item in batch])
-            for item, row in zip(batch, scores, strict=True):
+            rows = steps.score(prefilled, [item.answers for item in batch])
+            mine.append([[score.logprob for score in row] for row in rows])
+        for batch, logprobs in zip(dealt, group.interleaved(mine), strict=True):
+            for item, row in zip(batch, logprobs, strict=True):
                 total = zip(sums[item.example.id], row, strict=True)
-                sums[item.example.id] = [so_far + score.logprob for so_far, score in total]
+                sums[item.example.id] = [so_far + logprob for so_far, logprob in total]
     label = f"joint({' + '.join(arm.label for _, arm in readers)})"
     # A reader whose arm leaves an example out has no say in it, and the others' is not joint.
     everyone = [example for example in chosen.values() if read[example.id] == len(readers)]

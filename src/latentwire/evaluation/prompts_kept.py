@@ -13,6 +13,7 @@ from latentwire.evaluation.variants import right_answers
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Example
+from latentwire.process_group import Group
 
 PROMPTS = "prompts.jsonl"
 """The file in a run's folder."""
@@ -69,6 +70,13 @@ class KeptPrompts:
                     entry["gold"] = gold
                 self._arms.setdefault((task, item.example.id), {})[arm] = entry
             row += len(item.prompts)
+
+    def exchange(self, task: str, arm: str, group: Group) -> None:
+        """Take in what the other processes have kept of an arm whose batches they share."""
+        mine = {key: of[arm] for key, of in self._arms.items() if key[0] == task and arm in of}
+        for theirs in group.gathered(mine):
+            for key, entry in theirs.items():
+                self._arms.setdefault(key, {}).setdefault(arm, entry)
 
     def lines(self, task: str, names: Mapping[str, str]) -> Iterator[str]:
         """A line of JSON for each kept example of a task, in the task's order.

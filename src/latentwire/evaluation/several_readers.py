@@ -10,6 +10,7 @@ from latentwire.evaluation.joint import joint, union
 from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.evaluation.statistics import shared
 from latentwire.lm.model import LM
+from latentwire.process_group import ALONE, Group
 from latentwire.tasks.base import Split, Task
 
 
@@ -35,6 +36,7 @@ def evaluate_readers(
     progress: Progress | None = None,
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
+    group: Group = ALONE,
 ) -> Evaluation:
     """`evaluate`, each arm by its own reader.
 
@@ -47,7 +49,7 @@ def evaluate_readers(
 
     Args:
         readers: by the name after an arm's `@`; None for arms without one.
-        tasks, split, limit, progress, kept: as in `evaluate`.
+        tasks, split, limit, progress, kept, group: as in `evaluate`.
         arms: what is evaluated.
 
     Raises:
@@ -66,6 +68,7 @@ def evaluate_readers(
             progress=progress,
             begin_suppress_tokens=begin_suppress_tokens,
             kept=kept,
+            group=group,
         )
         result.outcomes += part.outcomes
         result.floors |= part.floors
@@ -83,7 +86,12 @@ def evaluate_readers(
                 continue
             result.outcomes += union(said)
             result.outcomes += joint(
-                [(readers[arm.reader], arm) for arm in together], task, said, split=split, limit=limit
+                [(readers[arm.reader], arm) for arm in together],
+                task,
+                said,
+                split=split,
+                limit=limit,
+                group=group,
             )
     return result
 

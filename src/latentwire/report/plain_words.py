@@ -202,7 +202,9 @@ def _limits(study: Gathered) -> Iterator[str]:
     single = [each["name"] for each in comparisons if _more(study, each).get("single_seed")]
     pooled = any(max(_more(study, each).get("seeds") or [1]) > 1 for each in comparisons)
     if single:
-        which = f"Of a single training seed: {listed(single)}" if pooled else "Every trained arm is of a single seed"
+        which = (
+            f"Of a single training seed: {listed(single)}" if pooled else "Every trained arm is of a single seed"
+        )
         yield (
             f"{which}: the intervals cover the choice of examples, not that of the seed, and another training may "
             "end elsewhere."

@@ -5,19 +5,26 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 SECONDS_BETWEEN_LINES = 15.0
 
 
 class Log:
-    """Prints lines, and appends them to the log file of the current run."""
+    """Prints lines, and appends them to the log file of the current run.
 
-    def __init__(self) -> None:
+    Args:
+        silent: Do neither: of several processes only the first one speaks.
+    """
+
+    def __init__(self, *, silent: bool = False) -> None:
         self._path: Path | None = None
+        self._silent = silent
 
     def __call__(self, text: str) -> None:
+        if self._silent:
+            return
         print(text, flush=True)
         self.write_only(text)
 
@@ -42,6 +49,8 @@ class Log:
         A terminal shows a bar; a pipe and the log get a line every `SECONDS_BETWEEN_LINES`, with speed and time
         left.
         """
+        if self._silent:
+            return nullcontext(lambda done, total: None)
         return _progress(what, unit, self.write_only if sys.stderr.isatty() else self)
 
 

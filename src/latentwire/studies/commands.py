@@ -8,8 +8,9 @@ from pathlib import Path
 
 from latentwire.errors import UserError, one_of
 from latentwire.printing import console
+from latentwire.process_group import ALONE, Group
 from latentwire.runs.log import Log
-from latentwire.studies import loading, runner, study_summary, summary_tables, templates
+from latentwire.studies import following, loading, runner, study_summary, summary_tables, templates
 
 
 def init(template: str, out: Path) -> None:
@@ -41,11 +42,13 @@ def run(
     preset: str | None = None,
     then: Callable[[Path], None] | None = None,
     track: Sequence[str] = (),
+    group: Group = ALONE,
 ) -> int:
     """Carry out a study and print its tables.
 
     Args:
         then: Called with the study's folder when all of it is written.
+        group: The processes that share the work. The first alone writes and prints.
 
     Returns:
         The exit status: 1 if a stage failed or a gate did not hold.
@@ -53,11 +56,13 @@ def run(
     Raises:
         UserError: Bad input.
     """
-    made = loading.load(study, changes, preset)
+    made = group.leader_first(lambda: loading.load(study, changes, preset))
     if track:
         made = made.model_copy(update={"trackers": tuple(dict.fromkeys([*made.trackers, *track]))})
+    if not group.leads:
+        return following.follow(made, group)
     try:
-        carried = runner.run(made, root, Log(), stages=stages, fresh=fresh)
+        carried = runner.run(made, root, Log(), stages=stages, fresh=fresh, group=group)
     except runner.StageFailed as error:
         print(f"latentwire: {error}.", file=sys.stderr)
         return 1

@@ -8,18 +8,21 @@ from __future__ import annotations
 import json
 import tempfile
 import traceback
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NoReturn
 
 from latentwire.errors import UserError
 from latentwire.evaluation import resolution
 from latentwire.files import full_disk, tidy
+from latentwire.process_group import ALONE, Group, lost
 from latentwire.publishing import publish
 from latentwire.runs import provenance
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG, METRICS, Parent, Record, Run, scan
 from latentwire.studies import plan, study_summary
+from latentwire.studies.following import Order
 from latentwire.studies.model_loader import ModelLoader
 from latentwire.studies.plan import Planned, StudyPlan
 from latentwire.studies.shape import Summary
@@ -50,7 +53,15 @@ class Carried:
     summary: Summary
 
 
-def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh: bool = False) -> Carried:
+def run(
+    study: Study,
+    root: Path,
+    log: Log,
+    *,
+    stages: Sequence[str] = (),
+    fresh: bool = False,
+    group: Group = ALONE,
+) -> Carried:
     """Carry out a study's stages, or those named with what they need.
 
     Everything that can be checked is checked before the first folder exists. `summary.json` and
@@ -62,13 +73,14 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
         stages: Only these and what they need; all for none.
         fresh: Carry the stages out again although they are done. Their parents are not rerun; their dependants
             become stale.
+        group: The processes that share the work; this is the first of them, and the others `follow`.
 
     Raises:
         UserError: The study cannot be carried out.
         StageFailed: A stage raised; the next call goes on from there.
     """
     trackers.check(study.trackers)
-    planned = plan.make(study)
+    planned = group.leader_first(lambda: plan.make(study))
     wanted = planned.needed(stages)
     named = [replica for stage in stages for replica in study.replicas(stage).values()]
     again = set(named or wanted) if fresh else set()
@@ -95,7 +107,7 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
         at_work = resumed or Run.create(root, _record(planned, name, counting))
         counting[name] = at_work
         try:
-            _carry_out(planned, name, at_work, models, log)
+            _carry_out(planned, name, counting, models, log, group)
         finally:
             written = study_summary.write(planned, counting, folder)
         pending.remove(name)
@@ -105,6 +117,7 @@ def run(study: Study, root: Path, log: Log, *, stages: Sequence[str] = (), fresh
             waiting = [stage for stage in _dependants(planned, [name]) if stage in pending]
             pending = [stage for stage in pending if stage not in waiting]
             log(f"{name} is rejected" + (f"; {', '.join(waiting)} cannot start from it" if waiting else ""))
+    group.told(None)  # nothing is left to follow
     return Carried(planned, counting, folder, written or study_summary.write(planned, counting, folder))
 
 
@@ -231,28 +244,52 @@ def _track_metrics(folder: Path) -> None:
         telling.finish()
 
 
-def _carry_out(planned: StudyPlan, name: str, run: Run, models: ModelLoader, log: Log) -> None:
-    stage = planned.stages[name].stage
+def _carry_out(
+    planned: StudyPlan, name: str, counting: Mapping[str, Run], models: ModelLoader, log: Log, group: Group
+) -> None:
+    stage, run = planned.stages[name].stage, counting[name]
     resumed = bool(run.record.times)
     with run.work(), log.to(run.folder / LOG):
         if resumed:
             run.write(**provenance.gather())
         verb = "resuming" if resumed else "starting"
         log(f"\n{verb} {name} ({stage.kind} from {stage.beginning(planned.study.model)}) in {run.folder}")
+        if group.size > 1:
+            log(f"{group.size} processes share the work")
+        group.told(
+            Order(name, run.record.identity, run.folder, {each: of.folder for each, of in counting.items()})
+        )
         try:
             trackers.prepare(
                 run.folder, planned.study.trackers, planned.study.name, name, run.record.configuration
             )
-            results = stage.run(StageWork(planned.context, models, run.folder, log))
+            results = stage.run(StageWork(planned.context, models, run.folder, log, group))
             _track_metrics(run.folder)
             run.finish(results, rejected=not all(gate["held"] for gate in results.get("accept", ())))
         except Exception as error:
-            run.fail(f"{type(error).__name__}: {error}")
-            log.write_only(traceback.format_exc())
-            if isinstance(error, UserError):
-                raise UserError(f"{name}: {error}") from error
-            if full := full_disk(error):
-                raise StageFailed(f"{name}: {full}") from error
-            kind = type(error).__name__
-            more = f"(more in {run.folder / LOG}); run the same command again to resume"
-            raise StageFailed(f"{name} failed with {kind}: {error} {more}") from error
+            _fail(name, run, error, log, group)
+
+
+def _fail(name: str, run: Run, error: Exception, log: Log, group: Group) -> NoReturn:
+    """Record why a stage failed, and say so."""
+    if group.size > 1 and lost(error):
+        _abandon(name, error, log, group)
+    group.note(str(error))
+    run.fail(f"{type(error).__name__}: {error}")
+    log.write_only(traceback.format_exc())
+    if isinstance(error, UserError):
+        raise UserError(f"{name}: {error}") from error
+    if full := full_disk(error):
+        raise StageFailed(f"{name}: {full}") from error
+    kind = type(error).__name__
+    more = f"(more in {run.folder / LOG}); run the same command again to resume"
+    raise StageFailed(f"{name} failed with {kind}: {error} {more}") from error
+
+
+def _abandon(name: str, error: Exception, log: Log, group: Group) -> NoReturn:
+    """Leave a stage interrupted because another process is gone."""
+    log.write_only(traceback.format_exc())
+    said = "; ".join(f"process {at}: {sentence}" for at, sentence in group.notes().items())
+    why = said or str(error).splitlines()[0]
+    log(f"{name} is interrupted: another of the {group.size} processes is gone ({why})")
+    raise SystemExit(1) from error

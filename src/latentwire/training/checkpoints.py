@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from latentwire.files import write_atomically
+from latentwire.training.sharding import full, like, local
 
 TRAINED, OPTIMIZER, STATE = "trained.safetensors", "optimizer.safetensors", "state.json"
 LAST = "last"
@@ -47,8 +49,8 @@ def trained(model: nn.Module) -> dict[str, Tensor]:
 
 
 def finite(model: nn.Module) -> bool:
-    """Whether all parameters in training are finite numbers."""
-    return all(bool(torch.isfinite(weight).all()) for weight in trained(model).values())
+    """Whether all parameters in training, or this process's shares of them, are finite numbers."""
+    return all(bool(torch.isfinite(local(weight)).all()) for weight in trained(model).values())
 
 
 def save(
@@ -58,21 +60,26 @@ def save(
     state: dict[str, Any],
     *,
     keep: int = 1,
+    writes: bool = True,
 ) -> None:
-    """Write a snapshot.
+    """Write a snapshot. What is sharded is gathered, so that it can be loaded in any number of processes.
 
     Args:
         folder: Its place; earlier ones move to `.NAME-1`, `.NAME-2` and so on.
         optimizer: None writes a snapshot that can be restored but not continued from.
         state: What else must come back: JSON values.
         keep: How many snapshots of this name stay, this one included.
+        writes: False in all processes but one; they must call this too where weights are sharded.
     """
+    weights = _gathered(trained(model), keep=writes)
+    tensors, numbers = _flatten(optimizer, keep=writes) if optimizer is not None else ({}, {})
+    if not writes:
+        return
     partial = folder.with_name(f".{folder.name}.partial")
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
-    hashes = {TRAINED: _write(partial / TRAINED, trained(model))}
+    hashes = {TRAINED: _write(partial / TRAINED, weights)}
     if optimizer is not None:
-        tensors, numbers = _flatten(optimizer)
         hashes[OPTIMIZER] = _write(partial / OPTIMIZER, tensors)
         state = {**state, "optimizer": numbers}
     state = {**state, HASHES: hashes}
@@ -136,7 +143,7 @@ def load(snapshot: Snapshot, model: nn.Module, optimizer: torch.optim.Optimizer 
         raise RuntimeError(f"snapshot {snapshot.folder} does not fit the model: {odd} is in one of them only")
     with torch.no_grad():
         for name, parameter in wanted.items():
-            parameter.copy_(stored[name])
+            parameter.copy_(like(stored[name], parameter))
     if optimizer is not None:
         _restore(optimizer, load_file(snapshot.folder / OPTIMIZER), snapshot.state["optimizer"])
 
@@ -200,7 +207,19 @@ def _verified(folder: Path) -> dict[str, Any]:
     return dict(state)
 
 
-def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def _gathered(tensors: dict[str, Tensor], *, keep: bool) -> dict[str, Tensor]:
+    """Tensors as they are, sharded ones whole and in main memory. keep: False only helps others to gather them."""
+    if not any(isinstance(tensor, DTensor) for tensor in tensors.values()):
+        return tensors
+    whole = {}
+    for name, tensor in tensors.items():
+        value = full(tensor)
+        if keep:
+            whole[name] = value.cpu()
+    return whole
+
+
+def _flatten(optimizer: torch.optim.Optimizer, *, keep: bool) -> tuple[dict[str, Tensor], dict[str, Any]]:
     tensors: dict[str, Tensor] = {}
     numbers: dict[str, Any] = {}
     seen: set[int] = set()
@@ -209,8 +228,11 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
             if not isinstance(value, Tensor):
                 numbers[f"{index}/{name}"] = value
                 continue
+            whole = full(value.detach())
+            if not keep:
+                continue
             # Never a second copy on an accelerator; a file must not hold one piece of memory under two names.
-            tensor = value.detach().cpu()
+            tensor = whole.cpu()
             shared = tensor.untyped_storage().data_ptr() in seen
             tensors[f"{index}/{name}"] = tensor.clone() if shared else tensor
             seen.add(tensors[f"{index}/{name}"].untyped_storage().data_ptr())
@@ -220,7 +242,10 @@ def _flatten(optimizer: torch.optim.Optimizer) -> tuple[dict[str, Tensor], dict[
 def _restore(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor], numbers: dict[str, Any]) -> None:
     whole = optimizer.state_dict()
     whole["state"] = {}
+    weights = [weight for group in optimizer.param_groups for weight in group["params"]]
     for key, value in {**tensors, **numbers}.items():
         index, name = key.split("/", 1)
+        if isinstance(value, Tensor):
+            value = like(value, weights[int(index)])
         whole["state"].setdefault(int(index), {})[name] = value
     optimizer.load_state_dict(whole)

@@ -52,6 +52,12 @@ class Interruption:
         if self.number:
             raise Interrupted(self.number)
 
+    def ignore(self) -> None:
+        """Heed no further signal: the process is about to end, and told to by more than one."""
+        for number in self._before:
+            signal.signal(number, signal.SIG_IGN)
+        self._before.clear()
+
     def _remember(self, number: int, frame: FrameType | None) -> None:
         if self.number and number == signal.SIGINT:
             raise KeyboardInterrupt

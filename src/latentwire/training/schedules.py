@@ -1,7 +1,8 @@
-"""Learning rates, weights and probabilities as functions of the step."""
+"""Learning rates, weights, probabilities and random seeds as functions of the step."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Literal
 
@@ -37,3 +38,8 @@ def annealed(start: float, final: float | None, share: float) -> float:
     if final is None:
         return start
     return final + (start - final) * 0.5 * (1 + math.cos(math.pi * min(1.0, share)))
+
+
+def seed_of(seed: int, name: str) -> int:
+    """Every random draw is a function of the study's seed and of what it is for."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{name}".encode()).digest()[:7], "big")

@@ -10,7 +10,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from latentwire.process_group import Group
 from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.sharding import Sharded
 from latentwire.training.training_step import Step
 
 
@@ -76,8 +78,14 @@ class Trainee(Protocol):
     def mode(self, training: bool) -> None:
         """Make everything ready to be trained, or to be evaluated."""
 
+    def shard(self, group: Group) -> Sharded | None:
+        """Share the weights out among processes; None if every process keeps all of what is trained."""
+
     def parts(self, step: int, process: int, processes: int) -> Sequence[Any]:
-        """This process's share of a step's data, in as many passes as accumulation asks for."""
+        """This process's share of a step's data, in as many passes as accumulation asks for.
+
+        Every process has equally many; where its share is too small, some of them are `Spare`.
+        """
 
     def split_further(self) -> bool:
         """Cut steps into smaller parts from now on, after one ran out of memory; False if none is smaller."""
@@ -97,8 +105,11 @@ class Trainee(Protocol):
     def held_out(self) -> Iterable[Any]:
         """The held-out examples, in parts."""
 
-    def answers(self, count: int, *, text: bool = False) -> list[Answered]:
-        """Generated answers to the first `count` held-out examples.
+    def asked(self, count: int) -> Sequence[Any]:
+        """The first `count` held-out examples, in batches that are answered together."""
+
+    def answers(self, batch: Any, *, text: bool = False) -> list[Answered]:
+        """Generated answers to one of these batches.
 
         Args:
             text: Of the model as it was before training, reading the text.
@@ -112,7 +123,7 @@ class Trainee(Protocol):
         """The running numbers that objectives follow, saved with every checkpoint."""
 
     def export(self, folder: Path) -> None:
-        """Write what has been trained; training can go on."""
+        """Write what has been trained; training can go on. Sharded weights are written by the first process."""
 
     def probe(self) -> dict[str, Tensor]:
         """By reader, the logits `(V,)` after `logit_probe.ASKED` as it is now, in evaluation mode."""

@@ -44,17 +44,40 @@ class Losses:
 
 @dataclass(frozen=True)
 class Measured:
-    """An evaluation on held-out examples.
+    """An evaluation on held-out examples, or on a part of them.
 
     Attributes:
-        loss: Nats a token.
+        nats: The sum over all answer tokens.
+        labels: How many answer tokens there are.
         right: First answer tokens predicted right.
         firsts: All first answer tokens.
     """
 
-    loss: float
+    nats: float
+    labels: int
     right: int
     firsts: int
+
+    @classmethod
+    def together(cls, parts: Iterable[Measured]) -> Measured:
+        """Of all parts, added up in their order."""
+        listed = list(parts)
+        return cls(
+            sum(part.nats for part in listed),
+            sum(part.labels for part in listed),
+            sum(part.right for part in listed),
+            sum(part.firsts for part in listed),
+        )
+
+    @property
+    def loss(self) -> float:
+        """Nats a token."""
+        return self.nats / self.labels
+
+    @property
+    def accuracy(self) -> float:
+        """The share of first answer tokens predicted right."""
+        return self.right / max(1, self.firsts)
 
 
 class Step(nn.Module):
@@ -68,6 +91,11 @@ class Step(nn.Module):
     def __init__(self, objectives: Sequence[Term], adapting: Adapting) -> None:
         super().__init__()
         self._objectives, self.adapting = objectives, adapting
+
+    @property
+    def kinds(self) -> list[str]:
+        """The objectives, by kind."""
+        return [objective.kind for objective in self._objectives]
 
     def evidence(self, part: Any) -> Sequence[AnswerEvidence]:
         """What the objectives look at, one for each reader; nothing is computed yet."""
@@ -99,16 +127,16 @@ class Step(nn.Module):
         return Losses(total, terms, labels, right, firsts, at, skipped)
 
     @torch.no_grad()
-    def measure(self, parts: Iterable[Any]) -> Measured:
-        """Cross-entropy of the answers and accuracy of their first tokens, over held-out parts."""
-        loss, labels, right, firsts = 0.0, 0, 0, 0
+    def measure(self, parts: Iterable[Any]) -> list[Measured]:
+        """For each held-out part, the cross-entropy of its answers and the accuracy of their first tokens."""
+        measured = []
         for part in parts:
             readers = self.evidence(part)
-            loss += sum(float(summed_nats(evidence.lm, evidence.student)) for evidence in readers)
-            labels += sum(evidence.labels for evidence in readers)
-            part_right, part_firsts = first_right(readers)
-            right, firsts = right + int(part_right), firsts + part_firsts
-        return Measured(loss / labels, right, firsts)
+            nats = sum(float(summed_nats(evidence.lm, evidence.student)) for evidence in readers)
+            labels = sum(evidence.labels for evidence in readers)
+            right, firsts = first_right(readers)
+            measured.append(Measured(nats, labels, int(right), firsts))
+        return measured
 
 
 @torch.no_grad()

@@ -1,16 +1,14 @@
-"""Two processes that share a step train as one does."""
+"""Several processes train a wire as one does, although its steps cannot be divided by their number."""
 
 import json
-import os
 
 import pytest
 import torch
-import torch.multiprocessing
-from safetensors.torch import load_file
 
 from latentwire.lm.loading.lora import Lora
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, FirstTokens, GrowingTokens
-from tests.support.wire_training import run
+from tests.support.processes import together
+from tests.support.wire_training import run, weights_of
 
 CHANGES = {
     "objectives": (
@@ -22,46 +20,40 @@ CHANGES = {
     "reader_lora": Lora(rank=2),
     "keep_prob": {"start": 0.7},
     "text_steps": {"probability": 0.5, "tail": 0.5, "steps": 1},
+    "steps": 4,
+    "accumulation": 2,
 }
 
 
-def train(rank, port, folder):
-    os.environ.update(
-        RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port)
-    )
-    torch.set_num_threads(1)
-    run(folder, **CHANGES)
-    torch.distributed.destroy_process_group()
+def train(group, folder):
+    return run(folder, **CHANGES)[0]
 
 
-@pytest.mark.slow
-def test_two_processes_train_as_one(tmp_path):
+def test_two_and_three_processes_train_as_one(tmp_path):
     """Losses to 1e-5, weights to 1e-4: the parts of a step are padded, and so rounded, otherwise."""
-    run(tmp_path / "one", **CHANGES)
-    torch.multiprocessing.spawn(train, (_free_port(), tmp_path / "two"), nprocs=2)
-    logged = [
-        [
-            {key: line[key] for key in ("loss", "first_token_accuracy", "objectives")} | {"at": line["adapting"]}
-            for line in map(json.loads, (tmp_path / name / "diagnostics.jsonl").read_text().splitlines())
-            if "loss" in line
-        ]
-        for name in ("one", "two")
-    ]
-    assert len(logged[0]) == len(logged[1]) == 6
+    expected = run(tmp_path / "1", **CHANGES)[0]
+    for count in (2, 3):  # three share four passages a step
+        for done in together(count, train, tmp_path / str(count)):
+            assert done.train_rows_sha256 == expected.train_rows_sha256
+            assert done.best_loss == pytest.approx(expected.best_loss, rel=1e-4)
+        assert_alike(tmp_path / str(count), tmp_path / "1")
+
+
+def assert_alike(ours, theirs):
+    logged = [_logged(theirs), _logged(ours)]
+    assert len(logged[0]) == len(logged[1]) == 4
     for one, two in zip(*logged, strict=True):
         assert two["loss"] == pytest.approx(one["loss"], rel=1e-5)
         assert two["objectives"] == pytest.approx(one["objectives"], rel=1e-4, abs=1e-5)
         assert two["first_token_accuracy"] == one["first_token_accuracy"]
-        assert two["at"]["best"] == pytest.approx(one["at"]["best"])
-    weights = [load_file(tmp_path / n / "checkpoints" / "final" / "wire.safetensors") for n in ("one", "two")]
-    assert weights[0].keys() == weights[1].keys()
-    for name, one in weights[0].items():
-        torch.testing.assert_close(weights[1][name], one, rtol=0, atol=1e-4)
+        assert two["adapting"]["best"] == pytest.approx(one["adapting"]["best"])
+    one, two = weights_of(theirs), weights_of(ours)
+    assert one.keys() == two.keys()
+    for name, weight in one.items():
+        torch.testing.assert_close(two[name], weight, rtol=0, atol=1e-4)
 
 
-def _free_port():
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+def _logged(folder):
+    return [
+        line for line in map(json.loads, (folder / "diagnostics.jsonl").read_text().splitlines()) if "loss" in line
+    ]

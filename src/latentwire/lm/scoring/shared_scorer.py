@@ -6,8 +6,9 @@ continuations are packed into one row and read in one pass, together with prompt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import torch
@@ -19,8 +20,10 @@ from latentwire.lm.decoder import Decoder
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.prefix_tree import Request, tree
-from latentwire.lm.scoring.row_plan import Trunk, plan
-from latentwire.lm.scoring.tree_rows import TreeReading, TreeRow, in_batches, stacked
+from latentwire.lm.scoring.row_plan import plan
+from latentwire.lm.scoring.scoring_shares import Reads, share
+from latentwire.lm.scoring.tree_rows import TreeReading, TreeRow, stacked
+from latentwire.process_group import ALONE, Group
 
 BATCH_TOKENS = 8192
 """Columns of one forward pass, padding included."""
@@ -69,8 +72,12 @@ class SharedScorer:
     work: Work = field(default_factory=Work)
 
     @torch.no_grad()
-    def score(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[Score]]]:
+    def score(self, requests: Sequence[Request], group: Group = ALONE) -> Iterator[tuple[int, list[Score]]]:
         """Yields (request index, scores of its continuations) as requests finish, which may be out of order.
+
+        Args:
+            requests: what is scored; all processes of `group` are given the same.
+            group: who shares the reading; every process gets all scores.
 
         Raises:
             UserError: a request is longer than the model's positions.
@@ -80,8 +87,15 @@ class SharedScorer:
         self._check_length(requests)
         root = tree(requests)
         self.work.least += root.size
+        most = min(self.batch_tokens, CPU_TOKENS) if self.lm.device.type == "cpu" else self.batch_tokens
+        mine = share(Reads.of(plan(root), most), group.index, group.size)
+        pieces: Iterable[tuple[int, int, Score]] = iter(()) if mine is None else self._trunk(mine, None)
+        if group.size > 1:
+            pieces = chain.from_iterable(group.gathered(list(pieces)))
+            costs = group.gathered((self.work.run, self.work.passes))
+            self.work.run, self.work.passes = (sum(each) for each in zip(*costs, strict=True))
         scores: list[list[Score | None]] = [[None] * len(request.continuations) for request in requests]
-        for request, continuation, score in self._trunk(plan(root), None):
+        for request, continuation, score in pieces:
             scores[request][continuation] = score
             if all(scores[request]):
                 yield request, [done for done in scores[request] if done is not None]
@@ -94,20 +108,18 @@ class SharedScorer:
                 f"which is what {self.lm.name} was built for."
             )
 
-    def _trunk(self, trunk: Trunk, before: _Read | None) -> Iterator[tuple[int, int, Score]]:
+    def _trunk(self, reads: Reads, before: _Read | None) -> Iterator[tuple[int, int, Score]]:
         """Yields (request, continuation, score) for all rows of a trunk, which extends the trunk `before`."""
-        if trunk.nodes:
-            alone = TreeRow.of_path(trunk.nodes)
+        if reads.trunk.nodes:
+            alone = TreeRow.of_path(reads.trunk.nodes)
             cache = DynamicCache()
             hidden = self._read([alone], before, cache)
-            yield from self._scores([alone], hidden, before)
+            if reads.scores:
+                yield from self._scores([alone], hidden, before)
             before = self._grown(alone, hidden[0], cache, before)
-        start = 0 if before is None else before.memory.columns.width
-        rows = sorted((TreeRow.of_branches(row, start) for row in trunk.rows), key=lambda row: -row.width)
-        most = min(self.batch_tokens, CPU_TOKENS) if self.lm.device.type == "cpu" else self.batch_tokens
-        for batch in in_batches(rows, most):
+        for batch in reads.batches:
             yield from self._scores(batch, self._read(batch, before), before)
-        for longer in trunk.trunks:
+        for longer in reads.longer:
             yield from self._trunk(longer, before)
 
     def _read(self, rows: Sequence[TreeRow], before: _Read | None, cache: DynamicCache | None = None) -> Tensor:

@@ -11,6 +11,7 @@ from typing import Annotated, Any, ClassVar, Literal, Self
 from pydantic import StringConstraints, model_validator
 
 from latentwire.errors import UserError, one_of
+from latentwire.process_group import ALONE, Group
 from latentwire.runs.identity import file_sha256, identity
 from latentwire.runs.log import Log
 from latentwire.runs.store import Input
@@ -74,12 +75,16 @@ class Description:
 
 @dataclass(frozen=True)
 class StageWork:
-    """What a stage is given to run: the study's context, its models, and the folder of its run."""
+    """What a stage is given to run: the study's context, its models, its run's folder, and who shares the work.
+
+    All processes of the group run the stage; the first of them alone writes.
+    """
 
     context: StudyContext
     models: ModelLoader
     folder: Path
     log: Log
+    group: Group = ALONE
 
 
 class Stage(Settings):

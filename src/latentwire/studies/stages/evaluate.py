@@ -242,7 +242,7 @@ class Evaluate(Stage):
         Raises:
             UserError: A prompt is longer than the model.
         """
-        context, log, folder = work.context, work.log, work.folder
+        context, log, folder, group = work.context, work.log, work.folder, work.group
         lm = work.models.load(trained_source(self, context))
         wires = self.read(work.models.wire, self.model_of(context.model))
         others = dict.fromkeys(wire.reader for wire in wires if wire.reader is not None)
@@ -257,10 +257,10 @@ class Evaluate(Stage):
             labels = " + ".join(by_name[part].label for part in parts)
             names[f"{derived.partition('(')[0]}({labels})"] = derived
         examples = {task.name: len(task.examples(context.split, context.limit)) for task in context.tasks}
-        outcomes = _finished(folder, examples.keys())
+        outcomes = group.told(_finished(folder, examples.keys()) if group.leads else [])
         lines = [outcome.to_json() for outcome in outcomes]
         finished = {outcome.task for outcome in outcomes}
-        prompts = lines_of(folder / PROMPTS, finished)
+        prompts = lines_of(folder / PROMPTS, finished) if group.leads else []
         for sentence in departures(readers, wires):
             log(sentence)
         for task in context.tasks:
@@ -297,6 +297,7 @@ class Evaluate(Stage):
                     progress=answered,
                     begin_suppress_tokens=self.begin_suppress_tokens,
                     kept=kept if left else None,
+                    group=group,
                 )
                 for name, arm in by_name.items():
                     if types := arm.partner_types(task.examples(context.split, context.limit), task.name):
@@ -308,8 +309,11 @@ class Evaluate(Stage):
                     outcomes += fresh
                     lines += [outcome.to_json() for outcome in fresh]
                     prompts += kept.lines(task.name, names)
-                    write_atomically(folder / PROMPTS, "".join(prompts))
-                    write_atomically(folder / OUTCOMES, "".join(f"{line}\n" for line in lines))
+                    if group.leads:
+                        write_atomically(folder / PROMPTS, "".join(prompts))
+                        write_atomically(folder / OUTCOMES, "".join(f"{line}\n" for line in lines))
+        if not group.leads:
+            return {}  # one process sums up and writes
         for name in [each for each in self._derived() if _tasks_of(outcomes, each) != examples.keys()]:
             log(f"{name} is left out: some tasks put their choices into the prompt, where it is not defined")
             outcomes = [outcome for outcome in outcomes if outcome.arm != name]

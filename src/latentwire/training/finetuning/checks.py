@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import torch
 
-from latentwire import wires
+from latentwire import process_group, wires
+from latentwire.errors import UserError
 from latentwire.lm.loading.lora import check_layers
 from latentwire.lm.loading.saving import check_saveable
 from latentwire.lm.masks.kernel_choice import Choice, choose
@@ -33,6 +34,7 @@ def check(settings: Finetuning, lm: LM) -> None:
         optimizers.check_8bit(lm.device.type)
     for objective in settings.objectives:
         objective.taps(depth(lm))
+    _check_shardable(settings, depth(lm), process_group.current().size)
     kernel(settings, lm)
     check_saveable(lm.model, lm.tokenizer, lm.format)
 
@@ -45,3 +47,26 @@ def kernel(settings: Finetuning, lm: LM) -> Choice:
     """
     dtype = torch.bfloat16 if settings.precision == "bf16" else lm.model.dtype
     return choose(lm.model, settings.attention, dtype=dtype)
+
+
+def _check_shardable(settings: Finetuning, layers: int, processes: int) -> None:
+    """Refuse what needs whole gradients or whole weights where processes have shares of them."""
+    if processes == 1 or settings.lora is not None:
+        return
+    tapped = next((objective.kind for objective in settings.objectives if objective.taps(layers)), None)
+    if settings.optimizer != "adamw":
+        found, expected = f"optimizer: found {settings.optimizer}", "adamw, whose state is shared out"
+    elif settings.release_gradients:
+        found, expected = "release_gradients: found true", "false: gradients are averaged over processes"
+    elif settings.weights != "float32":
+        found, expected = f"weights: found {settings.weights}", "float32: weights and optimizer are shared out"
+    elif tapped is not None:
+        found, expected = (
+            f"objectives: found {tapped}",
+            "none that looks into layers, which are gathered one at a time",
+        )
+    else:
+        return
+    raise UserError(
+        f"{found} with all weights trained in {processes} processes, expected {expected}; or use lora."
+    )

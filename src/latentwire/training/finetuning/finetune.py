@@ -19,6 +19,7 @@ from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.masks import attention, flex
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
+from latentwire.process_group import Group
 from latentwire.training.data import Source
 from latentwire.training.finetuning.checks import check, kernel
 from latentwire.training.finetuning.documents import Document, document
@@ -28,8 +29,11 @@ from latentwire.training.finetuning.row_audit import audit_rows, without_leaks
 from latentwire.training.finetuning.row_step import RowStep, labels_of
 from latentwire.training.finetuning.trainable import Trainable
 from latentwire.training.logit_probe import ASKED
-from latentwire.training.loop import Training, seed_of
+from latentwire.training.loop import Training
 from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.schedules import seed_of
+from latentwire.training.sharding import Sharded
+from latentwire.training.sharing import Spare, shares
 from latentwire.training.stopping import Leak
 from latentwire.training.trainee import Answered, Trained
 from latentwire.training.training_step import Step
@@ -75,7 +79,8 @@ def finetune(
     try:
         trainee = _Finetuning(lm, wire, settings, log)
         training = Training(trainee, settings, folder, log)
-        trainee.audit(training.accelerator.autocast())
+        with training.reading():
+            trainee.audit(training.accelerator.autocast())
         training.train(progress)
         return training.finish()
     finally:
@@ -121,12 +126,19 @@ class _Finetuning:
         else:
             self.lm.model.gradient_checkpointing_disable()
 
-    def parts(self, step: int, process: int, processes: int) -> list[Rows]:
-        mine = self._rows(step)[process::processes]
-        size = -(-len(mine) // self._passes)
-        answers = [length for row in self._rows(step) for document in row for length in document.answers]
-        parts = [self._collate(mine[at : at + size], size) for at in range(0, len(mine), size)]
-        return [replace(part, answers=answers) for part in parts]
+    def shard(self, group: Group) -> Sharded | None:
+        return self.trainable.shard(self.step, group)
+
+    def parts(self, step: int, process: int, processes: int) -> list[Rows | Spare]:
+        rows = self._rows(step)
+        answers = [length for row in rows for document in row for length in document.answers]
+        mine = shares(rows, process, processes, self._passes)
+        size = max(map(len, shares(rows, 0, processes, self._passes)))  # one shape for all
+
+        def part(some: Sequence[list[Document]]) -> Rows:
+            return replace(self._collate(some, size), answers=answers)
+
+        return [part(some) if some else Spare(part(rows[:1])) for some in mine]
 
     def split_further(self) -> bool:
         if self._passes >= self.settings.rows:
@@ -209,21 +221,19 @@ class _Finetuning:
         """The held-out examples that are questions: a conversation has no one answer."""
         return [source for source in self.sources if isinstance(source, Example)]
 
-    def answers(self, count: int, *, text: bool = False) -> list[Answered]:
-        wire = wires.parse("text").bind(self.lm) if text else self.wire
+    def asked(self, count: int) -> list[list[Example]]:
         examples = self._asked[:count]
         if not examples:
             raise UserError(
                 "generate_steps: found conversations to learn from, expected data with answers to match."
             )
-        how = Decoding(max_new_tokens=SAMPLE_TOKENS, stop=("\n",))
-        answers: list[Answered] = []
-        for at in range(0, len(examples), ANSWERS_AT_ONCE):
-            some = examples[at : at + ANSWERS_AT_ONCE]
-            golds = [list(example.answers) or [example.choices[example.gold]] for example in some]
-            texts = self._say(some, wire, how)
-            answers += [Answered(text.strip(), gold) for text, gold in zip(texts, golds, strict=True)]
-        return answers
+        return [examples[at : at + ANSWERS_AT_ONCE] for at in range(0, len(examples), ANSWERS_AT_ONCE)]
+
+    def answers(self, batch: Sequence[Example], *, text: bool = False) -> list[Answered]:
+        wire = wires.parse("text").bind(self.lm) if text else self.wire
+        golds = [list(example.answers) or [example.choices[example.gold]] for example in batch]
+        said = self._say(batch, wire, Decoding(max_new_tokens=SAMPLE_TOKENS, stop=("\n",)))
+        return [Answered(answer.strip(), gold) for answer, gold in zip(said, golds, strict=True)]
 
     def samples(self) -> list[dict[str, Any]]:
         examples = self._asked[: self.settings.samples]

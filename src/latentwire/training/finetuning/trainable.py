@@ -13,6 +13,8 @@ from latentwire.errors import UserError
 from latentwire.lm.loading import weights
 from latentwire.lm.loading.lora import Lora
 from latentwire.lm.model import LM
+from latentwire.process_group import Group
+from latentwire.training.sharding import Sharded
 
 
 class Trainable:
@@ -34,6 +36,7 @@ class Trainable:
             raise UserError(f"model: found {lm.name} with a prefix, expected a model without a learned prefix.")
         self._lm = lm
         self._adapted: Any = None
+        self.sharded: Sharded | None = None
         self.teacher: LM | None = None
         if lora is None:
             if keeps_teacher:
@@ -48,6 +51,12 @@ class Trainable:
         # The adapters go into the layers of `lm.model` itself, which reads on as before.
         self._adapted = get_peft_model(lm.model, lora.for_peft(lm))
 
+    def shard(self, step: nn.Module, group: Group) -> Sharded | None:
+        """Share all weights out among processes; None for adapters, which every process has whole."""
+        if self._adapted is None and group.size > 1:
+            self.sharded = Sharded(self._lm, step, group)
+        return self.sharded
+
     def export(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write the model as it is now as a plain model folder, adapters merged; training can go on.
 
@@ -56,7 +65,9 @@ class Trainable:
             dtype: What floating-point weights are written in; None writes them as they are.
         """
         # Merging in place and undoing it would change the weights by a rounding.
-        model: Any = self._lm.model
+        model: Any = self._lm.model if self.sharded is None else self.sharded.gathered()
+        if model is None:
+            return  # the first process writes
         if self._adapted is not None:
             model = copy.deepcopy(self._adapted).merge_and_unload()
         if dtype is not None and dtype != model.dtype:
@@ -67,6 +78,9 @@ class Trainable:
         """End training: no adapters, no gradients, and the weights of an exported folder."""
         if self._adapted is not None:
             self._lm.model = self._adapted.unload()
+        if self.sharded is not None:
+            self.sharded.settle(lambda model: weights.restore(model, folder))
+            return
         self._lm.model.requires_grad_(False)
         weights.restore(self._lm.model, folder)
 

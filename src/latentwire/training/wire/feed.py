@@ -13,8 +13,8 @@ from threading import Lock
 
 import torch
 
-from latentwire.errors import UserError
 from latentwire.lm.prefix import STEADY, rounded
+from latentwire.training.sharing import Spare, parted
 from latentwire.training.wire.part import Part, collate
 from latentwire.training.wire.passage import Passage
 from latentwire.training.wire.wire_training_config import WireTraining
@@ -51,16 +51,12 @@ class Feed:
         self._epoch = lru_cache(maxsize=2)(self._batches)
         self._ends: list[int] = []
         self._counting = Lock()
-        self._ahead: dict[tuple[int, int, int], Future[list[Part]]] = {}
+        self._ahead: dict[tuple[int, int, int], Future[list[Part | Spare]]] = {}
         self._helper = ThreadPoolExecutor(1)
         self.passes = settings.accumulation
 
-    def parts(self, step: int, process: int, processes: int) -> list[Part]:
+    def parts(self, step: int, process: int, processes: int) -> list[Part | Spare]:
         """A process's parts of a step; those of the next step are prepared meanwhile."""
-        if self._settings.step_tokens is None and self._settings.passages % processes:
-            raise UserError(
-                f"passages: found {self._settings.passages}, expected a multiple of the {processes} processes."
-            )
         ready = self._ahead.pop((step, process, processes), None)
         if step + 1 < self._settings.steps:
             following = (step + 1, process, processes)
@@ -94,22 +90,20 @@ class Feed:
         part = self._part(0, [(number, self._questions(0, number)) for number in longest], {})
         return replace(part, textual=False), len(longest) * max(map(self._width, longest))
 
-    def _parts(self, step: int, process: int, processes: int) -> list[Part]:
+    def _parts(self, step: int, process: int, processes: int) -> list[Part | Spare]:
         asked = [(number, self._questions(step, number)) for number in self._numbers(step)]
         lengths = {
             name: [len(self._passages[number].pairs[name][n][1]) for number, chosen in asked for n in chosen]
             for name in self._devices
         }
         mine = asked[process::processes]
-        if not mine:
-            raise UserError(
-                f"step_tokens: found a step of fewer passages than the {processes} processes, expected more."
-            )
         self._notify([self._passages[number].context for number, _ in mine])
         if self.passes > 1:  # passages of one length share a part, which leaves little padding
             mine.sort(key=lambda passage: self._width(passage[0]))
-        size = -(-len(mine) // self.passes)
-        return [self._part(step, mine[at : at + size], lengths) for at in range(0, len(mine), size)]
+        return [
+            self._part(step, some, lengths) if some else Spare(self._part(step, asked[:1], lengths))
+            for some in parted(mine, -(-len(asked) // processes), self.passes)
+        ]
 
     def _questions(self, step: int, number: int) -> list[int]:
         draw = random.Random(f"{self._settings.seed}/questions/{step}/{number}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -169,3 +169,12 @@ def choose(plain: int, recomputed: int, asked: bool | None, budget: int, passes:
             f"for a single passage; {other}shorter contexts, fewer questions or a smaller model needs less."
         )
     return StepPlan(recomputes, passes, int(whole / passes))
+
+
+def agreed(plans: Sequence[StepPlan]) -> StepPlan:
+    """One plan for all processes, which must make equally many passes: the most careful of each."""
+    return StepPlan(
+        recomputes=any(plan.recomputes for plan in plans),
+        passes=max(plan.passes for plan in plans),
+        activations=max(plan.activations for plan in plans),
+    )

@@ -11,16 +11,22 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from latentwire import process_group
 from latentwire.errors import UserError
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY, Prefix
 from latentwire.lm.scoring.questions import Shared
+from latentwire.process_group import Group
 from latentwire.tasks.base import Split
 from latentwire.training import checkpoints, optimizers
 from latentwire.training.logit_probe import ASKED
-from latentwire.training.loop import CHECKPOINTS, Training, seed_of, usable
+from latentwire.training.loop import Training
 from latentwire.training.objectives.adapting import Adapting
+from latentwire.training.schedules import seed_of
+from latentwire.training.sharding import Sharded
+from latentwire.training.sharing import Spare
+from latentwire.training.snapshots import CHECKPOINTS, usable
 from latentwire.training.trainee import Answered, Trained
 from latentwire.training.training_step import Step
 from latentwire.training.wire import memory
@@ -79,7 +85,8 @@ def train_wire(
         >>> train_wire({lm.name: lm}, lm, WireTraining(wire=config, steps=100), Path("runs/wire"))
     """
     settings = settled(settings, log)
-    resumes = usable(folder, settings, log) is not None or (folder / CHECKPOINTS / checkpoints.DONE).exists()
+    found = process_group.current().leader_first(lambda: usable(folder, settings, log))
+    resumes = found is not None or (folder / CHECKPOINTS / checkpoints.DONE).exists()
     trainee = _WireTrainee(readers, source, settings, folder, log, start, solved=resumes)
     training = Training(trainee, settings, folder, log)
     training.train(progress)
@@ -187,7 +194,10 @@ class _WireTrainee:
         models = [lm.model for lm in (*self._frozen.values(), source, *self.readers.values())]
         trained = list(self.modules.trained().values())
         needs = memory.static([*models, self.modules], trained, settings.optimizer)
+        group = process_group.current()
         free, disk = memory.free_memory(self.device), memory.free_disk(folder)
+        if self.device.type == "cpu":
+            free //= group.local_size  # main memory is everybody's
         memory.check_static(needs, free, disk)
         self.mode(False)
         part, columns = self._feed.probe()
@@ -197,10 +207,12 @@ class _WireTrainee:
             self._recompute(recomputes)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 saved = memory.saved_bytes(lambda: step.kept(part), weights)
-            kept[recomputes] = int(saved / columns * self._feed.columns)
+            kept[recomputes] = int(saved / columns * self._feed.columns / group.size)
         budget = int(memory.SHARE * free) - needs.gradients - needs.optimizer
         asked = settings.activation_checkpointing
-        plan = memory.choose(kept[False], kept[True], asked, budget, self._feed.passes, self._feed.largest)
+        most = -(-self._feed.largest // group.size)
+        own = memory.choose(kept[False], kept[True], asked, budget, self._feed.passes, most)
+        plan = memory.agreed(group.gathered(own))
         self._recompute(plan.recomputes)
         self._feed.passes = plan.passes
         needs = replace(needs, activations=plan.activations)
@@ -243,7 +255,10 @@ class _WireTrainee:
     def mode(self, training: bool) -> None:
         self.modules.train(training)
 
-    def parts(self, step: int, process: int, processes: int) -> list[Part]:
+    def shard(self, group: Group) -> Sharded | None:
+        return None  # a wire is small beside its readers
+
+    def parts(self, step: int, process: int, processes: int) -> list[Part | Spare]:
         return self._feed.parts(step, process, processes)
 
     def labels(self, part: Part) -> int:
@@ -271,18 +286,20 @@ class _WireTrainee:
     def held_out(self) -> list[Part]:
         return self._held_out_parts
 
+    def asked(self, count: int) -> list[list[Passage]]:
+        some, size = self._held_out[:count], self.settings.passages
+        return [some[at : at + size] for at in range(0, len(some), size)]
+
     @torch.no_grad()
-    def answers(self, count: int, *, text: bool = False) -> list[Answered]:
+    def answers(self, batch: Sequence[Passage], *, text: bool = False) -> list[Answered]:
         how = Decoding(max_new_tokens=SAMPLE_TOKENS, stop=("\n",))
         answers: list[Answered] = []
-        for at in range(0, min(count, len(self._held_out)), self.settings.passages):
-            some = self._held_out[at : min(at + self.settings.passages, count)]
-            message = None if text else self.modules([passage.context for passage in some])
-            for name, trained in self.readers.items():
-                lm = self._frozen[name] if text else trained
-                golds = [lm.decode(passage.pairs[name][0][1]).strip() for passage in some]
-                generated = lm.generate(lm.prefill(self._asked(some, name, message)), how)
-                answers += [Answered(one.text.strip(), [gold]) for one, gold in zip(generated, golds, strict=True)]
+        message = None if text else self.modules([passage.context for passage in batch])
+        for name, trained in self.readers.items():
+            lm = self._frozen[name] if text else trained
+            golds = [lm.decode(passage.pairs[name][0][1]).strip() for passage in batch]
+            generated = lm.generate(lm.prefill(self._asked(batch, name, message)), how)
+            answers += [Answered(one.text.strip(), [gold]) for one, gold in zip(generated, golds, strict=True)]
         return answers
 
     def _asked(self, some: Sequence[Passage], name: str, message: Latents | None) -> Prefix:

@@ -1,0 +1,57 @@
+"""Evaluation during a training: held-out loss, generated answers and samples, shared out among processes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from latentwire.evaluation.metrics import score_span
+from latentwire.process_group import Group
+from latentwire.training.trainee import Answered, Trainee
+from latentwire.training.training_step import Measured
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured on held-out examples; every process gets the same numbers, those of one process alone.
+
+    Attributes:
+        trainee: What is trained.
+        group: Who shares the examples out.
+        heed: Called before each pass; raises if a signal has asked for a stop.
+    """
+
+    trainee: Trainee
+    group: Group
+    heed: Callable[[], None]
+
+    def measured(self) -> Measured:
+        """Loss and accuracy of first answer tokens."""
+        mine = self.group.share(list(self.trainee.held_out()))
+        return Measured.together(self.group.interleaved(self.trainee.step.measure(self._heeding(mine))))
+
+    def scores(self, count: int, *, text: bool = False) -> dict[str, float]:
+        """Means of exact match and F1 of generated answers.
+
+        Args:
+            count: To how many examples.
+            text: Of the model as it was before training, reading the text.
+        """
+        batches = self.trainee.asked(count)
+        mine = [self.trainee.answers(batch, text=text) for batch in self._heeding(self.group.share(batches))]
+        return _means([answer for answers in self.group.interleaved(mine) for answer in answers])
+
+    def samples(self) -> list[dict[str, Any]]:
+        """What the trainee says to some examples; the first process alone asks it."""
+        return self.trainee.samples() if self.group.leads else []
+
+    def _heeding(self, parts: Iterable[Any]) -> Iterator[Any]:
+        for part in parts:
+            self.heed()
+            yield part
+
+
+def _means(answers: Sequence[Answered]) -> dict[str, float]:
+    scores = [score_span(answer.prediction, answer.golds) for answer in answers]
+    return {name: sum(score[name] for score in scores) / len(scores) for name in ("exact_match", "f1")}
