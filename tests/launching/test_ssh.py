@@ -108,7 +108,7 @@ def test_a_real_study_crashes_in_the_last_second_of_a_save_and_ends_with_the_sam
     options = [word for option in server.options for word in ("--ssh-option", option)]
     command = [sys.executable, "-m", "latentwire.cli", "launch", str(study), "--every", "0.5", "--restart", "1"]
     command += ["--on", f"ssh:127.0.0.1:{server.port}", "--folder", str(tmp_path / "far" / "place"), *options]
-    command += ["--environment", str(tmp_path / "environment")]
+    command += ["--environment", str(tmp_path / "environment"), "--env", "OMP_NUM_THREADS"]  # rounds as at home
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     assert (crash / "once").exists()
