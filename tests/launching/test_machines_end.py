@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -48,8 +49,9 @@ def test_an_instance_that_is_silent_after_the_start_is_kept_until_the_budget_is_
     rehearsal: Rehearsal, down: dict[str, str]
 ) -> None:
     rehearsal.fault("wait")
-    following = rehearsal.following(patience_minutes=0.2 / 60, hours=4 / 3600, **down)
+    following = rehearsal.following(patience_minutes=0.2 / 60, hours=1, **down)
     following.go(detach=True)
+    following.launch.write(created=time.time() - 3600 + 3)
     rehearsal.transport.dead = True
     assert following.go() == 1
     assert "may still cost money" in rehearsal.alarms()
@@ -62,7 +64,7 @@ def test_a_spent_budget_ends_the_run_and_brings_home_what_can_be_resumed(
     rehearsal: Rehearsal, down: dict[str, str]
 ) -> None:
     rehearsal.fault("wait")
-    assert rehearsal.launch(hours=3 / 3600, restart=5, **down) == 1
+    assert rehearsal.launch(hours=8 / 3600, restart=5, **down) == 1
     assert "out of budget" in (rehearsal.launched.record.outcome or "")
     found = {run.record.stage: run for run in runs(rehearsal.runs)}
     assert found["first"].status == "done"
@@ -76,7 +78,7 @@ def test_a_study_goes_on_on_another_machine_where_the_first_one_left_it(
     rehearsal: Rehearsal, down: dict[str, str]
 ) -> None:
     rehearsal.fault("wait")
-    assert rehearsal.launch(hours=3 / 3600, **down) == 1
+    assert rehearsal.launch(hours=8 / 3600, **down) == 1
     before = {run.record.stage: run for run in runs(rehearsal.runs)}
     assert rehearsal.launch(folder=str(rehearsal.far / "another")) == 0
     after = {run.record.stage: run for run in runs(rehearsal.runs)}
