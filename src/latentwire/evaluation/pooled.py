@@ -3,8 +3,8 @@
 All seeds answer the same examples, so seeds and groups are crossed. Every draw takes groups with replacement, the
 same ones for all arms and seeds (Owen 2007), and moves each arm by an error of its mean over seeds. That error is
 drawn from Student's t with as many degrees of freedom as there are seeds but one, scaled by the spread between the
-seeds. Taking three seeds with replacement instead shows two thirds of their variance and no tails: such intervals
-hold the truth in some 80 % of studies (`tests/evaluation/test_pooled_coverage.py`).
+seeds. Taking three seeds with replacement instead shows two thirds of their variance and no tails, and such
+intervals hold the truth too seldom (`tests/evaluation/test_pooled.py` simulates both).
 
 An interval is never narrower than that of the seeds' mean over groups alone (`evaluation.group_intervals`), which
 does not shrink to a point where all groups agree.
