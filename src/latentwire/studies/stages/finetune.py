@@ -15,7 +15,7 @@ from latentwire.training.finetuning.finetuning_config import Finetuning
 
 
 class Finetune(Finetuning, TrainingStage):
-    """A finetuning; its settings are those of `training.finetuning.finetuning_config.Finetuning`."""
+    """A finetuning of the study's model over one wire, on packed rows."""
 
     described: ClassVar[str] = "a finetuning"
     changes_model: ClassVar[bool] = True

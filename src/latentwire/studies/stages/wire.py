@@ -31,7 +31,7 @@ from latentwire.wires.latent.latent_wire import BEST, locate
 
 
 class TrainWire(WireTraining, TrainingStage):
-    """The training of a latent wire; its other settings are those of `WireTraining`.
+    """The training of a latent wire in front of frozen readers.
 
     Attributes:
         start_from: An earlier wire stage, whose wire is trained on. The objective `imitate` follows the wire of a
