@@ -104,7 +104,7 @@ class Here:
         """See `Transport.run`."""
         environment = {name: os.environ[name] for name in _KEPT.split() if name in os.environ}
         command = ["/bin/sh", "-c"]
-        return converse(command, script, environment | {"HOME": str(self.home)}, give, take, timeout)
+        return converse(command, script, environment | {"HOME": str(self.home)}, give, take, timeout, self.name)
 
 
 @dataclass(frozen=True)
@@ -142,7 +142,7 @@ class OverSsh:
         fixed = ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=10", "ServerAliveCountMax=3")
         command = ["ssh", *[word for option in (*self.options, *fixed) for word in ("-o", option)]]
         command += ["-p", str(self.port)] if self.port else []
-        answer = converse([*command, "--", self.host], script, dict(os.environ), give, take, timeout)
+        answer = converse([*command, "--", self.host], script, dict(os.environ), give, take, timeout, self.name)
         if answer.status == _UNREACHABLE:
             said = (answer.err.strip().splitlines() or ["the connection was closed"])[-1].strip()
             if any(word in answer.err for word in _REFUSED):
@@ -161,6 +161,7 @@ def converse(
     give: IO[bytes] | None,
     take: Callable[[bytes], None] | None,
     timeout: float,
+    name: str = "the machine",
 ) -> Answer:
     """Run `command` with the cleaned script as its last word, and pass the bytes on.
 
@@ -208,9 +209,9 @@ def converse(
         errors.seek(0)
         said = errors.read().decode("utf-8", "replace")
     if silence.struck:
-        raise Unreachable(f"{command[-1]}: no answer in {timeout:.0f} s")
+        raise Unreachable(f"{name}: no answer in {timeout:.0f} s")
     if before is not None and status != _UNREACHABLE:
-        raise Unreachable(f"{command[-1]}: it ended with status {status} before the command began: {said.strip()}")
+        raise Unreachable(f"{name}: it ended with status {status} before the command began: {said.strip()}")
     return Answer(status, b"".join(collected), said)
 
 
