@@ -85,7 +85,10 @@ def run(
 def _write_report(folder: Path) -> None:
     from latentwire.report import page
 
-    print(f"report, to be opened in a browser: {page.write([folder])}")
+    try:
+        print(f"report, to be opened in a browser: {page.write([folder])}")
+    except UserError as error:  # the study is done, and its tables are written
+        print(f"latentwire: the report is not written: {error}", file=sys.stderr)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 from urllib.parse import urlencode
@@ -18,7 +19,7 @@ def comparison_rows(study: Gathered) -> list[dict[str, Any]]:
     wrong and b right (`broke`) and the other way round (`mended`), each with the address that shows them.
     """
     compared = study.summary["comparisons"]
-    ends = [end for each in compared for end in (each["low"], each["high"]) if end is not None]
+    ends = [end for each in compared for end in (each["low"], each["high"]) if _finite(end)]
     scale = (min([*ends, -0.01]), max([*ends, 0.01]))
     return [_row(study, dict(each), scale) for each in compared]
 
@@ -37,7 +38,7 @@ def _row(study: Gathered, each: dict[str, Any], scale: Sequence[float]) -> dict[
             ("low", each["low"]),
             ("high", each["high"]),
         )
-        if value is not None
+        if _finite(value)
     }
     each["links"] = None
     a, b = sides
@@ -51,6 +52,10 @@ def _row(study: Gathered, each: dict[str, Any], scale: Sequence[float]) -> dict[
             {"show": "mended", "count": mended, "to": _address(study, each, "mended")},
         ]
     return each
+
+
+def _finite(value: float | None) -> bool:
+    return value is not None and math.isfinite(value)
 
 
 def _address(study: Gathered, each: dict[str, Any], show: str) -> str:

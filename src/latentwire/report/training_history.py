@@ -55,7 +55,7 @@ def _bests(results: Mapping[str, Any]) -> list[dict[str, Any]]:
     bests = results.get("bests") or {}
     if not bests and "best_step" in results:
         bests = {"loss": {"value": results["best_loss"], "step": results["best_step"]}}
-    return [{"metric": metric, **best} for metric, best in bests.items()]
+    return [{"metric": metric, **best} for metric, best in bests.items() if math.isfinite(best["value"])]
 
 
 def _curves(lines: Sequence[Mapping[str, Any]]) -> Iterator[dict[str, Any]]:

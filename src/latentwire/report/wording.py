@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -26,8 +27,8 @@ def signed(value: float | None, digits: int = 3) -> str:
 def interval(low: float | None, high: float | None, *, difference: bool = False) -> str:
     """A 95 % interval in brackets; an end that the sample does not bound is an infinity."""
     written = signed if difference else plain
-    start = f"{MINUS}∞" if low is None else written(low)
-    end = "∞" if high is None else written(high)
+    start = f"{MINUS}∞" if low is None or math.isinf(low) else written(low)
+    end = "∞" if high is None or math.isinf(high) else written(high)
     return f"[{start}, {end}]"
 
 
