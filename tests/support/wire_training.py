@@ -88,4 +88,6 @@ def weights_of(folder, name="final"):
 
 def lines_of(folder):
     lines = [json.loads(line) for line in (folder / "diagnostics.jsonl").read_text().splitlines()]
-    return [{k: v for k, v in line.items() if k not in ("seconds", "memory_gib")} for line in lines]
+    return [
+        {k: v for k, v in line.items() if k not in ("seconds", "eval_seconds", "memory_gib")} for line in lines
+    ]

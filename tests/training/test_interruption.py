@@ -55,7 +55,7 @@ def test_a_stopped_training_goes_on_from_its_snapshot_to_equal_weights_and_diagn
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
     lines = [
         [
-            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "memory_gib")}
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "eval_seconds", "memory_gib")}
             for line in (folder / "diagnostics.jsonl").read_text().splitlines()
         ]
         for folder in (whole, tmp_path / "run")

@@ -75,7 +75,7 @@ def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, ch
         assert all(torch.equal(whole[key], parts[key]) for key in whole)
     lines = [
         [
-            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "memory_gib")}
+            {k: v for k, v in json.loads(line).items() if k not in ("seconds", "eval_seconds", "memory_gib")}
             for line in (tmp_path / name / "diagnostics.jsonl").read_text().splitlines()
         ]
         for name in ("whole", "parts")

@@ -5,11 +5,11 @@ import torch
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
-from latentwire.training.objectives import AnswerCrossEntropy, Distill
+from latentwire.training.objectives import AnswerCrossEntropy, Contrast, Distill
 from latentwire.training.wire import memory
 from latentwire.training.wire.wire_step import WireStep
 from tests.support.models import tiny_model, tiny_tokenizer
-from tests.support.wire_training import SOFT, one_step, run, weights_of
+from tests.support.wire_training import KEYS, SOFT, lines_of, one_step, run, weights_of
 
 OBJECTIVES = (AnswerCrossEntropy(weight=0.5), Distill())
 
@@ -86,6 +86,18 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole_step(tmp_path):
     first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
     for name, weight in first.items():
         torch.testing.assert_close(second[name], weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("adapter", [KEYS, SOFT], ids=["keys", "soft"])
+def test_a_context_is_contrasted_with_the_same_other_one_however_a_step_is_split(tmp_path, adapter):
+    changes = {"steps": 2, "adapter": adapter, "objectives": (Contrast(margin=9.0),), "keep_prob": {"start": 0.7}}
+    run(tmp_path / "whole", **changes)
+    run(tmp_path / "parts", **changes, accumulation=4)  # one passage each: alone it has no other one
+    first, second = weights_of(tmp_path / "whole"), weights_of(tmp_path / "parts")
+    for name, weight in first.items():
+        torch.testing.assert_close(second[name], weight, rtol=1e-4, atol=1e-5)
+    lines = [[line["loss"] for line in lines_of(tmp_path / n) if "loss" in line] for n in ("whole", "parts")]
+    assert lines[0] == pytest.approx(lines[1], rel=1e-5)
 
 
 def test_a_step_that_runs_out_of_memory_is_split_and_ends_in_the_same_weights(tmp_path, monkeypatch):

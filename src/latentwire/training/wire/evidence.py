@@ -44,7 +44,10 @@ class Encoded:
     def whole(self) -> Latents:
         """All latents."""
         # The objective `flow` looks at the same states: the source need not read twice.
-        latents: Latents = self.modules.refine(self.modules.encoder.translate(self._read))
+        return self._latents(self._read)
+
+    def _latents(self, states: Any) -> Latents:
+        latents: Latents = self.modules.refine(self.modules.encoder.translate(states))
         return latents
 
     @cached_property
@@ -54,12 +57,22 @@ class Encoded:
 
     @cached_property
     def deranged(self) -> Latents:
-        """The message with every context's latents exchanged for those of a context of another group."""
-        return self.message.select(torch.tensor(self.part.other, device=self.message.valid.device))
+        """The message with every context's latents exchanged for those of a context of another group.
 
-    def _thinned(self, latents: Latents) -> Latents:
+        Of a step in parts, that context may be another part's; then it is encoded here too.
+        """
+        message = self.message
+        if self.part.beyond:
+            further = self._latents(self.modules.encoder.read(list(self.part.beyond)))
+            if self.part.keep < 1:
+                further = self._thinned(further, len(self.part.contexts))
+            message = message.beside(further)
+        return message.select(torch.tensor(self.part.other, device=message.valid.device))
+
+    def _thinned(self, latents: Latents, first: int = 0) -> Latents:
+        """The latents without those that are dropped. first: the part's number of the first context."""
         rows = []
-        for row, valid in enumerate(latents.valid.tolist()):
+        for row, valid in enumerate(latents.valid.tolist(), first):
             draw = self.part.draw("keep", row)
             kept = [known and draw.random() < self.part.keep for known in valid]
             # At least one latent must remain: the first, which readers lean on.

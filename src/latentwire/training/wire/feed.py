@@ -15,7 +15,7 @@ import torch
 
 from latentwire.lm.prefix import STEADY, rounded
 from latentwire.training.sharing import Spare, parted
-from latentwire.training.wire.part import Part, collate
+from latentwire.training.wire.part import Part, collate, partners
 from latentwire.training.wire.passage import Passage
 from latentwire.training.wire.wire_training_config import WireTraining
 
@@ -96,12 +96,18 @@ class Feed:
             name: [len(self._passages[number].pairs[name][n][1]) for number, chosen in asked for n in chosen]
             for name in self._devices
         }
+        # In the whole step: how it is shared out among processes and parts must not change what is learned.
+        whole = [number for number, _ in asked]
+        partner = dict(zip(whole, partners([self._passages[number].group for number in whole]), strict=True))
+        others = {number: whole[at] for number, at in partner.items()}
         mine = asked[process::processes]
         self._notify([self._passages[number].context for number, _ in mine])
         if self.passes > 1:  # passages of one length share a part, which leaves little padding
             mine.sort(key=lambda passage: self._width(passage[0]))
         return [
-            self._part(step, some, lengths) if some else Spare(self._part(step, asked[:1], lengths))
+            self._part(step, some, lengths, others)
+            if some
+            else Spare(self._part(step, asked[:1], lengths, others))
             for some in parted(mine, -(-len(asked) // processes), self.passes)
         ]
 
@@ -110,18 +116,30 @@ class Feed:
         count = self._passages[number].asked
         return draw.sample(range(count), min(count, self._settings.questions))
 
-    def _part(self, step: int, asked: list[tuple[int, list[int]]], lengths: dict[str, list[int]]) -> Part:
+    def _part(
+        self,
+        step: int,
+        asked: list[tuple[int, list[int]]],
+        lengths: dict[str, list[int]],
+        others: Mapping[int, int] | None = None,
+    ) -> Part:
         settings, text = self._settings, self._settings.text_steps
+        found = None if others is None else [others[number] for number, _ in asked]
         return collate(
             [self._passages[number] for number, _ in asked],
             [chosen for _, chosen in asked],
             self._devices,
-            [f"{settings.seed}/{step}/{number}" for number, _ in asked],
+            [self._name(step, number) for number, _ in asked],
             after=self._after,
             lengths=lengths,
             keep=settings.keep_prob.at(step / settings.steps),
             textual=text is not None and random.Random(f"{settings.seed}/text/{step}").random() < text.at(step),
+            others=found and [(self._passages[number].context, self._name(step, number)) for number in found],
         )
+
+    def _name(self, step: int, number: int) -> str:
+        """What the random draws of a passage in a step are a function of."""
+        return f"{self._settings.seed}/{step}/{number}"
 
     def _numbers(self, step: int) -> list[int]:
         """The passages of a step: every pass over all of them is shuffled anew."""

@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from latentwire.wires.wire import Message
 
@@ -67,6 +68,29 @@ class Latents(Message):
             keys=tuple(each[rows] for each in self.keys),
             values=tuple(each[rows] for each in self.values),
             heads=tuple(each[rows] for each in self.heads),
+        )
+
+    def beside(self, others: Latents) -> Latents:
+        """These and other latents in one batch, one after the other, padded to the same number."""
+        width = max(self.valid.shape[1], others.valid.shape[1])
+
+        def joined(one: Tensor, other: Tensor, axis: int) -> Tensor:
+            """Pads the axis of the latents, counted from the end, and joins the batches."""
+            padded = [pad(each, (0, 0) * (-axis - 1) + (0, width - each.shape[axis])) for each in (one, other)]
+            return torch.cat(padded)
+
+        vectors = None
+        if self.vectors is not None and others.vectors is not None:
+            vectors = joined(self.vectors, others.vectors, -2)
+        return replace(
+            self,
+            valid=joined(self.valid, others.valid, -1),
+            positions=joined(self.positions, others.positions, -1),
+            length=torch.cat([self.length, others.length]),
+            vectors=vectors,
+            keys=tuple(joined(a, b, -2) for a, b in zip(self.keys, others.keys, strict=True)),
+            values=tuple(joined(a, b, -2) for a, b in zip(self.values, others.values, strict=True)),
+            heads=tuple(joined(a, b, -1) for a, b in zip(self.heads, others.heads, strict=True)),
         )
 
     def to(self, device: torch.device) -> Latents:
