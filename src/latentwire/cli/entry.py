@@ -6,7 +6,8 @@ import os
 import signal
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
 from typing import Any
 
@@ -47,9 +48,9 @@ def ended(work: Callable[[], int | None], *, debug: bool = False) -> int | None:
     Raises:
         SystemExit: SIGTERM has ended it, with status 143.
     """
-    _end_when_terminated()
     try:
-        status = work()
+        with _ending_when_terminated():
+            status = work()
         if status == INTERRUPTED:  # Typer turns Ctrl-C into this status without a word
             raise KeyboardInterrupt
         return status
@@ -71,12 +72,12 @@ def ended(work: Callable[[], int | None], *, debug: bool = False) -> int | None:
         return _say(f"{known}." if known else f"failed with {kind}: {line} (--debug shows where)", 1)
 
 
-def _end_when_terminated() -> None:
-    """Let SIGTERM end the program in order, with status 143: what is under way is recorded.
+@contextmanager
+def _ending_when_terminated() -> Iterator[None]:
+    """Let SIGTERM end the block in order, with status 143: what is under way is recorded.
 
     A training takes the signal over, and ends as soon as it has written a snapshot.
     """
-
     own = os.getpid()
 
     def end(number: int, frame: FrameType | None) -> None:
@@ -86,8 +87,15 @@ def _end_when_terminated() -> None:
         signal.signal(signal.SIGTERM, signal.SIG_IGN)
         sys.exit(128 + number)
 
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if signal.getsignal(signal.SIGTERM) is end:
+            signal.signal(signal.SIGTERM, before)
 
 
 def _say(sentence: str, status: int) -> int:
