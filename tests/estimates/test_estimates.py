@@ -217,6 +217,19 @@ def test_a_running_training_is_forecast_from_its_own_steps_and_evaluations(tmp_p
     assert slow.hours["base"] == pytest.approx((there.setup_minutes + there.start_minutes) / 60 + again, rel=1e-3)
 
 
+def test_a_recorded_run_on_a_shared_card_ends_within_the_estimate_of_its_middle(tmp_path: Path) -> None:
+    """The wire of docs/results/wire-real.md: 600 steps in 310 s, slower in its second half."""
+    recorded = Path(__file__).parents[2] / "docs/results/wire-real/training.jsonl"
+    lines = [line for line in recorded.read_text().splitlines() if json.loads(line)["step"] <= 281]
+    half = run_of(
+        tmp_path / "run", "wire", {"steps": 600, "eval_steps": 250}, {"diagnostics.jsonl": "\n".join(lines)}
+    )
+    found = pace(half)
+    took = 309.811 - 131.527
+    assert found.seconds_left == pytest.approx(took, rel=0.2)
+    assert found.seconds_left < took < found.seconds_left * offers.read().during.pessimistic
+
+
 def test_a_running_evaluation_is_forecast_from_its_log(tmp_path: Path) -> None:
     log = "base: 100 of 2,000 answers, 9.0 a second, 3 min left\nbase: 1,200 of 2,000 answers, 40.0 a second\n"
     found = pace(run_of(tmp_path / "run", "evaluate", {}, {"log.txt": log}))

@@ -41,12 +41,19 @@ class Efficiency(_Strict):
 
 
 class LaunchMs(_Strict):
-    """Milliseconds that a layer's kernels take to launch in one pass, by kind of stage; `decode` is one step."""
+    """Milliseconds that a layer's kernels take to launch in one pass, by kind of stage.
+
+    Attributes:
+        finetune, wire, evaluate: of a pass over many columns.
+        decode: of a single step of generation.
+        passage: that a host needs for one context of a wire's step.
+    """
 
     finetune: float = Field(ge=0)
     wire: float = Field(ge=0)
     evaluate: float = Field(ge=0)
     decode: float = Field(ge=0)
+    passage: float = Field(default=0, ge=0)
 
 
 class Offer(_Strict):

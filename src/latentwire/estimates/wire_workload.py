@@ -97,6 +97,7 @@ def count(settings: WireTraining, shapes: Mapping[str, ModelShape]) -> Workload:
         written=evaluations * (static + 4.0 * trained),
         memory=resident + (0.25 if recomputes else 1.0) * kept / parts,
         resident=resident,
+        passages=steps * rows,
         remark=f"{rows} passages of {first.text:.0f} tokens a step, {trained / 1e6:.1f} M numbers trained",
     )
 

@@ -27,6 +27,7 @@ class Workload:
         written: bytes to the disk.
         memory: bytes on the GPU at the peak.
         resident: the part of them that is there between steps.
+        passages: contexts that a host prepares for a wire's steps.
     """
 
     kind: Literal["finetune", "wire", "evaluate"]
@@ -39,6 +40,7 @@ class Workload:
     written: float
     memory: float
     resident: float
+    passages: float = 0.0
     remark: str = ""
 
     def seconds(self, offer: Offer, offers: Offers) -> float:
@@ -48,7 +50,7 @@ class Workload:
         return (
             60 * offer.start_minutes
             + self.operations / (1e12 * offer.tflops * share)
-            + 1e-3 * (self.passes * each + self.decode_passes * launch.decode)
+            + 1e-3 * (self.passes * each + self.decode_passes * launch.decode + self.passages * launch.passage)
             + self.moved / (1e12 * offer.bandwidth_tbs)
             + self.written / (1e9 * offer.disk_gbs)
         )
