@@ -211,7 +211,10 @@ def unpack(folder: Path) -> None:
     shutil.rmtree(fresh, ignore_errors=True)
     with tarfile.open(archive) as packed:
         # Python 3.11.0 to 3.11.3 have no filter; the archive is ours, and its hash has been compared.
-        packed.extractall(fresh, **({"filter": "data"} if hasattr(tarfile, "data_filter") else {}))
+        if hasattr(tarfile, "data_filter"):
+            packed.extractall(fresh, filter="data")
+        else:
+            packed.extractall(fresh)
     (fresh / ".sha256").write_text(mark)
     shutil.rmtree(unpacked, ignore_errors=True)
     fresh.replace(unpacked)
