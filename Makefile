@@ -55,7 +55,7 @@ COMPILE = $(UV) pip compile pyproject.toml --constraint constraints.txt --univer
 lock:
 	for name in run dev; do \
 		sed -n '/^#/p' locked/$$name.txt > locked/$$name.new; \
-		$(COMPILE) $$([ $$name = dev ] && echo --extra dev) >> locked/$$name.new; \
+		$(COMPILE) $$([ $$name = dev ] && echo --extra dev) >> locked/$$name.new || exit 1; \
 		mv locked/$$name.new locked/$$name.txt; \
 	done
 
