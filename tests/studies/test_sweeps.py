@@ -56,7 +56,7 @@ def by_hand() -> dict[str, Any]:
 def test_a_sweep_is_the_study_written_out_by_hand(tmp_path: Path) -> None:
     swept = loading.load(str(written(tmp_path, SWEPT)))
     plain = loading.load(str(written(tmp_path, by_hand(), "plain.yaml")))
-    assert swept == plain
+    assert swept.model_dump() == plain.model_dump()  # all but the text of the file as it was read
     assert list(swept.stages) == list(plain.stages)
     one, two = plan.make(swept), plan.make(plain)
     assert {name: each.identity for name, each in one.stages.items()} == {
