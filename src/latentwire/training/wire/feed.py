@@ -124,7 +124,7 @@ class Feed:
         others: Mapping[int, int] | None = None,
     ) -> Part:
         settings, text = self._settings, self._settings.text_steps
-        found = None if others is None else [others[number] for number, _ in asked]
+        partners = [] if others is None else [others[number] for number, _ in asked]
         return collate(
             [self._passages[number] for number, _ in asked],
             [chosen for _, chosen in asked],
@@ -134,7 +134,7 @@ class Feed:
             lengths=lengths,
             keep=settings.keep_prob.at(step / settings.steps),
             textual=text is not None and random.Random(f"{settings.seed}/text/{step}").random() < text.at(step),
-            others=found and [(self._passages[number].context, self._name(step, number)) for number in found],
+            others=[(self._passages[number].context, self._name(step, number)) for number in partners] or None,
         )
 
     def _name(self, step: int, number: int) -> str:

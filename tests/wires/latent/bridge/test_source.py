@@ -121,7 +121,7 @@ def test_contexts_prepared_ahead_are_not_tokenized_again(kind, aligned, source, 
         raise AssertionError("tokenized")
 
     monkeypatch.setattr(type(source.tokenizer), "__call__", refuse)
-    monkeypatch.setattr(prompt_format, "_token_ids", refuse)
+    monkeypatch.setattr(prompt_format, "token_ids", refuse)
     with pytest.raises(AssertionError, match="tokenized"):
         told(["Another context."])
     found = told(CONTEXTS)
