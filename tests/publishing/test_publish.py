@@ -215,8 +215,13 @@ def test_what_does_not_verify_leaks_or_was_rejected_is_refused_unless_asked_for(
     assert not refused().startswith("refused")
     config = run.folder / "checkpoints/best/generation_config.json"
     config.write_text(config.read_text() + "\n")
-    assert "generation_config.json is gone or not as the run left it" in refused()
-    assert "**Published although checkpoints/best/generation_config.json is gone" in refused(anyway=True)
+    sentence = refused()
+    assert sentence.startswith("refused")
+    assert "checkpoints/best/generation_config.json" in sentence
+    assert "expected the content that run.json has the hash of" in sentence
+    card = refused(anyway=True)
+    assert "**Published although" in card
+    assert "checkpoints/best/generation_config.json" in card[card.index("**Published although") :][:400]
 
 
 def test_weights_that_see_their_own_labels_are_refused(copied: Path, tmp_path: Path) -> None:
