@@ -74,7 +74,7 @@ def test_the_connection_is_cut_twice_and_everything_comes_home(rehearsal: Rehear
     assert rehearsal.starts() == 1
 
 
-@pytest.mark.slow
+@pytest.mark.sweep  # two minutes of a real training, twice
 def test_a_real_study_crashes_in_the_last_second_of_a_save_and_ends_with_the_same_metrics(
     tmp_path: Path, server: Loopback
 ) -> None:

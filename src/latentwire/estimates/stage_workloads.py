@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import singledispatch
 from itertools import islice
 from statistics import mean
 
@@ -32,17 +33,28 @@ def count(study: Study, names: Sequence[str] = ()) -> dict[str, Workload]:
     for name in names:
         if name not in study.stages:
             raise UserError(f"--stage: found {name!r}, expected {one_of(name, study.stages)}.")
-    return {name: _of(study, stage) for name, stage in study.stages.items() if name in names or not names}
+    return {name: _of(stage, study) for name, stage in study.stages.items() if name in names or not names}
 
 
-def _of(study: Study, stage: Stage) -> Workload:
-    if isinstance(stage, TrainWire):
-        return wire_workload.count(stage.settings(), {name: _shape(study, name) for name in stage.loads()})
-    if isinstance(stage, Finetune):
-        model = _shape(study, study.model)
-        settings = stage.settings()
-        return other_workloads.finetuning(settings, model, _document(settings.data, settings.row_tokens, model))
-    assert isinstance(stage, Evaluate)
+@singledispatch
+def _of(stage: Stage, study: Study) -> Workload:
+    """The workload of a stage; a kind of stage registers its own below."""
+    raise UserError(f"estimate: found a stage of kind {stage.kind!r}, for which nothing is counted yet.")
+
+
+@_of.register
+def _(stage: TrainWire, study: Study) -> Workload:
+    return wire_workload.count(stage.settings(), {name: _shape(study, name) for name in stage.loads()})
+
+
+@_of.register
+def _(stage: Finetune, study: Study) -> Workload:
+    model, settings = _shape(study, study.model), stage.settings()
+    return other_workloads.finetuning(settings, model, _document(settings.data, settings.row_tokens, model))
+
+
+@_of.register
+def _(stage: Evaluate, study: Study) -> Workload:
     size = 2 if (study.dtype or "bfloat16") == "bfloat16" else 4
     readers = {name: _shape(study, name) for name in stage.loads()}
     own = _shape(study, stage.model_of(study.model))
