@@ -81,7 +81,8 @@ def test_a_tracker_is_told_what_the_files_hold(carried: Carried) -> None:
     assert evaluated["text/one_hop/exact_match/value"] == metrics["text"]["one_hop"]["exact_match"]["value"]
 
 
-def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def resumed(folder: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The folder of a finetuning that was interrupted in its third step and resumed."""
     finetune = finetuning.finetune
 
     def interrupted(*args: Any, **options: Any) -> Any:
@@ -93,9 +94,13 @@ def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
     monkeypatch.setattr(finetuning, "finetune", interrupted)
     with pytest.raises(KeyboardInterrupt):
-        tracked(tmp_path, RECORDING)
+        tracked(folder, tracker)
     monkeypatch.setattr(finetuning, "finetune", finetune)
-    folder = tracked(tmp_path, RECORDING).runs["ft"].folder
+    return tracked(folder, tracker).runs["ft"].folder
+
+
+def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = resumed(tmp_path, RECORDING, monkeypatch)
     told = lines(folder / "trackers" / "told.jsonl")
     assert [line["id"] for line in told if line["what"] == "start"] == [f"ft-{folder.name}"] * 2
 
@@ -156,3 +161,19 @@ def test_wandb_keeps_the_run_and_its_id_offline(tmp_path: Path, monkeypatch: pyt
     folder = tracked(tmp_path, "wandb").runs["ft"].folder
     (kept,) = (folder / "trackers" / "wandb").glob(f"offline-run-*-ft-{folder.name}/run-*.wandb")
     assert kept.stat().st_size > 0
+
+
+def test_trackio_goes_on_in_the_same_run_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Trackio's folder is decided when it is first imported: its own API says what it has kept."""
+    trackio = pytest.importorskip("trackio")
+    folder = resumed(tmp_path, "trackio", monkeypatch)
+    kept = {run.name: run for run in trackio.Api().runs("tracked") if run.name.endswith(folder.name)}
+    assert list(kept) == [f"ft-{folder.name}"]
+    (run,) = kept.values()
+    settings = {key: value for key, value in run.config.items() if not key.startswith("_")}
+    assert settings == json.loads((folder / "run.json").read_text(encoding="utf-8"))["configuration"]
+    logged = trackio.sqlite_storage.SQLiteStorage.get_logs("tracked", run.name, run_id=run.id)
+    losses = {line["step"]: line["loss"] for line in lines(folder / "diagnostics.jsonl") if "loss" in line}
+    assert {line["step"]: line["loss"] for line in logged if "loss" in line} == pytest.approx(losses)
+    tables = [line["samples"] for line in logged if "samples" in line]
+    assert [table["_type"] for table in tables] == ["trackio.table"] * 3

@@ -113,6 +113,8 @@ class Trackers:
         for name in list(self._at_work):
             if name == "wandb":
                 self._try(name, lambda tracker: tracker.log_table("samples", columns, rows, step=step))  # type: ignore[attr-defined]
+            elif name == "trackio":
+                self._try(name, lambda tracker: tracker.log({"samples": _table(columns, rows)}, step=step))
             else:
                 self._try(name, lambda tracker: tracker.log({"samples": _markdown(columns, rows)}, step=step))
 
@@ -148,13 +150,14 @@ def _started(name: str, note: Mapping[str, Any], place: Path, step: int) -> Gene
         place.mkdir(exist_ok=True)
         tracker = WandBTracker(project, id=run, name=run, dir=str(place), resume="allow")
     elif name == "trackio":
-        tracker = TrackioTracker(project, name=run, resume="allow")
+        # Given later, Accelerate's keywords would become settings of the run.
+        tracker = TrackioTracker(project, name=run, resume="allow", config=dict(note["configuration"]))
     else:
         tracker = kinds.found(name, "trackers")(project, id=run, folder=place)
     tracker.start()
     if name == "tensorboard":  # hyperparameters would become a run of their own, one at each attempt
         tracker.log({"configuration": f"```\n{configuration}\n```"}, step=step)
-    else:
+    elif name != "trackio":
         tracker.store_init_configuration(dict(note["configuration"]))
     return tracker
 
@@ -171,8 +174,15 @@ def _text(value: Any) -> str:
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
 
 
+def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
+    """A table of Trackio."""
+    import trackio  # type: ignore[import-not-found,unused-ignore]
+
+    return trackio.Table(columns=list(columns), data=[list(row) for row in rows])
+
+
 def _markdown(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table as Markdown, which TensorBoard and Trackio show."""
+    """A table as Markdown, which TensorBoard shows."""
     lines = [columns, ["---"] * len(columns), *rows]
     return "\n".join(
         "| " + " | ".join(cell.replace("|", "\\|").replace("\n", " ") for cell in x) + " |" for x in lines
