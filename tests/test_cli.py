@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from latentwire.evaluation.audit_file import read_audits
 from latentwire.lm.loading import weights
 from latentwire.lm.prompt_format import PromptFormat
 from tests.support.checkpoints import write_lora, write_prefix
@@ -139,15 +140,19 @@ def test_a_model_with_an_adapter_passes_the_audit(capsys, monkeypatch, folder, t
     assert "passed" in out
 
 
-def test_audit_passes_an_honest_wire_and_fails_a_leaky_one(capsys, monkeypatch, folder):
+def test_audit_passes_an_honest_wire_and_fails_a_leaky_one(capsys, monkeypatch, folder, tmp_path):
     monkeypatch.setattr("latentwire.evaluation.audit.KERNELS", ("sdpa", "eager"))
     status, out, _ = run(capsys, monkeypatch, "audit", "--model", folder, "--wire", "text,mask=prefix")
     assert status == 0
     assert "fully bidirectional" in out
     assert "passed" in out
-    status, out, _ = run(capsys, monkeypatch, "audit", "--model", folder, "--wire", "leaky")
+    kept = tmp_path / "audit.json"
+    status, out, _ = run(capsys, monkeypatch, "audit", "--model", folder, "--wire", "leaky", "--json", kept)
     assert status == 1
     assert "LEAK" in out
+    (written,) = read_audits(kept)["audits"]
+    assert written["wire"] == "leaky"
+    assert all(problem in out for problem in written["problems"])
 
 
 def test_doctor_says_what_is_there(capsys, monkeypatch):

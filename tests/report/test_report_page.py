@@ -16,12 +16,15 @@ import pytest
 
 from latentwire import cli
 from latentwire.errors import UserError
+from latentwire.evaluation.audit import Audit
+from latentwire.evaluation.audit_file import write_audits
 from latentwire.report import page
 from latentwire.report.across_studies import across
+from latentwire.report.findings import findings
 from latentwire.report.gathered import Gathered
 from latentwire.report.plain_words import evidence
 from latentwire.report.stage_diagram import diagram
-from tests.support.report_studies import HOSTILE, TASKS
+from tests.support.report_studies import HOSTILE, TASKS, report_study
 
 Studies = dict[str, Path]
 
@@ -201,6 +204,24 @@ def test_a_study_that_is_not_done_says_what_is_missing(changed: Callable[..., Ga
     assert "3 of 4 stages are done" in evidence(study).about
     assert any("Not done: after" in each for each in evidence(study).limits)
     assert "not run" in page.page([study])
+
+
+def test_an_audit_in_the_studys_folder_is_among_the_findings(tmp_path: Path) -> None:
+    folder = report_study(tmp_path, "audited", examples=2)
+    honest = Audit(wire="text,mask=prefix", not_looked_at=["long prompts"], warnings=["the format was guessed"])
+    leaking = Audit(wire="leaky", problems=["LEAK (sdpa): a scored position sees its own label"])
+    write_audits(folder / "audit.json", "embedded:heron", None, [honest, leaking])
+    found = [each for each in findings(Gathered.read(folder, "s1")) if "on embedded:heron" in each.about]
+    assert [(each.weight, each.about.split()[2]) for each in found] == [
+        ("problem", "leaky"),
+        ("caution", "text,mask=prefix"),
+        ("checked", "text,mask=prefix"),
+    ]
+    assert found[0].text == "LEAK (sdpa): a scored position sees its own label."
+    assert "Not looked at: long prompts." in found[2].text
+    (folder / "audit.json").write_text("[]")
+    with pytest.raises(UserError, match=r"audit\.json: found no audit in it"):
+        findings(Gathered.read(folder, "s1"))
 
 
 def test_the_diagram_puts_stages_after_what_they_need(studies: Studies) -> None:

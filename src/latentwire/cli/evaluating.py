@@ -203,6 +203,13 @@ def audit(
         int | None,
         typer.Option(help="Tokens of the longest prompt. [default: two sliding windows, 256 to 2,048]", min=8),
     ] = None,
+    json_file: Annotated[
+        Path | None,
+        typer.Option(
+            "--json",
+            help="Also write what was found here; as audit.json in a study's folder, its report shows it.",
+        ),
+    ] = None,
     chat: Chat = False,
     instruction: Instruction = None,
     system: System = None,
@@ -217,7 +224,9 @@ def audit(
     """Check whether a model, with this attention, leaks labels or sees ahead; status 1 if it does."""
     from latentwire import wires
     from latentwire.evaluation.audit import audit as run_audit
+    from latentwire.evaluation.audit_file import write_audits
     from latentwire.evaluation.eval_report import audited
+    from latentwire.files import check_writable
     from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.tasks import resolve
@@ -230,15 +239,18 @@ def audit(
         max_memory=max_memory,
         trust_remote_code=trust_remote_code,
     )
+    if json_file is not None:
+        check_writable(json_file, "json")
     chosen = [wires.parse(text) for text in wire or DEFAULT_WIRES[:2]]
     prompts = PromptSettings.asked(prompt_format, chat=chat, instruction=instruction, system=system)
     tasks = resolve(task or ["world"], data)
     lm = load(model, adapter, loading, prompts)
     examples = [example for task_ in tasks for example in task_.examples("validation", 4)]
-    problems = 0
+    audits = []
     for each in chosen:
-        found = run_audit(lm, each, examples, length=length)
-        print_parts(audited(found))
-        problems += len(found.problems)
-    if problems:
+        audits.append(run_audit(lm, each, examples, length=length))
+        print_parts(audited(audits[-1]))
+        if json_file is not None:
+            write_audits(json_file, model, None if adapter is None else str(adapter), audits)
+    if any(each.problems for each in audits):
         raise typer.Exit(1)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+from latentwire.evaluation.audit_file import PATTERN, read_audits
 from latentwire.evaluation.eval_report import partner_sentence
 from latentwire.report.gathered import Gathered
 from latentwire.report.wording import counted, estimated, listed, plain
@@ -25,7 +26,8 @@ class AuditFinding:
 
 def findings(study: Gathered) -> list[AuditFinding]:
     """All findings of a study, problems first."""
-    found = [*_leaks(study), *_stages(study), *_gates(study), *_trainings(study), *_answers(study), *_made(study)]
+    parts = (_leaks, _audits, _stages, _gates, _trainings, _answers, _made)
+    found = [finding for part in parts for finding in part(study)]
     order: tuple[Weight, ...] = ("problem", "caution", "checked")
     return sorted(found, key=lambda each: order.index(each.weight))
 
@@ -47,6 +49,23 @@ def _leaks(study: Gathered) -> Iterator[AuditFinding]:
             lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
             for line in dict.fromkeys(line for line in lines if line.startswith("audit of ")):
                 yield AuditFinding("checked", f"Audit before {stage}", f"{line[0].upper()}{line[1:]}.")
+
+
+def _audits(study: Gathered) -> Iterator[AuditFinding]:
+    """What `latentwire audit --json` has left in the study's folder."""
+    for path in sorted(study.study.folder.glob(PATTERN)):
+        found = read_audits(path)
+        of = found["model"] + (f" with {found['adapter']}" if found.get("adapter") else "")
+        for each in found["audits"]:
+            about = f"Audit of {each['wire']} on {of}"
+            for weight, sentences in (("problem", each["problems"]), ("caution", each["warnings"])):
+                for sentence in sentences:
+                    yield AuditFinding(weight, about, f"{sentence[0].upper()}{sentence[1:]}.")  # type: ignore[arg-type]
+            if not each["problems"]:
+                pairs = sum(layer["pairs"] for layer in each["layers"])
+                left = f" Not looked at: {'; '.join(each['not_looked_at'])}." if each["not_looked_at"] else ""
+                text = f"Nothing sees what its mask hides, in {pairs:,} pairs of a state and a position."
+                yield AuditFinding("checked", about, text + left)
 
 
 def _stages(study: Gathered) -> Iterator[AuditFinding]:
