@@ -12,7 +12,6 @@ import re
 import shutil
 import subprocess
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,9 +20,8 @@ import yaml
 
 from latentwire.errors import UserError
 from latentwire.files import write_atomically
-from latentwire.launching.far_machine import FarMachine
 from latentwire.launching.launch_record import Launch, LaunchPlan
-from latentwire.launching.targets import CONFIRMATIONS, FOLDER
+from latentwire.launching.targets import CONFIRMATIONS, DetachedWorker
 from latentwire.launching.transport import OverSsh, Transport, Unreachable
 
 TASK = "task.yaml"
@@ -39,7 +37,7 @@ while [ "$(date +%s)" -lt "$end" ] && [ ! -e "{folder}/arrived" ]; do sleep 10; 
 
 
 @dataclass
-class SkyTarget:
+class SkyTarget(DetachedWorker):
     """A cloud.
 
     Attributes:
@@ -79,10 +77,6 @@ class SkyTarget:
             raise Unreachable(f"sky:{self.cloud}: there is no machine yet")
         return self.reached
 
-    def folder(self, launch: Launch) -> str:
-        """Below the home folder there."""
-        return f"{FOLDER}/{launch.record.name}"
-
     def provide(self, launch: Launch) -> None:
         """Launch the machine with its guard, once; later, only find its alias again.
 
@@ -119,18 +113,6 @@ class SkyTarget:
             "resources": {"infra": self.cloud, **settings, "autostop": autostop},
             "run": guard,
         }
-
-    def start(self, machine: FarMachine, job: Mapping[str, Any], launch: Launch) -> bool:
-        """Start a detached worker."""
-        return machine.start(job)
-
-    def stop(self, machine: FarMachine, launch: Launch, *, kill: bool = False) -> None:
-        """Signal the worker, or, to kill, all that it started too."""
-        machine.stop(kill=kill)
-
-    def at_work(self, look: dict[str, Any], launch: Launch) -> bool:
-        """Whether the worker holds its lock."""
-        return bool(look["alive"])
 
     def down(self, launch: Launch) -> bool | None:
         """Take the machine down, and ask SkyPilot until it is no longer listed; None if there never was one."""

@@ -53,18 +53,12 @@ class Target(Protocol):
         ...
 
 
-@dataclass
-class SshTarget:
-    """A machine that is there already, behind ssh; or this machine, for a rehearsal."""
-
-    transport: Transport
+class DetachedWorker:
+    """What the targets share whose worker is started over ssh, detached, below the home folder there."""
 
     def folder(self, launch: Launch) -> str:
         """Below the home folder there."""
         return f"{FOLDER}/{launch.record.name}"
-
-    def provide(self, launch: Launch) -> None:
-        """It is there already."""
 
     def start(self, machine: FarMachine, job: Mapping[str, Any], launch: Launch) -> bool:
         """Start a detached worker."""
@@ -77,6 +71,16 @@ class SshTarget:
     def at_work(self, look: dict[str, Any], launch: Launch) -> bool:
         """Whether the worker holds its lock."""
         return bool(look["alive"])
+
+
+@dataclass
+class SshTarget(DetachedWorker):
+    """A machine that is there already, behind ssh; or this machine, for a rehearsal."""
+
+    transport: Transport
+
+    def provide(self, launch: Launch) -> None:
+        """It is there already."""
 
     def down(self, launch: Launch) -> bool | None:
         """Run the plan's own command, then ask its own check, or the machine itself, until it is gone."""

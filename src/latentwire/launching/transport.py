@@ -82,16 +82,18 @@ def cleaned(script: str, marker: str) -> str:
     return f'exec env -i HOME="$HOME" {kept} PATH={PATH} LANG=C.UTF-8 PYTHONUTF8=1 /bin/sh -c {shlex.quote(inner)}'
 
 
-@dataclass(frozen=True)
-class Here:
-    """This machine, in another folder and with a clean environment: for a rehearsal, and for a Slurm login node.
+class Shell:
+    """A machine behind a command whose last word is a script to run."""
 
-    Attributes:
-        home: What `$HOME` is there.
-    """
+    name: str
 
-    home: Path
-    name: str = "this machine"
+    def words(self) -> tuple[list[str], dict[str, str]]:
+        """The command, without its last word, and its environment."""
+        raise NotImplementedError
+
+    def judged(self, answer: Answer) -> Answer:
+        """The answer, unless it is the command's own failure."""
+        return answer
 
     def run(
         self,
@@ -102,13 +104,29 @@ class Here:
         timeout: float = 60,
     ) -> Answer:
         """See `Transport.run`."""
-        environment = {name: os.environ[name] for name in _KEPT.split() if name in os.environ}
-        command = ["/bin/sh", "-c"]
-        return converse(command, script, environment | {"HOME": str(self.home)}, give, take, timeout, self.name)
+        command, environment = self.words()
+        return self.judged(converse(command, script, environment, give, take, timeout, self.name))
 
 
 @dataclass(frozen=True)
-class OverSsh:
+class Here(Shell):
+    """This machine, in another folder and with a clean environment: for a rehearsal, and for a Slurm login node.
+
+    Attributes:
+        home: What `$HOME` is there.
+    """
+
+    home: Path
+    name: str = "this machine"
+
+    def words(self) -> tuple[list[str], dict[str, str]]:
+        """A shell of this machine, and what of this environment a machine has too."""
+        environment = {name: os.environ[name] for name in _KEPT.split() if name in os.environ}
+        return ["/bin/sh", "-c"], environment | {"HOME": str(self.home)}
+
+
+@dataclass(frozen=True)
+class OverSsh(Shell):
     """A machine behind `ssh`, with what the user's own ssh configuration says about it.
 
     Attributes:
@@ -122,36 +140,33 @@ class OverSsh:
     options: Sequence[str] = field(default=())
 
     @property
-    def name(self) -> str:
+    def name(self) -> str:  # type: ignore[override]
         """As messages call it."""
         return f"ssh:{self.host}" + (f":{self.port}" if self.port else "")
 
-    def run(
-        self,
-        script: str,
-        *,
-        give: IO[bytes] | None = None,
-        take: Callable[[bytes], None] | None = None,
-        timeout: float = 60,
-    ) -> Answer:
-        """See `Transport.run`.
-
-        Raises:
-            UserError: The machine answers, but does not let us in.
-        """
+    def words(self) -> tuple[list[str], dict[str, str]]:
+        """`ssh` that never asks and notices a lost connection, in this environment."""
         fixed = ("BatchMode=yes", "ConnectTimeout=20", "ServerAliveInterval=10", "ServerAliveCountMax=3")
         command = ["ssh", *[word for option in (*self.options, *fixed) for word in ("-o", option)]]
         command += ["-p", str(self.port)] if self.port else []
-        answer = converse([*command, "--", self.host], script, dict(os.environ), give, take, timeout, self.name)
-        if answer.status == _UNREACHABLE:
-            said = (answer.err.strip().splitlines() or ["the connection was closed"])[-1].strip()
-            if any(word in answer.err for word in _REFUSED):
-                raise UserError(
-                    f"on: {self.name} does not let us in ({said}), expected a key and a known host; "
-                    f"try: ssh {self.host} true"
-                )
-            raise Unreachable(f"{self.name}: {said}")
-        return answer
+        return [*command, "--", self.host], dict(os.environ)
+
+    def judged(self, answer: Answer) -> Answer:
+        """The answer of the machine.
+
+        Raises:
+            Unreachable: ssh did not get through to it.
+            UserError: The machine answers, but does not let us in.
+        """
+        if answer.status != _UNREACHABLE:
+            return answer
+        said = (answer.err.strip().splitlines() or ["the connection was closed"])[-1].strip()
+        if any(word in answer.err for word in _REFUSED):
+            raise UserError(
+                f"on: {self.name} does not let us in ({said}), expected a key and a known host; "
+                f"try: ssh {self.host} true"
+            )
+        raise Unreachable(f"{self.name}: {said}")
 
 
 def converse(
