@@ -176,7 +176,7 @@ def _text(value: Any) -> str:
 
 def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> Any:
     """A table of Trackio."""
-    import trackio  # type: ignore[import-not-found,unused-ignore]
+    import trackio
 
     return trackio.Table(columns=list(columns), data=[list(row) for row in rows])
 
