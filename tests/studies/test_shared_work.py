@@ -15,7 +15,7 @@ from latentwire.errors import UserError
 from latentwire.process_group import LAUNCHER, Group
 from latentwire.runs.log import Log
 from latentwire.runs.store import runs
-from latentwire.studies import commands, loading, runner
+from latentwire.studies import commands, loading, references, runner
 from latentwire.studies.stages.evaluate import Evaluate
 from tests.support.processes import attempt
 from tests.support.studies import small_study, written
@@ -94,6 +94,19 @@ def test_bad_input_is_said_once_and_ends_all_processes(tmp_path: Path, capfd: py
     said = capfd.readouterr()
     assert (said.out + said.err).count("one_hob") == 1
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("placed", [{"device_map": "auto"}, {"max_memory": {"cpu": "8GiB"}}])
+def test_a_model_spread_over_devices_is_refused_in_several_processes(
+    tmp_path: Path, placed: dict[str, Any]
+) -> None:
+    raw = small_study(stages={"read": {"kind": "evaluate", "arms": {"text": "text"}}})
+    raw |= {"loading": {raw["model"]: placed}, "effects": None, "comparisons": [], "gates": []}
+    spread = loading.load(str(written(tmp_path, {key: value for key, value in raw.items() if value})))
+    references.check_processes(spread, 1)
+    key = next(iter(placed))
+    with pytest.raises(UserError, match=rf"loading\..*{key}: found one in a command of 2 processes"):
+        references.check_processes(spread, 2)
 
 
 def refused(group: Group, study: Path, root: Path) -> None:

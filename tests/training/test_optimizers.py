@@ -120,9 +120,10 @@ def test_a_finetuning_in_bfloat16_learns_as_one_in_float32_and_resumes_exactly(t
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"lora": Lora(rank=2)}, "beside lora"),
-        ({"precision": "fp32"}, "expected bf16"),
-        ({"accumulation": 2}, "expected 1"),
+        ({"lora": Lora(rank=2)}, "release_gradients: found true beside lora, expected false"),
+        ({"lora": Lora(rank=2), "release_gradients": False}, "weights: found bfloat16 beside lora"),
+        ({"precision": "fp32"}, "precision: found fp32 beside weights: bfloat16, expected bf16"),
+        ({"accumulation": 2}, "release_gradients: found true beside accumulation: 2, expected accumulation: 1"),
     ],
 )
 def test_options_of_full_weights_refuse_what_they_cannot_do(changes, said):

@@ -10,7 +10,8 @@ from latentwire.errors import UserError, one_of
 from latentwire.printing import console
 from latentwire.process_group import ALONE, Group
 from latentwire.runs.log import Log
-from latentwire.studies import following, loading, runner, study_summary, summary_tables, templates
+from latentwire.studies import following, loading, references, runner, study_summary, summary_tables, templates
+from latentwire.studies.spec import Study
 
 
 def init(template: str, out: Path) -> None:
@@ -56,7 +57,13 @@ def run(
     Raises:
         UserError: Bad input.
     """
-    made = group.leader_first(lambda: loading.load(study, changes, preset))
+
+    def settled() -> Study:
+        loaded = loading.load(study, changes, preset)
+        references.check_processes(loaded, group.size)
+        return loaded
+
+    made = group.leader_first(settled)
     if track:
         made = made.model_copy(update={"trackers": tuple(dict.fromkeys([*made.trackers, *track]))})
     if not group.leads:

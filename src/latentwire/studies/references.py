@@ -13,6 +13,8 @@ from latentwire.tasks.base import Task
 
 _FROZEN_ONLY = ("dtype", "device_map", "bits", "max_memory")
 """Fields of `loading` that a model which is finetuned does not take."""
+_PLACES = ("device_map", "max_memory")
+"""Fields of `loading` that spread one model over devices."""
 
 
 def check(study: Study) -> None:
@@ -66,6 +68,23 @@ def check(study: Study) -> None:
         known(f"gates.{at}.of", gate.of, valid, f"a reading that {gate.effect} is derived for")
     _once("comparisons", [each.name for each in study.comparisons])
     _once("gates", [each.name for each in study.gates])
+
+
+def check_processes(study: Study, processes: int) -> None:
+    """Refuse to spread a model over devices in a command of several processes, which would take the same ones.
+
+    Raises:
+        UserError: One sentence with the key.
+    """
+    if processes == 1:
+        return
+    for model, loading in study.loading.items():
+        for key in _PLACES:
+            if getattr(loading, key) is not None:
+                raise UserError(
+                    f"loading.{model}.{key}: found one in a command of {processes} processes, expected none: each "
+                    "process holds all of a model on a device of its own."
+                )
 
 
 def reported_tasks(tasks: Sequence[Task]) -> list[str]:

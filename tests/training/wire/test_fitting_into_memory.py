@@ -49,7 +49,7 @@ def test_layers_that_run_again_keep_less_than_half():
     kept = {}
     for recomputes in (False, True):
         recompute(modules, step, recomputes)
-        kept[recomputes] = memory.saved_bytes(lambda: step(part), weights)
+        kept[recomputes] = memory.saved_bytes(lambda: step(part), weights).total()
     assert kept[True] < kept[False] / 2
 
 
@@ -145,6 +145,44 @@ def test_a_step_runs_in_the_fastest_way_that_fits(asked, budget, recomputes, pas
 def test_a_passage_that_does_not_fit_alone_is_refused_with_what_would_fit(asked, part):
     with pytest.raises(UserError, match=part):
         memory.choose(100, 60, asked, 5, 1, 8)
+
+
+CPU, OTHER = torch.device("cpu"), torch.device("meta")
+"""Two devices. Nothing can be computed on the second one, but sizes can be counted there."""
+
+
+def test_what_is_trained_on_a_device_must_fit_on_that_device():
+    trained = [torch.nn.Parameter(torch.zeros(10, device=device)) for device in (CPU, OTHER, OTHER)]
+    needs = memory.static([], trained, "adamw")
+    assert (needs.gradients, needs.fixed(CPU), needs.fixed(OTHER)) == (120, 120, 240)
+    memory.check_static(needs, {CPU: 140, OTHER: 270})
+    with pytest.raises(UserError, match=r"memory: found 0\.00 GiB free on meta beside the weights"):
+        memory.check_static(needs, {CPU: 2**30, OTHER: 200})  # on both together it would fit
+
+
+def test_activations_are_counted_on_the_device_that_keeps_them():
+    weights = [torch.nn.Parameter(torch.zeros(4, device=device)) for device in (CPU, OTHER)]
+    rows = [torch.ones(size, 4, device=weight.device) for size, weight in zip((2, 3), weights, strict=True)]
+    kept = memory.saved_bytes(lambda: [row * weight for row, weight in zip(rows, weights, strict=True)], weights)
+    assert kept == {CPU: 2 * 4 * 4, OTHER: 3 * 4 * 4}
+
+
+@pytest.mark.parametrize(
+    ("free", "recomputes", "passes"),
+    [
+        ({CPU: 1000, OTHER: 1000}, False, 1),
+        ({CPU: 1000, OTHER: 30}, True, 1),  # one device alone decides how all run
+        ({CPU: 30, OTHER: 20}, True, 2),
+    ],
+)
+def test_a_step_is_planned_for_the_device_with_the_least_room(free, recomputes, passes):
+    needs = memory.static([], [], "adamw")
+    kept = {False: {CPU: 100, OTHER: 100}, True: {CPU: 20, OTHER: 20}}
+    plan = memory.plan(kept, needs, free, None, 1, 8)
+    assert (plan.recomputes, plan.passes) == (recomputes, passes)
+    assert plan.activations == sum(kept[recomputes].values()) // passes
+    with pytest.raises(UserError, match="GiB free on meta for activations"):
+        memory.plan(kept, needs, {CPU: 1000, OTHER: 1}, None, 1, 8)
 
 
 def test_what_cannot_fit_whatever_the_step_is_refused_before_the_first_one(tmp_path, monkeypatch):

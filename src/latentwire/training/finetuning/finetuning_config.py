@@ -60,17 +60,21 @@ class Finetuning(Loop):
 
     @model_validator(mode="after")
     def _options_of_full_weights(self) -> Self:
-        if self.lora is not None and self.one_by_one:
+        if self.lora is not None and self.release_gradients:
             raise ValueError(
-                "weights: found bfloat16 or release_gradients beside lora, expected neither: adapters are few, "
-                "and trained in float32"
+                "release_gradients: found true beside lora, expected false: adapters are few, and their gradients "
+                "take little memory"
+            )
+        if self.lora is not None and self.weights == "bfloat16":
+            raise ValueError(
+                "weights: found bfloat16 beside lora, expected float32: adapters are few, and trained in float32"
             )
         if self.weights == "bfloat16" and self.precision != "bf16":
             raise ValueError(f"precision: found {self.precision} beside weights: bfloat16, expected bf16")
         if self.release_gradients and self.accumulation > 1:
             raise ValueError(
-                f"accumulation: found {self.accumulation} beside release_gradients, expected 1: a gradient that "
-                "is used at once cannot be summed over passes"
+                f"release_gradients: found true beside accumulation: {self.accumulation}, expected accumulation: "
+                "1: a gradient that is used at once cannot be summed over passes"
             )
         return self
 

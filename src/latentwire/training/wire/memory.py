@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,7 @@ class Needs:
         gradients, optimizer: of what is trained.
         activations: kept for the backward pass by the largest part of a step.
         checkpoints: on disk: the newest snapshot while it replaces the one before, the best one and the final one.
+        gradients_on, optimizer_on: the same as `gradients` and `optimizer`, by device.
     """
 
     weights: int
@@ -37,11 +39,12 @@ class Needs:
     optimizer: int
     activations: int
     checkpoints: int
+    gradients_on: Mapping[torch.device, int] = field(default_factory=dict)
+    optimizer_on: Mapping[torch.device, int] = field(default_factory=dict)
 
-    @property
-    def beyond_weights(self) -> int:
-        """Memory that is not taken yet when the models are loaded."""
-        return self.gradients + self.optimizer + self.activations
+    def fixed(self, device: torch.device) -> int:
+        """What is needed on a device beside its weights, whatever the size of a step."""
+        return self.gradients_on.get(device, 0) + self.optimizer_on.get(device, 0)
 
     def __str__(self) -> str:
         parts = {
@@ -55,39 +58,49 @@ class Needs:
 
 def static(modules: Iterable[nn.Module], trained: Iterable[Tensor], optimizer: str) -> Needs:
     """Everything but activations. modules: of models and wire; shared weights count once."""
-    numbers = sum(tensor.numel() for tensor in trained)
+    numbers = Counter[torch.device]()
+    for tensor in trained:
+        numbers[tensor.device] += tensor.numel()
+    count, each_kept = sum(numbers.values()), OPTIMIZER_BYTES[optimizer]
     tensors = {id(each): each for module in modules for each in (*module.parameters(), *module.buffers())}
-    kept = OPTIMIZER_BYTES[optimizer] * numbers
     return Needs(
         weights=sum(each.numel() * each.element_size() for each in tensors.values()),
-        gradients=4 * numbers,
-        optimizer=kept,
+        gradients=4 * count,
+        optimizer=each_kept * count,
         activations=0,
-        checkpoints=2 * (4 * numbers + kept) + 2 * 4 * numbers,
+        checkpoints=2 * (4 + each_kept) * count + 2 * 4 * count,
+        gradients_on={device: 4 * number for device, number in numbers.items()},
+        optimizer_on={device: each_kept * number for device, number in numbers.items()},
     )
 
 
-def saved_bytes(run: Callable[[], Any], weights: Iterable[Tensor] = ()) -> int:
-    """Bytes of the tensors that autograd keeps for the backward pass of `run`; views of one storage count once.
+def saved_bytes(run: Callable[[], Any], weights: Iterable[Tensor] = ()) -> Counter[torch.device]:
+    """Bytes that autograd keeps for the backward pass of `run`, by device; views of one storage count once.
 
     Args:
         weights: not counted, since they are there anyway. A copy of one is.
     """
-    known = {each.untyped_storage().data_ptr() for each in weights}
-    kept: dict[int, int] = {}
-    alive: list[Tensor] = []  # a freed storage's address would be given to the next one
+    known = {each.untyped_storage()._cdata for each in weights}
+    sizes = Counter[torch.device]()
+    alive: list[Tensor] = []  # a freed storage's number would be given to the next one
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        if storage.data_ptr() not in known and storage.data_ptr() not in kept:
-            kept[storage.data_ptr()] = storage.nbytes()
+        if storage._cdata not in known:
+            known.add(storage._cdata)
+            sizes[tensor.device] += storage.nbytes()
             alive.append(tensor.detach())
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
         result = run()
     del result
-    return sum(kept.values())
+    return sizes
+
+
+def devices(tensors: Iterable[Tensor]) -> list[torch.device]:
+    """Where tensors are; those that are loaded only when a layer runs (`meta`) are nowhere."""
+    return [device for device in dict.fromkeys(tensor.device for tensor in tensors) if device.type != "meta"]
 
 
 def free_memory(device: torch.device) -> int:
@@ -109,26 +122,32 @@ def free_disk(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def check_static(needs: Needs, free: int, disk: int | None = None) -> None:
+def check_static(needs: Needs, free: Mapping[torch.device, int], disk: int | None = None) -> None:
     """Refuse what cannot fit whatever the size of a step.
 
     Args:
-        free, disk: bytes there are; None where the folder is not known yet.
+        free: bytes there are on each device. disk: bytes there are; None where the folder is not known yet.
 
     Raises:
-        UserError: memory or disk is too small; the message says what would fit.
+        UserError: a device's memory or the disk is too small; the message says what would fit.
     """
-    if needs.gradients + needs.optimizer > SHARE * free:
-        raise UserError(
-            f"memory: found {free / GIB:.2f} GiB free beside the weights, expected "
-            f"{needs.gradients / GIB:.2f} GiB for gradients and {needs.optimizer / GIB:.2f} for the optimizer; "
-            "a lower rank, optimizer: adafactor or loading: {MODEL: {bits: 4}} needs less."
-        )
+    for device, there in free.items():
+        gradients, optimizer = needs.gradients_on.get(device, 0), needs.optimizer_on.get(device, 0)
+        if gradients + optimizer > SHARE * there:
+            raise UserError(
+                f"memory: found {there / GIB:.2f} GiB free{_on(device, free)} beside the weights, expected "
+                f"{gradients / GIB:.2f} GiB for gradients and {optimizer / GIB:.2f} for the optimizer; "
+                "a lower rank, optimizer: adafactor or loading: {MODEL: {bits: 4}} needs less."
+            )
     if disk is not None and needs.checkpoints > disk:
         raise UserError(
             f"disk: found {disk / GIB:.2f} GiB free, expected {needs.checkpoints / GIB:.2f} GiB for checkpoints; "
             "a lower rank needs less, or choose another folder for runs."
         )
+
+
+def _on(device: torch.device, free: Mapping[torch.device, int]) -> str:
+    return f" on {device}" if len(free) > 1 else ""
 
 
 @dataclass(frozen=True)
@@ -146,7 +165,45 @@ class StepPlan:
     activations: int
 
 
-def choose(plain: int, recomputed: int, asked: bool | None, budget: int, passes: int, most: int) -> StepPlan:
+def plan(
+    kept: Mapping[bool, Mapping[torch.device, int]],
+    needs: Needs,
+    free: Mapping[torch.device, int],
+    asked: bool | None,
+    passes: int,
+    most: int,
+) -> StepPlan:
+    """How a step is run so that it fits on each device.
+
+    Args:
+        kept: bytes that the activations of a whole step take on each device, without (False) and with (True)
+            recomputing.
+        needs: what is there beside them. free: bytes there are on each device.
+        asked, passes, most: as `choose` takes them.
+
+    Raises:
+        UserError: not even a single passage fits on one of them.
+    """
+    chosen = [
+        choose(
+            kept[False].get(device, 0),
+            kept[True].get(device, 0),
+            asked,
+            int(SHARE * there) - needs.fixed(device),
+            passes,
+            most,
+            _on(device, free),
+        )
+        for device, there in free.items()
+    ]
+    careful = agreed(chosen)
+    activations = sum(kept[careful.recomputes].values()) // careful.passes
+    return StepPlan(careful.recomputes, careful.passes, activations)
+
+
+def choose(
+    plain: int, recomputed: int, asked: bool | None, budget: int, passes: int, most: int, where: str = ""
+) -> StepPlan:
     """The fastest way to run a step that fits: as asked, else recomputing layers, else in more parts.
 
     Args:
@@ -154,6 +211,7 @@ def choose(plain: int, recomputed: int, asked: bool | None, budget: int, passes:
         asked: whether layers shall be recomputed; None leaves it to the memory.
         budget: bytes there are for activations.
         passes: parts that a step is split into at least. most: at most, so that each has a passage.
+        where: names the device in a message.
 
     Raises:
         UserError: not even a single passage fits.
@@ -165,14 +223,15 @@ def choose(plain: int, recomputed: int, asked: bool | None, budget: int, passes:
     if whole / passes > budget:
         other = "" if recomputes else "activation_checkpointing: true, "
         raise UserError(
-            f"memory: found {budget / GIB:.2f} GiB free for activations, expected {whole / passes / GIB:.2f} GiB "
-            f"for a single passage; {other}shorter contexts, fewer questions or a smaller model needs less."
+            f"memory: found {budget / GIB:.2f} GiB free{where} for activations, expected "
+            f"{whole / passes / GIB:.2f} GiB for a single passage; {other}shorter contexts, fewer questions or a "
+            "smaller model needs less."
         )
     return StepPlan(recomputes, passes, int(whole / passes))
 
 
 def agreed(plans: Sequence[StepPlan]) -> StepPlan:
-    """One plan for all processes, which must make equally many passes: the most careful of each."""
+    """One plan for all processes and devices, which must make equally many passes: the most careful of each."""
     return StepPlan(
         recomputes=any(plan.recomputes for plan in plans),
         passes=max(plan.passes for plan in plans),

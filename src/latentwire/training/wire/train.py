@@ -113,7 +113,7 @@ def check(readers: Mapping[str, LM], source: LM, settings: WireTraining, start: 
     _check_pieces(modules, readers, settings)
     models = [lm.model for lm in (*readers.values(), source)]
     needs = memory.static([*models, modules], modules.trained().values(), settings.optimizer)
-    memory.check_static(needs, memory.free_memory(source.device))
+    memory.check_static(needs, _free([*models, modules]))
     splits: tuple[Split, ...] = ("train", "validation")
     for split in splits:
         some = passages(settings.data, readers, split, 1, settings.wire)
@@ -124,6 +124,13 @@ def check(readers: Mapping[str, LM], source: LM, settings: WireTraining, start: 
             for name, lm in readers.items():
                 modules.deliver(message, name, OwnText.of([some[0].text[name]], lm))
                 modules.after_anchor(lm)
+
+
+def _free(modules: Sequence[nn.Module]) -> dict[torch.device, int]:
+    """Bytes that this process can still take on each device where something of these modules is."""
+    sharing = process_group.current().local_size  # main memory is everybody's
+    places = memory.devices(tensor for module in modules for tensor in module.parameters())
+    return {device: memory.free_memory(device) // (sharing if device.type == "cpu" else 1) for device in places}
 
 
 def _check_pieces(modules: LatentModules, readers: Mapping[str, LM], settings: WireTraining) -> None:
@@ -195,29 +202,31 @@ class _WireTrainee:
         trained = list(self.modules.trained().values())
         needs = memory.static([*models, self.modules], trained, settings.optimizer)
         group = process_group.current()
-        free, disk = memory.free_memory(self.device), memory.free_disk(folder)
-        if self.device.type == "cpu":
-            free //= group.local_size  # main memory is everybody's
+        free, disk = _free([*models, self.modules]), memory.free_disk(folder)
         memory.check_static(needs, free, disk)
         self.mode(False)
         part, columns = self._feed.probe()
         weights = [tensor for model in (*models, self.modules) for tensor in model.parameters()]
-        kept = {}
+        kept: dict[bool, dict[torch.device, int]] = {}
         for recomputes in (False, True):
             self._recompute(recomputes)
             with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
                 saved = memory.saved_bytes(lambda: step.kept(part), weights)
-            kept[recomputes] = int(saved / columns * self._feed.columns / group.size)
-        budget = int(memory.SHARE * free) - needs.gradients - needs.optimizer
+            whole = self._feed.columns / columns / group.size
+            kept[recomputes] = {device: int(size * whole) for device, size in saved.items()}
         asked = settings.activation_checkpointing
         most = -(-self._feed.largest // group.size)
-        own = memory.choose(kept[False], kept[True], asked, budget, self._feed.passes, most)
+        own = memory.plan(kept, needs, free, asked, self._feed.passes, most)
         plan = memory.agreed(group.gathered(own))
         self._recompute(plan.recomputes)
         self._feed.passes = plan.passes
         needs = replace(needs, activations=plan.activations)
         how = ", layers run again in the backward pass" if plan.recomputes else ""
-        log(f"memory: {needs}; steps of {plan.passes} part(s){how}; {free / memory.GIB:.2f} GiB free")
+        there = ", ".join(
+            f"{size / memory.GIB:.2f} GiB free{f' on {device}' if len(free) > 1 else ''}"
+            for device, size in free.items()
+        )
+        log(f"memory: {needs}; steps of {plan.passes} part(s){how}; {there}")
         log(f"disk: checkpoints {needs.checkpoints / memory.GIB:.2f} GiB; {disk / memory.GIB:.2f} GiB free")
 
     def _recompute(self, recomputes: bool) -> None:
