@@ -19,6 +19,37 @@ def test_texts_with_special_tokens_are_tokenized_together_as_alone(merge_blanks,
     assert token_ids(["", *TEXTS], tokenizer, special=special)[1:] == alone
 
 
+@pytest.mark.parametrize("merge_blanks", [False, True])
+@pytest.mark.parametrize("shared", ["\nCopy a phrase.\n", "\nCopy a phrase ", "\nWrite it as 1", "\n"])
+def test_what_all_texts_begin_with_changes_no_token(shared, merge_blanks):
+    tokenizer = tiny_tokenizer(merge_blanks=merge_blanks)
+    rests = ["Who?", "2 of them?", "'s it", " Who?", "\nWho?", "", "a", "été", "8"]
+    texts = [f"{shared}{rest}{end}" for rest in rests for end in ("", "</s>", f"</s>{shared}a", "</s>none")]
+    texts += [f"{shared}Who was the number {n}?" for n in range(FEWEST)]
+    alone = [tokenizer(text, add_special_tokens=False)["input_ids"] for text in texts]
+    assert token_ids(texts, tokenizer, special=False, shared=shared) == alone
+
+
+def test_what_all_texts_begin_with_is_tokenized_once(monkeypatch):
+    tokenizer, shared = tiny_tokenizer(), "\nCopy the shortest phrase.\n"
+    seen = []
+    whole = tokenizer.backend_tokenizer.encode_batch_fast
+
+    class Counted:
+        padding = truncation = None
+        pre_tokenizer = tokenizer.backend_tokenizer.pre_tokenizer
+
+        def encode_batch_fast(self, texts, **options):
+            seen.extend(texts)
+            return whole(texts, **options)
+
+    texts = [f"{shared}Who was the number {n}?" for n in range(FEWEST)]
+    expected = token_ids(texts, tokenizer, special=False)
+    monkeypatch.setattr(type(tokenizer), "backend_tokenizer", Counted())
+    assert token_ids(texts, tokenizer, special=False, shared=shared) == expected
+    assert sum(text.startswith(shared) for text in seen) < len(texts) / 4  # one for each first letter, and probes
+
+
 def test_a_special_token_that_takes_the_blanks_around_it_is_not_cut_out():
     tokenizer = tiny_tokenizer()
     tokenizer.add_special_tokens({"additional_special_tokens": []})

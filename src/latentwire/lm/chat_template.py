@@ -61,6 +61,20 @@ def render(
     return str(text)
 
 
+def is_plain(text: str) -> bool:
+    """Whether a text has nothing that a template may look for or strip."""
+    return text == text.strip() and text != "" and not MARKUP.intersection(text)
+
+
+def frame(lm: Tokenizes, *, system: str | None = None, thinking: bool = False) -> tuple[str, str] | None:
+    """What the template writes before and after a user's plain text; None if that depends on the text.
+
+    Raises:
+        UserError: as `render`.
+    """
+    return _frame(lm.tokenizer, lm.name, template_of(lm), system, thinking)
+
+
 def user_turn(text: str, lm: Tokenizes, *, system: str | None = None, thinking: bool = False) -> str:
     """`render` of a user's turn that the model answers, without running the template for plain text.
 
@@ -70,10 +84,9 @@ def user_turn(text: str, lm: Tokenizes, *, system: str | None = None, thinking: 
     Raises:
         UserError: as `render`.
     """
-    plain = text == text.strip() and text != "" and not MARKUP.intersection(text)
-    frame = _frame(lm.tokenizer, lm.name, template_of(lm), system, thinking) if plain else None
-    if frame is not None:
-        return frame[0] + text + frame[1]
+    around = frame(lm, system=system, thinking=thinking) if is_plain(text) else None
+    if around is not None:
+        return around[0] + text + around[1]
     return render([*([] if system is None else [("system", system)]), ("user", text)], lm, thinking=thinking)
 
 

@@ -11,7 +11,7 @@ from latentwire.errors import UserError
 from latentwire.lm import chat_template
 from latentwire.lm.prompts import Example, Prompt, RenderedPrompt
 from latentwire.lm.reader import Tokenizes
-from latentwire.lm.segments import token_ids
+from latentwire.lm.segments import cut_apart, token_ids
 
 PLACE = "Context."
 """Stands in for a context, to find the text around it."""
@@ -103,6 +103,28 @@ class PromptFormat(BaseModel):
             return chat_template.around_answer(lm, thinking=self.thinking)[0]
         return " "
 
+    def answers_apart(self, answers: Sequence[str], lm: Tokenizes) -> list[list[int]] | None:
+        """The tokens of answers in any prompt, where a chat's special token stands before them.
+
+        Returns:
+            None where an answer's tokens may depend on the prompt.
+
+        Raises:
+            UserError: an answer adds no token to a prompt.
+        """
+        if self.template != "chat":
+            return None
+        text = self.render("", PLACE, lm)[0]
+        before = text[text.rindex(PLACE) + len(PLACE) :]
+        if not cut_apart(before, lm.tokenizer):
+            return None
+        texts = [self._kept(before), *(before + self.joint(lm) + answer for answer in answers)]
+        alone, *wholes = token_ids(texts, lm.tokenizer, special=False)
+        for answer, whole in zip(answers, wholes, strict=True):
+            if len(whole) <= len(alone):
+                raise UserError(f"data: the answer {answer!r} adds no token to its prompt.")
+        return [whole[len(alone) :] for whole in wholes]
+
     def whole(self, context: str, question: str, answer: str, lm: Tokenizes) -> list[int]:
         """Tokens of a prompt followed by an answer, tokenized as one text."""
         return self._ids(self.render(context, question, lm)[0] + self.joint(lm) + answer, lm)
@@ -171,8 +193,19 @@ class PromptFormat(BaseModel):
 
     def after_all(self, questions: Sequence[str], lm: Tokenizes) -> list[list[int]]:
         """`after` for many questions in one call of the tokenizer."""
-        rendered = [self.render(PLACE, question, lm) for question in questions]
-        return token_ids([self._kept(text)[boundary:] for text, boundary in rendered], lm.tokenizer, special=False)
+        frame = None
+        if self.template == "chat" and not self.verbatim:
+            frame = chat_template.frame(lm, system=self.system, thinking=self.thinking)
+
+        def after(question: str) -> str:
+            asked = self.body("", question)
+            if frame is not None and chat_template.is_plain(asked):
+                return self._kept(asked + frame[1] + self.anchor)
+            text, boundary = self.render(PLACE, question, lm)
+            return self._kept(text)[boundary:]
+
+        texts, instructed = [after(question) for question in questions], self.body("", "")
+        return token_ids(texts, lm.tokenizer, special=False, shared=instructed)
 
     def split(
         self, context: str, question: str, lm: Tokenizes, *, whole: bool = False

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 Given = TypeVar("Given")
@@ -15,6 +16,18 @@ Made = TypeVar("Made")
 def cores() -> int:
     """How many processors this process may use: a job or a container may have fewer than the machine."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def without_collection() -> Iterator[None]:
+    """While millions of objects are made that stay, Python would look through all of them again and again."""
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
 
 
 def spread(make: Callable[[Given], Made], parts: Iterable[Given]) -> list[Made]:

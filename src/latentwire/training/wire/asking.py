@@ -120,19 +120,22 @@ class Asking(Tokenizing):
                 costs a small part of reading it again for each.
         """
         examples_ = [example for examples in groups for example in examples]
-        in_context = self._answers(self._in_context([examples[0] for examples in groups]))
-        if self.format.template == "raw" or not self.format.anchor:
+        different = list(dict.fromkeys(example.answers[0] for example in examples_))
+        rows = self.format.answers_apart(different, self)
+        checked = self._in_context([examples[0] for examples in groups], apart=rows is not None)
+        if rows is None and self.format.template != "raw" and self.format.anchor:
+            # The same words end every prompt: one short prompt stands for all, and equal answers are equal tokens.
+            short = Example(id="", group="", context="", question=PLACE)
+            rows = self._answers([replace(short, answers=(text,)) for text in different])
+        if rows is None:
             # Without a question the context is the whole prompt.
             alone = self._answers([replace(each, context="") if each.question else each for each in examples_])
         else:
-            # The same words end every prompt: one short prompt stands for all, and equal answers are equal tokens.
-            texts = list(dict.fromkeys(example.answers[0] for example in examples_))
-            short = Example(id="", group="", context="", question=PLACE)
-            rows = self._answers([replace(short, answers=(text,)) for text in texts])
-            known = dict(zip(texts, rows, strict=True))
+            known = dict(zip(different, rows, strict=True))
             alone = [known[example.answers[0]] for example in examples_]
+        in_context = self._answers(checked)
         at = 0
-        for examples, answer in zip(groups, in_context, strict=True):
+        for examples, answer in zip(groups, in_context, strict=False):  # of some contexts only
             if answer != alone[at]:
                 raise UserError(
                     f"data: the tokenizer of {self.name} cuts the answer to {examples[0].id} in another way after "
@@ -142,11 +145,16 @@ class Asking(Tokenizing):
         end = self.format.answer_end(self)
         return [[*answer, *end] for answer in alone]
 
-    def _in_context(self, examples: Sequence[Example]) -> list[Example]:
-        """Examples that show whether a context changes an answer's tokens.
+    def _in_context(self, examples: Sequence[Example], *, apart: bool) -> list[Example]:
+        """Examples that show whether a context changes an answer's tokens, of the first groups or of all.
 
         Where the tokenizer cuts texts into words first, the end of a context stands for all of it, but for a few.
+
+        Args:
+            apart: a special token stands before every answer, so that a few examples are enough.
         """
+        if apart:
+            return list(examples[:WHOLE])
         if self.format.template == "raw" or not splits_at_blanks(self.tokenizer):
             return list(examples)
         some = list(examples[:WHOLE])

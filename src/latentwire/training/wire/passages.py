@@ -13,7 +13,7 @@ from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.tasks.base import Split
 from latentwire.training.data import ContextExamples, PassageData
-from latentwire.training.jobs import spread
+from latentwire.training.jobs import spread, without_collection
 from latentwire.training.wire import passage_cache
 from latentwire.training.wire.asking import Asked, Asking
 from latentwire.training.wire.passage import Passage
@@ -46,6 +46,18 @@ def passages(
         UserError: the data cannot be read, or is without contexts and answers in words; readers word a prompt
             differently where prompts are carried.
     """
+    with without_collection():
+        return _made(data, readers, split, count, wire, log)
+
+
+def _made(
+    data: PassageData,
+    readers: Mapping[str, LM],
+    split: Split,
+    count: int,
+    wire: LatentConfig | None,
+    log: Callable[[str], None],
+) -> list[Passage]:
     tokenizing = {name: Asking.of(lm, wire) for name, lm in readers.items()}
     whole = wire is not None and wire.carry == "prompt"
     if data.generated and split == "train":
