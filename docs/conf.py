@@ -30,6 +30,7 @@ copybutton_only_copy_prompt_lines = True
 
 smartquotes = False
 
+pygments_dark_style = "github-dark"
 html_theme = "furo"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]

@@ -8,6 +8,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Loopback]:
         yield running
 
 
-def following(rehearsal: Rehearsal, server: Loopback) -> Following:
+def following(rehearsal: Rehearsal, server: Loopback, **changes: Any) -> Following:
     """A launch through the server."""
-    plan = rehearsal.plan(on=f"ssh:127.0.0.1:{server.port}", ssh_options=tuple(server.options), restart=1)
+    on, options = f"ssh:127.0.0.1:{server.port}", tuple(server.options)
+    plan = rehearsal.plan(on=on, ssh_options=options, restart=1, **changes)
     begun = Launch.begin(rehearsal.home / "launches", plan, rehearsal.payload())
     return Following(begun, over_ssh(plan), rehearsal.payload(), rehearsal.runs)
 
@@ -54,12 +56,16 @@ def test_a_key_that_is_refused_is_said_at_once(server: Loopback, tmp_path: Path)
         OverSsh("127.0.0.1", server.port, options).run("true")
 
 
-def test_the_connection_is_cut_twice_and_everything_comes_home(rehearsal: Rehearsal, server: Loopback) -> None:
+def test_the_connection_is_cut_twice_and_everything_but_the_secret_comes_home(
+    rehearsal: Rehearsal, server: Loopback, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    secret = "hf_" + os.urandom(12).hex()
+    monkeypatch.setenv("HF_TOKEN", secret)
     rehearsal.fault("wait")
     launcher = os.fork()
     if launcher == 0:
         try:
-            os._exit(following(rehearsal, server).go())
+            os._exit(following(rehearsal, server, forwarded=("HF_TOKEN",)).go())
         finally:
             os._exit(99)
     for _ in range(2):
@@ -72,6 +78,14 @@ def test_the_connection_is_cut_twice_and_everything_comes_home(rehearsal: Rehear
     assert os.waitstatus_to_exitcode(os.waitpid(launcher, 0)[1]) == 0
     assert len(runs(rehearsal.runs)) == 3
     assert rehearsal.starts() == 1
+    assert "the token is ***" in (rehearsal.far / "place" / "log.txt").read_text(), (
+        "the run had it, and printed it"
+    )
+    places = [rehearsal.folder, server.folder, *Path("/tmp").glob("latentwire-launch*")]
+    files = [path for place in places for path in place.rglob("*") if path.is_file()]
+    assert len(files) > 20
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert processes(secret) == processes(str(rehearsal.far)) == []
 
 
 @pytest.mark.sweep  # two minutes of a real training, twice

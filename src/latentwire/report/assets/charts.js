@@ -52,6 +52,9 @@
     return Math.min(190, 16 + 6.4 * Math.max(...names.map((name) => name.length)));
   }
 
+  // About how many labels fit under an axis; Plot may take up to twice as many.
+  const labels = (width) => Math.max(2, Math.min(5, Math.floor(width / 42)));
+
   const short = (text, most) => (text.length > most ? text.slice(0, most - 1) + "…" : text);
 
   function scores(study, width) {
@@ -72,7 +75,7 @@
       const highest = lines.length ? [lines.reduce((a, b) => (b.value > a.value ? b : a))] : [];
       const drawn = Plot.plot({
         width: each, height: 42 + 24 * names.length, marginLeft: longest(names), marginTop: 8, marginBottom: 30, style,
-        x: {domain: [0, top], label: null, ticks: 5, grid: true},
+        x: {domain: [0, top], label: null, ticks: labels(each - longest(names) - 20), grid: true},
         y: {domain: names, label: null, tickSize: 0, tickFormat: (name) => short(name, 28)},
         marks: [
           Plot.ruleX(highest, {x: "value", stroke: "var(--muted)", strokeDasharray: "3 3"}),
@@ -108,7 +111,7 @@
       const domain = [Math.min(0, ...values), Math.max(1, ...values)];
       const drawn = Plot.plot({
         width: each, height: 46 + 30 * some.length, marginLeft: longest(some), marginTop: 8, marginBottom: 30, style,
-        x: {domain, label: null, ticks: 5, grid: true, clamp: true},
+        x: {domain, label: null, ticks: labels(each - longest(some) - 20), grid: true, clamp: true},
         y: {domain: some, label: null, tickSize: 0, padding: 0.35, tickFormat: (name) => short(name, 28)},
         marks: [
           Plot.barX(own, {x1: 0, x2: (row) => row.above_floor.value, y: "of", rx: 2,
@@ -119,6 +122,8 @@
             tip: {format: {fill: false, fillOpacity: false, stroke: false, x1: false, x2: (value) => number(value)}}}),
           Plot.link(own, {x1: (row) => clamp(row.above_floor.low, domain[0]), x2: (row) => clamp(row.above_floor.high, domain[1]), y1: "of", y2: "of", stroke: "currentColor", strokeWidth: 1.5}),
           Plot.ruleX([0, 1], {stroke: "var(--muted)", strokeDasharray: "3 3"}),
+          // A bar of no length cannot be seen: a dot says where it ends.
+          Plot.dot(own, {x: (row) => row.above_floor.value, y: "of", r: 3.5, fill: (row) => (row.at_floor ? "var(--page)" : "var(--c0)"), stroke: (row) => (row.at_floor ? "var(--muted)" : "var(--c0)"), strokeWidth: 1.5}),
         ],
       });
       const one = effect === "gap closed" ? "the text" : "the baseline";
@@ -146,6 +151,7 @@
           if (faint) notes.add("thin: on training rows");
           marks.push(Plot.line(points, {x: "step", y: "value", stroke: colourOf(at), strokeWidth: faint ? 1 : 2, strokeOpacity: faint ? 0.5 : 1, strokeDasharray: dashOf(main.indexOf(curve) > 0 ? at + COLOURS.length * main.indexOf(curve) : at)}));
           if (main.length > 1 && !faint) marks.push(Plot.text(points.slice(-1), {x: "step", y: "value", text: () => curve.name, dx: -4, dy: -8, textAnchor: "end", fill: colourOf(at), stroke: "var(--page)", strokeWidth: 3, paintOrder: "stroke"}));
+          if (faint && points.length === 1) marks.push(Plot.dot(points, {x: "step", y: "value", r: 2.5, fill: colourOf(at), fillOpacity: 0.5}));
           if (!faint) marks.push(Plot.dot(points, {x: "step", y: "value", r: points.length > 60 ? 0 : 2.5, fill: colourOf(at), title: (d) => `${d.name}\nstep ${d.step}: ${d.value}`, tip: points.length <= 60}));
         }
         if (kind === "loss") {

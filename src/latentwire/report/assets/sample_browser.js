@@ -213,8 +213,9 @@
     for (const reading of ordered) {
       const reply = answer(reading, state.at);
       const row = element("tr", first.includes(reading) ? "first" : "");
-      const name = element("th", "", reading.name);
+      const name = element("th");
       name.scope = "row";
+      for (const part of reading.name.split(/(?<=[_/])/)) name.append(part, element("wbr"));
       if (reading.wire) name.append(element("small", "wire", reading.wire));
       row.append(name, said(reply), element("td", "how", reply.right ? "" : reply.error));
       for (const each of metrics) row.append(element("td", "num", metric(each, (reading.metrics[each] ?? [])[reply.row])));
