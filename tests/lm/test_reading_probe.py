@@ -261,7 +261,7 @@ def test_a_model_that_is_not_a_decoder_is_refused_by_its_kind(
 def test_rounding_that_grows_through_a_deep_model_in_16_bits_is_no_reason_to_refuse_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A 7B's two attention kernels differ in the last bit of each layer; a million logits then differ by percents."""
+    """A 7B's two attention kernels differ in each layer's last bit; a million logits then differ by percents."""
 
     def rounds_otherwise(*args: Any, reading: Reading | None = None, **kwargs: Any) -> Any:
         read, *rest = OURS(*args, reading=reading, **kwargs)
