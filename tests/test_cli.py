@@ -293,8 +293,9 @@ def test_the_help_of_init_names_every_template(capsys, monkeypatch):
     assert {*templates(), "bridge"} <= set(re.findall(r"[\w-]+", re.sub(r"-\s+", "-", out)))  # where a line breaks
 
 
-def test_help_imports_no_torch():
-    code = "import sys; from latentwire.cli import app; assert 'torch' not in sys.modules, 'slow help'"
+@pytest.mark.parametrize("module", ["cli", "launching.launcher", "runs.queries", "runs.watching"])
+def test_help_lists_and_watching_need_no_torch(module):
+    code = f"import sys, latentwire.{module}; assert 'torch' not in sys.modules, 'slow'"
     subprocess.run([sys.executable, "-c", code], check=True)
 
 

@@ -18,7 +18,7 @@ import yaml
 import latentwire
 from latentwire.errors import UserError
 from latentwire.runs.identity import file_sha256
-from latentwire.studies import loading, templates
+from latentwire.studies import templates
 
 WORK, STUDY, PACKAGE = "work", "study.yaml", "package.tar.gz"
 REQUIREMENTS = "requirements"
@@ -84,6 +84,8 @@ def gather(study: str, changes: Sequence[str] = (), preset: str | None = None, *
     Raises:
         UserError: The study cannot be carried out, or names a file in a way that has no counterpart there.
     """
+    from latentwire.studies import loading  # needs PyTorch; following a launch does not
+
     made = loading.load(study, changes, preset)
     path = Path(study)
     text = path.read_text(encoding="utf-8-sig") if path.is_file() else templates()[study]
