@@ -85,15 +85,19 @@ def strikes(
     seen = _images(work, place, folder)
     wanted = results(place)
     assert wanted, "the command left no results to compare"
+    images = folder / "images"
     every: list[tuple[int, Mode]] = [
-        (at, mode) for at, what in enumerate(seen) for mode in MODES if mode != "torn" or operation(what) in WRITES
+        (at, mode)
+        for at, what in enumerate(seen)
+        for mode in MODES
+        if mode != "torn" or (operation(what) in WRITES and not (images / str(at) / _path(what)).is_dir())
     ]
     for at, mode in choose(every):
         problem = ""
         if mode in ("kill", "torn"):
-            _put(folder / "images" / str(at), place)
+            _put(images / str(at), place)
             if mode == "torn":
-                _tear(place / seen[at].split(" ", 1)[1], operation(seen[at]))
+                _tear(place / _path(seen[at]), operation(seen[at]))
         else:
             _put(None, place)
             problem = _ended(work, Disk(place, at, mode), log)
@@ -213,6 +217,11 @@ def _images(work: Work, place: Path, folder: Path) -> list[str]:
     assert forked(watched, folder / "log") == 0, (folder / "log").read_text()
     seen: list[str] = json.loads((folder / "operations").read_text())
     return seen
+
+
+def _path(what: str) -> str:
+    """The file or folder of an operation; compiled code is seen by the folder that it writes to."""
+    return what.split(" ", 1)[1]
 
 
 def _put(image: Path | None, place: Path) -> None:

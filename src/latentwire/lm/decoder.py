@@ -180,13 +180,15 @@ class Decoder:
         reading = replace(self._reading(prefix), tap=(tap := Tap()))
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
-        hidden = self.run(content, prefix.columns, reading)
-        positions = prefix.columns.positions
-        layers = range(len(tap.keys))
-        found = [tap.keys[layer].to(dtype or tap.keys[layer].dtype) for layer in layers]
-        at = positions + self._shift
-        keys = self.rotary.rotate_all(found, at, back=True)
-        return hidden, Memory(keys, tuple(tap.values[layer] for layer in layers), prefix.columns)
+        try:
+            hidden = self.run(content, prefix.columns, reading)
+            layers = range(len(tap.keys))
+            rotated, values = [tap.keys[layer] for layer in layers], tuple(tap.values[layer] for layer in layers)
+        finally:
+            tap.close()
+        found = [each.to(dtype or each.dtype) for each in rotated]
+        keys = self.rotary.rotate_all(found, prefix.columns.positions + self._shift, back=True)
+        return hidden, Memory(keys, values, prefix.columns)
 
     def states(self, tokens: Tensor, positions: Tensor, step: DecodeStep) -> Tensor:
         """Final hidden states `(B, 1, D)` of one token per row, `(B, 1)`, in a step of decoding."""

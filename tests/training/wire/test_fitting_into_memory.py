@@ -1,5 +1,7 @@
 """Training a wire keeps frozen weights once; a step that does not fit runs otherwise, to the same gradient."""
 
+import gc
+
 import pytest
 import torch
 
@@ -207,3 +209,35 @@ def test_needs_are_logged_beside_what_there_is(tmp_path):
         each.numel() * each.element_size() for each in lm.model.buffers()
     )
     assert (needs.gradients, needs.optimizer, needs.checkpoints) == (40, 80, 2 * 120 + 80)
+
+
+def bytes_alive():
+    gc.collect()
+    tensors = [each for each in gc.get_objects() if type(each) in (torch.Tensor, torch.nn.Parameter)]
+    return sum({each.untyped_storage().data_ptr(): each.untyped_storage().nbytes() for each in tensors}.values())
+
+
+@pytest.mark.parametrize("at", [1, 2], ids=["encoder", "reader"])
+def test_a_pass_that_ran_out_of_memory_leaves_nothing_behind(monkeypatch, at):
+    """Else each attempt in smaller parts has less memory than the one before it."""
+    modules, step, part = one_step(objectives=(AnswerCrossEntropy(),))
+    recompute(modules, step, True)
+    (lm,) = step._readers.values()
+    last = (
+        lm.model.get_decoder().layers[-1].mlp
+        if at == 2
+        else modules.encoder._lm.model.get_decoder().layers[-1].mlp
+    )
+    honest = last.forward
+
+    def ends(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    gradients(modules, step(part))
+    modules.zero_grad()
+    before = bytes_alive()
+    monkeypatch.setattr(last, "forward", ends)
+    with pytest.raises(torch.OutOfMemoryError):
+        step(part)
+    monkeypatch.setattr(last, "forward", honest)
+    assert bytes_alive() == before

@@ -190,15 +190,26 @@ class Tap:
     """Collects every layer's keys (rotated) and values `(B, H, K, D)` as a pass computes them.
 
     A pass without a cache keeps neither, and a cache does not train. When activation checkpointing recomputes a
-    layer, the tensors of the first pass are kept, since the graph holds those.
+    layer, nothing is taken: the graph holds the tensors of the first pass.
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    _closed: bool = False
 
     def take(self, layer: int, key: Tensor, value: Tensor) -> None:
-        self.keys.setdefault(layer, key)
-        self.values.setdefault(layer, value)
+        if not self._closed:
+            self.keys[layer], self.values[layer] = key, value
+
+    def close(self) -> None:
+        """Let go of everything, for good.
+
+        A checkpointed layer keeps the arguments of its call, this tap among them, and autograd keeps the layer: as
+        long as the tap keeps what the layer computed, a pass that never gets to its backward is never freed.
+        """
+        self.keys.clear()
+        self.values.clear()
+        self._closed = True
 
 
 @dataclass(frozen=True, eq=False)
