@@ -2,7 +2,8 @@
 PYTHON ?= python3
 UV ?= uv
 BIN := .venv/bin
-PIP := $(BIN)/pip install --quiet
+# Bytecode is written when a module is first imported: most of what is installed never is.
+PIP := $(BIN)/pip install --quiet --no-compile
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations 20 --durations-min 5
 
 .PHONY: demo test quick sweep lint site lock clean
@@ -24,7 +25,7 @@ sweep: .venv/.developing
 lint: .venv/.developing
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 
 # The documentation, into build/site; a warning is an error. `make test` builds it too, and runs its code.
 site: .venv/.developing

@@ -32,6 +32,11 @@ def write_atomically(path: Path, text: str) -> None:
         unfinished.unlink(missing_ok=True)
 
 
+def cache_folder() -> Path:
+    """Where files lie that only save time: `LATENTWIRE_CACHE`, or `~/.cache/latentwire`."""
+    return Path(os.environ.get("LATENTWIRE_CACHE") or Path.home() / ".cache" / "latentwire")
+
+
 def beside(path: Path, what: str) -> Path:
     """A hidden name beside `path` that says which process it belongs to: `.NAME.WHAT-PID@HOST`.
 

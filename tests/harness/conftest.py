@@ -42,6 +42,12 @@ FOLDERS: dict[str, tuple[str, dict[str, bool]]] = {
 }
 
 
+@pytest.fixture(autouse=True)
+def no_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
+    """lm-eval runs `pip list` after every evaluation, to write down the machine: more work than these evaluations."""
+    monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
+
+
 @pytest.fixture(scope="session")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     made = {}

@@ -18,7 +18,7 @@ from latentwire.evaluation.evaluate import evaluate, prepare
 from latentwire.lm.loading import weights
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
-from latentwire.tasks import resolve
+from latentwire.tasks import harness_index, resolve
 from latentwire.tasks.official import documents, training
 from latentwire.wires import parse
 from tests.support.benchmarks import HUB, REAL, SPLITS, TRAIN, write
@@ -44,7 +44,7 @@ def readers(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture(scope="module")
 def manager() -> TaskManager:
-    return TaskManager()
+    return harness_index.manager(None)
 
 
 @pytest.fixture(scope="module")

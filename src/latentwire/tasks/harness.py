@@ -18,7 +18,7 @@ from typing import Any
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
-from latentwire.tasks import official
+from latentwire.tasks import harness_index, official
 from latentwire.tasks.base import Split, Task
 from latentwire.tasks.data_files import digest
 
@@ -103,13 +103,13 @@ def _manager(include_path: Path | None) -> Any:
         raise UserError(f"include-path: expected a folder of lm-eval YAML files, found {str(include_path)!r}.")
     try:
         import datasets
-        from lm_eval.tasks import TaskManager
+        import lm_eval  # noqa: F401
     except ImportError:
         return None
     # Both print their inner workings on the screen.
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     datasets.disable_progress_bars()
-    return TaskManager(include_path=include_path)
+    return harness_index.manager(include_path)
 
 
 def _over(documents: list[official.Document], worked: list[official.Document]) -> dict[str, Any]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate, chain
@@ -19,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from latentwire.files import beside, tidy
+from latentwire.files import beside, cache_folder, tidy
 from latentwire.tasks.base import Split
 from latentwire.training.data import PassageData
 from latentwire.training.wire.asking import Asking
@@ -34,8 +33,7 @@ KEPT = 8
 
 def folder() -> Path:
     """Where the files lie."""
-    root = os.environ.get("LATENTWIRE_CACHE") or Path.home() / ".cache" / "latentwire"
-    return Path(root) / "passages"
+    return cache_folder() / "passages"
 
 
 def key(data: PassageData, tokenizing: Mapping[str, Asking], split: Split) -> str:
