@@ -345,7 +345,7 @@ def test_a_window_that_the_length_does_not_reach_is_said():
 VOCABULARY, ANSWER = 48, 12
 
 
-def fit_random_tokens(spec, steps=300):
+def fit_random_tokens(spec, steps=150):
     """Train on uniform random tokens, fresh ones every step: nothing can be learned but to read the labels."""
     torch.manual_seed(0)
     lm = tiny_lm("llama", seed=1, initializer_range=0.02, vocab_size=VOCABULARY, tie_word_embeddings=True)

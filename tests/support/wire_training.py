@@ -51,7 +51,7 @@ def settings(lm, adapter=KEYS, **changes):
             "eval_samples": 2,
             "eval_steps": 2,
             "log_steps": 1,
-            "samples": 1,
+            "samples": 0,
             "warmup_steps": 1,
             "learning_rate": 1e-2,
             **changes,

@@ -34,7 +34,7 @@ SMALL = {
     "eval_samples": 4,
     "eval_steps": 2,
     "log_steps": 1,
-    "samples": 1,
+    "samples": 0,
     "learning_rate": 1e-3,
 }
 
@@ -54,10 +54,17 @@ def weights_of(folder, name="final"):
     return load_file(folder / "checkpoints" / name / "model.safetensors")
 
 
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A finetuning that nothing interrupted: its folder, and what it came to."""
+    folder = tmp_path_factory.mktemp("whole") / "run"
+    return folder, run(folder)[0]
+
+
 @pytest.mark.parametrize(
     "changes",
     [
-        {},
+        {"samples": 1},
         {"lora": Lora(rank=2, dropout=0.1), "wire": "text"},
         {"optimizer": "adafactor"},
         {"accumulation": 2, "schedule": "linear", "warmup_steps": 2},
@@ -85,9 +92,9 @@ def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, ch
 
 @pytest.mark.parametrize("step", [0, 4])
 @pytest.mark.parametrize("name", [".best", "last"])
-def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, step, name):
+def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, whole, step, name):
     """The best weights and the state that speaks of them are two files: whichever is first, they must agree."""
-    whole, _ = run(tmp_path / "whole")
+    folder, expected = whole
 
     class Killed(BaseException):
         pass
@@ -102,9 +109,9 @@ def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, ste
         with pytest.raises(Killed):
             run(tmp_path / "parts")
     parts, _ = run(tmp_path / "parts")
-    assert (parts.best_step, parts.best_loss) == (whole.best_step, whole.best_loss)
-    assert (parts.peak_step, parts.peak_accuracy) == (whole.peak_step, whole.peak_accuracy)
-    one, two = weights_of(tmp_path / "whole", "best"), weights_of(tmp_path / "parts", "best")
+    assert (parts.best_step, parts.best_loss) == (expected.best_step, expected.best_loss)
+    assert (parts.peak_step, parts.peak_accuracy) == (expected.peak_step, expected.peak_accuracy)
+    one, two = weights_of(folder, "best"), weights_of(tmp_path / "parts", "best")
     assert all(torch.equal(one[key], two[key]) for key in one)
     steps = [json.loads(line) for line in (tmp_path / "parts" / "diagnostics.jsonl").read_text().splitlines()]
     evaluated = [line["step"] for line in steps if "eval_loss" in line]
@@ -161,15 +168,16 @@ def test_lora_on_the_first_layers_changes_only_them(tmp_path):
     assert set(lm.model.state_dict()) == set(before)
 
 
-def test_activation_checkpointing_and_accumulation_change_no_loss(tmp_path):
-    def losses(name, **changes):
-        run(tmp_path / name, **changes)
-        lines = (tmp_path / name / "diagnostics.jsonl").read_text().splitlines()
+def test_activation_checkpointing_and_accumulation_change_no_loss(tmp_path, whole):
+    def losses(folder):
+        lines = (folder / "diagnostics.jsonl").read_text().splitlines()
         return [json.loads(line)["loss"] for line in lines if "loss" in json.loads(line)]
 
-    plain = losses("plain")
-    assert losses("checkpointed", activation_checkpointing=True) == pytest.approx(plain, rel=1e-4)
-    assert losses("accumulated", accumulation=2) == pytest.approx(plain, rel=1e-4)
+    run(tmp_path / "checkpointed", activation_checkpointing=True)
+    run(tmp_path / "accumulated", accumulation=2)
+    plain = losses(whole[0])
+    assert losses(tmp_path / "checkpointed") == pytest.approx(plain, rel=1e-4)
+    assert losses(tmp_path / "accumulated") == pytest.approx(plain, rel=1e-4)
 
 
 def test_both_masks_train_on_the_same_rows(tmp_path):
@@ -180,7 +188,7 @@ def test_both_masks_train_on_the_same_rows(tmp_path):
 
 
 def test_diagnostics_say_what_the_design_promises(tmp_path):
-    run(tmp_path / "run")
+    run(tmp_path / "run", samples=1)
     lines = [json.loads(line) for line in (tmp_path / "run" / "diagnostics.jsonl").read_text().splitlines()]
     logged = next(line for line in lines if "loss" in line)
     assert {

@@ -1,11 +1,13 @@
 """Snapshots come back as they were written, or not at all."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from latentwire.training import checkpoints, loop
+from tests.support.killing import killed_after
 from tests.training.test_loop import run, weights_of
 
 STEPS = {"steps": 4, "eval_steps": 2, "train_samples": 8}
@@ -15,19 +17,19 @@ class Killed(BaseException):
     pass
 
 
-def kill_at(monkeypatch, step):
-    def die(self, honest=loop.Training._train_step):
-        if self.done == step:
-            raise Killed
-        honest(self)
-
-    monkeypatch.setattr(loop.Training, "_train_step", die)
-
-
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
     folder = tmp_path_factory.mktemp("whole") / "run"
     run(folder, **STEPS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def killed(tmp_path_factory):
+    """A training that was killed after its third step, to be copied and damaged."""
+    folder = tmp_path_factory.mktemp("killed") / "run"
+    with killed_after(3):
+        run(folder, **STEPS)
     return folder
 
 
@@ -47,12 +49,9 @@ def cut(path):
     ["last/trained.safetensors", "last/optimizer.safetensors", "last/state.json", ".best/trained.safetensors"],
 )
 def test_a_damaged_snapshot_is_set_aside_and_training_ends_with_the_same_weights(
-    tmp_path, monkeypatch, whole, damage, name
+    tmp_path, whole, killed, damage, name
 ):
-    with monkeypatch.context() as patch:
-        kill_at(patch, 3)
-        with pytest.raises(Killed):
-            run(tmp_path / "run", **STEPS)
+    shutil.copytree(killed, tmp_path / "run")
     damage(tmp_path / "run" / "checkpoints" / name)
     _, said = run(tmp_path / "run", **STEPS)
     (sentence,) = [line for line in said if "set aside" in line]
@@ -63,12 +62,10 @@ def test_a_damaged_snapshot_is_set_aside_and_training_ends_with_the_same_weights
     assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
 
 
-def test_the_snapshot_before_a_damaged_one_is_used_where_it_was_kept(tmp_path, monkeypatch, whole):
+def test_the_snapshot_before_a_damaged_one_is_used_where_it_was_kept(tmp_path, whole):
     changes = {**STEPS, "save_steps": 1, "keep_snapshots": 2}
-    with monkeypatch.context() as patch:
-        kill_at(patch, 3)
-        with pytest.raises(Killed):
-            run(tmp_path / "run", **changes)
+    with killed_after(3):
+        run(tmp_path / "run", **changes)
     flip(tmp_path / "run" / "checkpoints" / "last" / "trained.safetensors")
     _, said = run(tmp_path / "run", **changes)
     assert any("set aside as .damaged-last" in line for line in said)

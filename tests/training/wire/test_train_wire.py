@@ -55,7 +55,7 @@ ADAPTIVE = (
 @pytest.mark.parametrize(
     "changes",
     [
-        {"objectives": ADAPTIVE},
+        {"objectives": ADAPTIVE, "samples": 1},
         {"keep_prob": KeepProb(start=0.5, final=1.0), "accumulation": 2},
         {**STAGE_B, "objectives": (AnswerCrossEntropy(), Distill(auto=True))},
     ],
