@@ -4,7 +4,7 @@ UV ?= uv
 BIN := .venv/bin
 # Bytecode is written when a module is first imported: most of what is installed never is.
 PIP := $(BIN)/pip install --quiet --no-compile
-PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --durations 20 --durations-min 5
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadscope --no-loadscope-reorder --durations 20 --durations-min 5
 
 .PHONY: demo test quick sweep lint site lock clean
 

@@ -140,6 +140,7 @@ def test_a_model_with_an_adapter_passes_the_audit(capsys, monkeypatch, folder, t
     assert "passed" in out
 
 
+@pytest.mark.slow
 def test_audit_passes_an_honest_wire_and_fails_a_leaky_one(capsys, monkeypatch, folder, tmp_path):
     monkeypatch.setattr("latentwire.evaluation.audit.KERNELS", ("sdpa", "eager"))
     status, out, _ = run(capsys, monkeypatch, "audit", "--model", folder, "--wire", "text,mask=prefix")

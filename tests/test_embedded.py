@@ -74,6 +74,7 @@ def test_the_models_differ_in_family_size_and_tokenizer():
     assert heron.tokenizer(text)["input_ids"] != wren.tokenizer(text)["input_ids"]
 
 
+@pytest.mark.slow
 def test_nothing_leaks(lm):
     for spec in ("text", "text,mask=prefix"):
         assert audit(lm, wires.parse(spec), kernels=["sdpa"]).problems == []
@@ -103,6 +104,7 @@ SHIPPED = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "reader", "least"), SHIPPED)
 def test_a_wire_that_ships_is_read_as_its_results_say(name, reader, least):
     lm, text = reader_and_text(reader)

@@ -13,6 +13,7 @@ def run(name, *words, **options):
     return runpy.run_path(str(EXAMPLES / f"{name}.py"), run_name=name)["main"](*words, **options)
 
 
+@pytest.mark.slow
 def test_a_mask_is_evaluated(monkeypatch):
     monkeypatch.setattr("latentwire.evaluation.audit.KERNELS", ("sdpa",))
     results = run("evaluate_mask", limit=6)

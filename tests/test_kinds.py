@@ -127,6 +127,7 @@ def command(folder: Path, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(call, cwd=folder, env=environment, capture_output=True, text=True, check=False)
 
 
+@pytest.mark.slow
 def test_a_newcomers_wire_of_fifteen_lines_is_evaluated_by_its_path(tmp_path):
     assert PRESS.count("\n") <= 15
     (tmp_path / "mypress.py").write_text(PRESS)
@@ -140,6 +141,7 @@ def test_a_newcomers_wire_of_fifteen_lines_is_evaluated_by_its_path(tmp_path):
     assert "mypress:KeyNorm,ratio=4:zero" in numbers["metrics"]
 
 
+@pytest.mark.slow
 def test_parts_from_outside_train_a_wire_and_its_checkpoint_is_loaded_by_their_paths(here):
     (here / "parts.py").write_text(PARTS)
     reader = str(model_folder("llama", 2048))

@@ -45,9 +45,15 @@ def test_the_code_of_a_page_runs(path, desk, capsys, monkeypatch):
     assert carry_out(path, desk, capsys, whole=False) == []
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
-def test_a_page_shows_what_its_code_prints(path, desk, capsys):
+def whole(path):
+    """A page as a case: the beginner's pages with the slow tests, the others with the sweep."""
+    mark = pytest.mark.slow if path.stem in ("index", "start") else pytest.mark.sweep
+    return pytest.param(path, id=path.stem, marks=mark)
+
+
+@pytest.mark.parametrize("path", [whole(path) for path in PAGES])
+def test_a_page_shows_what_its_code_prints(path, desk, capsys, monkeypatch):
+    monkeypatch.setitem(inspect.unwrap(costs.measure).__kwdefaults__, "repeats", costs.REPEATS)
     assert carry_out(path, desk, capsys, whole=True) == []
 
 

@@ -276,6 +276,7 @@ def test_a_broken_set_up_is_caught_with_its_sentence(breaks, monkeypatch):
     assert all("\n" not in problem for problem in found.problems)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["text", "text,mask=prefix", "text,mask=prefix,layers=0-0"])
 @pytest.mark.parametrize("family", ["llama", "gemma3", "mistral"])
 def test_the_same_set_ups_unbroken_are_clean(family, spec):
@@ -369,12 +370,14 @@ def fit_random_tokens(spec, steps=150):
     return lm, sum(losses[-20:]) / 20
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", ["text", "text,mask=prefix"])
 def test_nothing_can_be_learned_from_random_tokens_over_an_honest_wire(spec):
     _, loss = fit_random_tokens(spec)
     assert loss > math.log(VOCABULARY) - 0.02
 
 
+@pytest.mark.slow
 def test_leaky_learns_random_tokens_and_the_audit_catches_it():
     lm, loss = fit_random_tokens("leaky")
     assert loss < 0.5 * math.log(VOCABULARY)

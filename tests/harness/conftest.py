@@ -44,7 +44,7 @@ FOLDERS: dict[str, tuple[str, dict[str, bool]]] = {
 
 @pytest.fixture(autouse=True)
 def no_list_of_packages(monkeypatch: pytest.MonkeyPatch) -> None:
-    """lm-eval runs `pip list` after every evaluation, to write down the machine: more work than these evaluations."""
+    """lm-eval runs `pip list` after every evaluation: more work than the evaluations here."""
     monkeypatch.setattr("torch.utils.collect_env.get_pretty_env_info", lambda: "")
 
 

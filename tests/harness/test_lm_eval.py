@@ -57,6 +57,7 @@ def model(request: pytest.FixtureRequest, models: dict[str, Path]) -> Path:
     return models[request.param]
 
 
+@pytest.mark.slow
 def test_over_plain_text_every_request_is_answered_as_by_lm_evals_hf_model(model, folder):
     hf = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=1, logits_cache=False)
     theirs = run(hf, folder, "lw_choose", "lw_roll", "lw_write")
@@ -70,6 +71,7 @@ def test_over_plain_text_every_request_is_answered_as_by_lm_evals_hf_model(model
     assert ours["results"]["lw_choose"]["acc,none"] == theirs["results"]["lw_choose"]["acc,none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_choices_are_those_of_evaluate_under_every_wire(model, folder, spec):
     lm = LM.load(model)
@@ -81,6 +83,7 @@ def test_choices_are_those_of_evaluate_under_every_wire(model, folder, spec):
         assert (sample["acc"], sample["acc_norm"]) == (outcome.metrics["acc"], outcome.metrics["acc_norm"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_text_wire_answers_all_three_kinds(models, folder, spec):
     model = HarnessModel(str(models["llama"]), spec)
@@ -93,6 +96,7 @@ def test_every_text_wire_answers_all_three_kinds(models, folder, spec):
     assert len(answers(results, "lw_roll")) == 5
 
 
+@pytest.mark.slow
 def test_results_carry_model_and_wire_and_mark_a_leak(models, folder, caplog):
     arguments = f"model={models['llama']},wire=text,mask=prefix,layers=0-1"
     config = run("latentwire", folder, "lw_choose", model_args=arguments)["config"]
@@ -138,6 +142,7 @@ def test_equal_tokens_split_elsewhere_are_scored_apart(models, spec):
     assert together[0][0] != pytest.approx(together[1][0], abs=1e-2)
 
 
+@pytest.mark.slow
 def test_a_runs_checkpoint_is_read_over_the_wire_it_was_trained_with(models, folder, tmp_path, caplog):
     record = Record(
         run="",
@@ -196,6 +201,7 @@ def long_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return made
 
 
+@pytest.mark.slow
 def test_prompts_longer_than_the_model_lose_their_beginning_as_with_lm_evals_hf_model(model, long_folder, caplog):
     hf = HFLM(pretrained=str(model), device="cpu", dtype="float32", batch_size=1, logits_cache=False)
     theirs = run(hf, long_folder, "lw_choose", "lw_write")
@@ -233,6 +239,7 @@ def chatty(models: dict[str, Path]) -> LM:
     return lm
 
 
+@pytest.mark.slow
 def test_in_a_chat_lm_evals_words_are_the_users_turn(chatty, folder):
     model = HarnessModel(chatty, chat=True, instruction="Be brief.", system="S")
     shown = model.reader.format.tokens("Ada has", "", model.reader).ids
@@ -243,6 +250,7 @@ def test_in_a_chat_lm_evals_words_are_the_users_turn(chatty, folder):
     assert answers(run(model, folder, "lw_roll"), "lw_roll") == answers(run(raw, folder, "lw_roll"), "lw_roll")
 
 
+@pytest.mark.slow
 def test_a_chat_is_what_lm_evals_own_chat_template_gives(chatty, folder):
     ours = HarnessModel(chatty, "text,mask=prefix", chat=True)
     theirs = HarnessModel(chatty, "text,mask=prefix")
@@ -311,6 +319,7 @@ def test_an_argument_that_changes_nothing_is_accepted(how):
     assert (found.temperature, found.max_new_tokens, found.stop) == (0.0, 9, ("x",))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["lm_eval", "latentwire.harness"])
 def test_the_command_line_of_lm_eval_knows_the_model(models, folder, tmp_path, way):
     installed = tmp_path / "site" / "latentwire_here-0.dist-info"

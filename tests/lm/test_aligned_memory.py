@@ -19,6 +19,7 @@ def patterns(dtype: torch.dtype) -> torch.Tensor:
     return torch.arange(-(2**15), 2**15).to(torch.int16).view(dtype)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_every_bit_pattern_that_is_not_finite_is_found(dtype: torch.dtype) -> None:
     for each, good in zip(patterns(dtype), patterns(dtype).isfinite().tolist(), strict=True):

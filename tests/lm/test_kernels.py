@@ -138,6 +138,7 @@ def test_indices_are_made_once_a_reading(monkeypatch: pytest.MonkeyPatch) -> Non
     assert len(made_runs) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.no_grad()
@@ -158,6 +159,7 @@ def test_flex_equals_the_dense_mask(family: str, shape: str, monkeypatch: pytest
     assert len({id(mask) for mask in masks}) == kinds, "layers of one kind share one mask"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_flex_soft_caps() -> None:
     given = rows("prefix", width=flex.MULTIPLE)

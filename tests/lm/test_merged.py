@@ -160,6 +160,7 @@ def test_layers_that_are_given_other_inputs_are_products_of_their_own() -> None:
         assert torch.allclose(output, expected[n][i], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", ["qwen3", "mistral"])
 def test_a_merged_step_compiles_whole_and_once(family: str) -> None:
     graphs: list[torch.fx.GraphModule] = []

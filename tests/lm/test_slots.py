@@ -159,6 +159,7 @@ def test_slots_grow_while_others_write(llama: LM) -> None:
     assert llama.generate_all([Prefix.of_tokens([row]) for row in rows], decoding, rows=2) == alone
 
 
+@pytest.mark.slow
 def test_a_step_compiles_whole_and_once_for_prompts_of_all_lengths(lm: LM) -> None:
     graphs = 0
 
@@ -222,6 +223,7 @@ class Replayed(Engine):
         return self._graphs[span]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", SETTINGS)
 @pytest.mark.parametrize("lm", ["llama", "gemma3"], indirect=True)  # with full attention, and with both kinds
 def test_looking_only_now_and_then_changes_nothing(lm: LM, how: str, monkeypatch: pytest.MonkeyPatch) -> None:

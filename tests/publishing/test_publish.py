@@ -34,6 +34,7 @@ def publication(runs: Path, stage: str, **options: Any) -> Publication:
     return Publication(find(runs, stage), runs, REPO, **options)
 
 
+@pytest.mark.slow
 def test_a_wire_is_published_privately_in_one_commit_with_all_that_belongs_to_it(
     wired: Path, hub: Hub, api: HfApi
 ) -> None:
@@ -76,6 +77,7 @@ def test_the_card_has_every_number_with_its_interval_its_controls_and_its_floors
     assert exact.metric_args == {"low": number["low"], "high": number["high"], "confidence": 0.95}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("runs", "stage"), [("wired", "wired/fit"), ("finetuned", "small/ft")])
 def test_the_published_study_is_the_one_that_was_carried_out(
     runs: str, stage: str, request: pytest.FixtureRequest, tmp_path: Path
@@ -117,6 +119,7 @@ def _command(hub: Hub, home: Path, commands: list[list[str]], token: str) -> sub
     )
 
 
+@pytest.mark.slow
 def test_wire_and_model_come_back_by_name_and_revision_and_no_token_is_written_anywhere(
     wired: Path, finetuned: Path, hub: Hub, tmp_path: Path
 ) -> None:
@@ -150,6 +153,7 @@ def test_wire_and_model_come_back_by_name_and_revision_and_no_token_is_written_a
     assert all(hub.token.encode() not in content for content in (said, *files, *hub.bodies))
 
 
+@pytest.mark.slow
 def test_a_refused_token_and_a_missing_one_are_one_sentence_and_status_2(
     wired: Path, hub: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -236,6 +240,7 @@ def test_an_evaluation_has_nothing_to_publish(wired: Path, tmp_path: Path) -> No
         publication(wired, "wired/latent").prepare(tmp_path)
 
 
+@pytest.mark.slow
 def test_a_wire_of_a_local_model_needs_the_name_by_which_others_have_it(tmp_path: Path) -> None:
     study = {"name": "local", "model": HERON, "tasks": ["one_hop"], "limit": 2, "stages": {"A": A}}
     runner.run(loading.load(str(written(tmp_path, study))), tmp_path / "runs", Log())
@@ -255,6 +260,7 @@ def test_a_wire_of_a_local_model_needs_the_name_by_which_others_have_it(tmp_path
     assert HERON.encode() not in b"".join(p.read_bytes() for p in (tmp_path / "renamed").rglob("*") if p.is_file())
 
 
+@pytest.mark.slow
 def test_a_study_publishes_each_training_and_again_when_it_is_evaluated(
     hub: Hub, api: HfApi, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -263,6 +263,7 @@ def test_a_screen_reader_finds_landmarks_names_and_headers(opened: Any) -> None:
     assert one(opened, "#count").get_attribute("aria-live") == "polite"
 
 
+@pytest.mark.slow
 def test_several_studies_are_side_by_side(driver: Any, studies: dict[str, Path], tmp_path: Path) -> None:
     out = page.write([studies["demo"], studies["second"]], tmp_path / "both.html")
     emulated(driver)

@@ -75,6 +75,7 @@ def changed(studies: Studies, tmp_path: Path) -> Callable[..., Gathered]:
     return call
 
 
+@pytest.mark.slow
 def test_the_page_loads_nothing_from_elsewhere(text: str) -> None:
     tags = Tags(text).tags
     loaded = [

@@ -69,6 +69,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> runner.Carried:
     return runner.run(made(), tmp_path_factory.mktemp("runs"), Log())
 
 
+@pytest.mark.slow
 def test_what_is_imitated_is_trained_first_and_is_a_parent(done: runner.Carried) -> None:
     assert list(done.plan.stages)[:2] == ["own", "bridge"]
     parents = done.runs["bridge"].record.parents

@@ -48,6 +48,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> runner.Carried:
     return runner.run(study, tmp_path_factory.mktemp("runs"), Log())
 
 
+@pytest.mark.slow
 def test_another_ratio_begins_with_the_weights_of_the_one_before(done: runner.Carried) -> None:
     four, eight = (done.runs[name].folder / "checkpoints" for name in ("fit", "fit8"))
     before, after = load_file(four / "best" / WEIGHTS), load_file(eight / "final" / WEIGHTS)
@@ -144,6 +145,7 @@ def test_a_study_without_latents_is_told_so(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == [JSON]
 
 
+@pytest.mark.slow
 def test_the_study_of_sizes_sweeps_ratios_and_seeds() -> None:
     study = loading.load(str(SIZES))
     trained = {name: stage for name, stage in study.stages.items() if stage.kind == "wire"}

@@ -53,6 +53,7 @@ def flip(path: Path) -> None:
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["outcomes.jsonl", "metrics.json"])
 def test_forged_results_are_never_summarised(name: str, again: Again, copied: Path) -> None:
     run = only(copied, "ablated")
@@ -103,6 +104,7 @@ def test_numbers_changed_in_the_summary_itself_are_not_drawn(copied: Path) -> No
         figures.draw(copied / "small", copied / "small" / "curves.svg")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("content", [b"", b"{", b'{"run": 1}', b"\xff\xfe", b"null"])
 def test_a_broken_record_blocks_nothing(
     content: bytes, again: Again, copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

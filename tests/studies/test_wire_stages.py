@@ -83,6 +83,7 @@ def outcomes(carried: runner.Carried, stage: str, arm: str) -> list[Any]:
     return [(each.id, each.prediction, each.metrics) for each in found if each.arm == arm]
 
 
+@pytest.mark.slow
 def test_a_reader_that_has_learned_reads_over_its_wire_and_over_no_other(done: runner.Carried) -> None:
     assert outcomes(done, "read", "text") == outcomes(done, "before", "text")
     nll = {arm: [m["nll"] for _, _, m in outcomes(done, "read", arm)] for arm in ("a", "b")}
@@ -139,6 +140,7 @@ def test_a_new_reader_learns_and_every_old_piece_stays_bit_for_bit(done: runner.
     assert Latent(path=str(best(done, "C"))).bind(wren).reader(wren) is wren
 
 
+@pytest.mark.slow
 def test_a_wire_from_elsewhere_gets_a_reader_too(done: runner.Carried, tmp_path: Path) -> None:
     elsewhere = {**C, "start_from": None, "start_wire": str(done.runs["A"].folder), "steps": 1, "eval_steps": 1}
     carried = runner.run(made(stages={"C": elsewhere}), tmp_path, Log())

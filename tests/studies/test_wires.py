@@ -34,6 +34,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, runner.Carried
     return root, runner.run(made(), root, Log(), stages=["latent"])
 
 
+@pytest.mark.slow
 def test_an_evaluation_brings_the_wire_that_it_reads_over(done: tuple[Path, runner.Carried]) -> None:
     _, carried = done
     assert set(carried.runs) == {"fit", "latent"}
@@ -43,6 +44,7 @@ def test_an_evaluation_brings_the_wire_that_it_reads_over(done: tuple[Path, runn
     assert set(carried.summary["stages"]["latent"]["metrics"]) == {"latent", "deranged", "4bit"}
 
 
+@pytest.mark.slow
 def test_the_gap_closed_is_derived_with_a_comparison(done: tuple[Path, runner.Carried]) -> None:
     root, before = done
     carried = runner.run(made(), root, Log())
@@ -113,6 +115,7 @@ def test_an_arm_over_a_wire_that_training_never_improved_is_marked(done: tuple[P
     assert told in summary_tables.markdown(carried.plan.study, carried.runs, summary)
 
 
+@pytest.mark.slow
 def test_no_arm_reads_over_a_wire_whose_training_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def diverge(*_: Any, **__: Any) -> None:
         raise RuntimeError("step 3: the loss is not a finite number")

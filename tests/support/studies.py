@@ -41,7 +41,7 @@ def small_study(**changes: Any) -> dict[str, Any]:
             "row_tokens": 512,
             "eval_samples": 4,
             "eval_steps": 2,
-            "samples": 1,
+            "samples": 0,
         },
         "stages": {
             "baseline": {"kind": "evaluate", "arms": PLAIN},

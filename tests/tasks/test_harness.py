@@ -165,6 +165,7 @@ def test_sums_without_a_train_file_are_asked_zero_shot_and_say_so(official: Path
     assert [e.group for e in bare.examples()] == [e.group for e in full.examples()]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["piqa", "openbookqa", "gsm8k"])
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
 def test_real_files_are_read_whole(name: str) -> None:

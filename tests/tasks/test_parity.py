@@ -87,6 +87,7 @@ def compare(
             assert outcome.metrics[metric] == sample[metric], (name, outcome.id, metric)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHOICES)
 def test_every_example_is_scored_as_by_lm_eval(
     manager: TaskManager, readers: tuple[LM, HFLM], official: Path, name: str
@@ -94,6 +95,7 @@ def test_every_example_is_scored_as_by_lm_eval(
     compare(manager, readers, name, official, HUB[name])
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
 @pytest.mark.parametrize("name", ["piqa", "openbookqa"])
 def test_real_documents_are_scored_as_by_lm_eval(
@@ -128,6 +130,7 @@ def test_real_sums_are_asked_in_lm_evals_words(manager: TaskManager) -> None:
     compare_prompts(manager, REAL, documents("gsm8k", REAL)[:40], training("gsm8k", REAL))
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="no real files beside this checkout")
 @pytest.mark.parametrize("spec", ["text", "text,mask=prefix"])
 @pytest.mark.parametrize("name", ["piqa", "openbookqa"])

@@ -215,6 +215,7 @@ def grown_tokenizer(request: pytest.FixtureRequest):  # type: ignore[no-untyped-
     return grow_tokenizer(recipe_of(request.param))
 
 
+@pytest.mark.slow
 def test_a_prompt_is_a_token_prefix_of_itself_with_its_answer(grown_tokenizer) -> None:  # type: ignore[no-untyped-def]
     for name in TASKS:
         for example in some(name, "validation", 6):

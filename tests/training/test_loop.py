@@ -61,6 +61,7 @@ def whole(tmp_path_factory):
     return folder, run(folder)[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -90,6 +91,7 @@ def test_an_interrupted_finetuning_goes_on_exactly_where_it_stopped(tmp_path, ch
     assert lines[0] == lines[1]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("step", [0, 4])
 @pytest.mark.parametrize("name", [".best", "last"])
 def test_a_kill_between_two_snapshots_changes_nothing(tmp_path, monkeypatch, whole, step, name):
@@ -158,6 +160,7 @@ def test_a_run_that_diverges_fails_names_its_batch_and_keeps_its_best_checkpoint
     assert all(torch.isfinite(tensor).all() for tensor in load_file(last.folder / "trained.safetensors").values())
 
 
+@pytest.mark.slow
 def test_lora_on_the_first_layers_changes_only_them(tmp_path):
     lm = start()
     before = {name: tensor.clone() for name, tensor in lm.model.state_dict().items()}
@@ -168,6 +171,7 @@ def test_lora_on_the_first_layers_changes_only_them(tmp_path):
     assert set(lm.model.state_dict()) == set(before)
 
 
+@pytest.mark.slow
 def test_activation_checkpointing_and_accumulation_change_no_loss(tmp_path, whole):
     def losses(folder):
         lines = (folder / "diagnostics.jsonl").read_text().splitlines()
@@ -287,6 +291,7 @@ def test_documents_longer_than_a_row_are_left_out_and_said(tmp_path):
         run(tmp_path / "none", row_tokens=16)
 
 
+@pytest.mark.slow
 def test_a_finetuning_through_the_split_kernel_is_the_same_one_and_says_so(tmp_path):
     found = {}
     for kernel in ("auto", "split"):
@@ -315,6 +320,7 @@ OBJECTIVES = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("lora", [None, Lora(rank=2)], ids=["full", "lora"])
 def test_a_finetuning_takes_every_objective_on_answers_and_resumes_exactly_with_them(tmp_path, lora):
     changes = {"objectives": OBJECTIVES, "lora": lora, "accumulation": 2, "steps": 4}
@@ -330,6 +336,7 @@ def test_a_finetuning_takes_every_objective_on_answers_and_resumes_exactly_with_
     assert first["adapting"]["scales"]["distill_hidden"] > 0
 
 
+@pytest.mark.slow
 def test_the_teacher_of_a_finetuning_is_the_model_as_it_was_reading_causally(tmp_path):
     def distances(name, **changes):
         run(tmp_path / name, objectives=[{"kind": "answer_ce"}, {"kind": "distill"}], steps=3, **changes)
@@ -365,6 +372,7 @@ def test_a_layer_to_follow_that_the_model_lacks_is_refused_before_anything_is_tr
         check(settings, start())
 
 
+@pytest.mark.slow
 def test_first_tokens_of_a_packed_step_weigh_as_much_as_all_of_them(tmp_path):
     """Split into passes the loss stays the whole step's: lengths are counted over all of its rows."""
 

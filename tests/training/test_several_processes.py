@@ -58,6 +58,7 @@ def assert_alike(folder, whole):
             torch.testing.assert_close(two[key], weight, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("kind", "count"), [("all weights", 3), ("adapters", 2)])
 def test_losses_metrics_and_weights_are_those_of_one_process(tmp_path, alone, kind, count):
     """Three processes share two rows a step: one of them has nothing to do but to be there."""
@@ -84,6 +85,7 @@ def struck(group, folder, number):
     return run(folder, **STEPS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("after", [1, 3])
 def test_sigterm_in_one_process_stops_all_with_a_snapshot_that_any_number_goes_on_from(tmp_path, alone, after):
     statuses, _ = attempt(2, struck, tmp_path / "run", signal.SIGTERM)
@@ -93,6 +95,7 @@ def test_sigterm_in_one_process_stops_all_with_a_snapshot_that_any_number_goes_o
     assert_alike(tmp_path / "run", alone["all weights"][0])
 
 
+@pytest.mark.slow
 def test_a_killed_process_ends_the_others_within_seconds_and_the_last_snapshot_is_gone_on_from(tmp_path, alone):
     started = time.monotonic()
     statuses, _ = attempt(2, struck, tmp_path / "run", signal.SIGKILL)

@@ -43,6 +43,7 @@ def cut(path):
     path.write_bytes(path.read_bytes()[:-10])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", [flip, cut, lambda path: path.unlink()], ids=["flipped", "cut", "missing"])
 @pytest.mark.parametrize(
     "name",
@@ -92,6 +93,7 @@ def test_a_finished_training_leaves_no_snapshot_to_resume_from(whole):
     assert left == {"best", "final", "done.json"}
 
 
+@pytest.mark.slow
 def test_a_kill_at_the_end_leaves_enough_to_end_again(tmp_path, monkeypatch, whole):
     for place in ("_trained", "remove"):
         folder = tmp_path / place

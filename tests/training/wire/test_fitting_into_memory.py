@@ -81,6 +81,7 @@ def test_no_frozen_weight_is_kept_twice_in_bf16_training():
     assert copies_of_weights(lm, *one_step(objectives=OBJECTIVES, lm=lm)) != []
 
 
+@pytest.mark.slow
 def test_a_step_in_parts_has_the_gradient_of_the_whole_step(tmp_path):
     whole, _, _ = run(tmp_path / "whole", steps=2, objectives=OBJECTIVES)
     parts, _, _ = run(tmp_path / "parts", steps=2, objectives=OBJECTIVES, accumulation=4)
@@ -90,6 +91,7 @@ def test_a_step_in_parts_has_the_gradient_of_the_whole_step(tmp_path):
         torch.testing.assert_close(second[name], weight, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapter", [KEYS, SOFT], ids=["keys", "soft"])
 def test_a_context_is_contrasted_with_the_same_other_one_however_a_step_is_split(tmp_path, adapter):
     changes = {"steps": 2, "adapter": adapter, "objectives": (Contrast(margin=9.0),), "keep_prob": {"start": 0.7}}
@@ -102,6 +104,7 @@ def test_a_context_is_contrasted_with_the_same_other_one_however_a_step_is_split
     assert lines[0] == pytest.approx(lines[1], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_a_step_that_runs_out_of_memory_is_split_and_ends_in_the_same_weights(tmp_path, monkeypatch):
     run(tmp_path / "whole", steps=2, objectives=OBJECTIVES)
     forward = WireStep.forward

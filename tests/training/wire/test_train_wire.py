@@ -52,6 +52,7 @@ ADAPTIVE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -73,6 +74,7 @@ def test_an_interrupted_training_resumes_exactly_where_it_stopped(tmp_path, chan
     assert lines_of(tmp_path / "whole") == lines_of(tmp_path / "parts")
 
 
+@pytest.mark.slow
 def test_running_numbers_have_moved_in_the_interrupted_training(tmp_path):
     """Else the test above would hold for a state that is never saved."""
     run(tmp_path / "run", objectives=ADAPTIVE)
@@ -83,6 +85,7 @@ def test_running_numbers_have_moved_in_the_interrupted_training(tmp_path):
     assert all(scale != 1.0 for scale in states[-1]["scales"].values())
 
 
+@pytest.mark.slow
 def test_an_automatic_scale_brings_the_gradient_to_the_first_objectives(tmp_path):
     run(tmp_path / "run", objectives=(AnswerCrossEntropy(), Scale(target=1e3, auto=True)), learning_rate=1e-9)
     line = [line for line in lines_of(tmp_path / "run") if "adapting" in line][-1]
@@ -91,6 +94,7 @@ def test_an_automatic_scale_brings_the_gradient_to_the_first_objectives(tmp_path
     assert scale * norms["scale"] == pytest.approx(norms["answer_ce"], rel=0.5)
 
 
+@pytest.mark.slow
 def test_the_readers_own_weights_stay_and_their_trained_adapters_are_saved_with_the_wire(tmp_path):
     before = fingerprint(start())
     _, lm, _ = run(tmp_path / "b", **STAGE_B)
@@ -112,6 +116,7 @@ def test_the_readers_own_weights_stay_and_their_trained_adapters_are_saved_with_
     assert torch.equal(start().prefill(prefix).logits, lm.prefill(prefix).logits)
 
 
+@pytest.mark.slow
 def test_a_piece_of_a_reader_that_is_missing_is_an_error(tmp_path):
     _, lm, _ = run(tmp_path / "b", steps=1, **STAGE_B)
     folder = tmp_path / "b" / "checkpoints" / "best"
@@ -184,6 +189,7 @@ def test_text_steps_read_the_text_and_only_those_train_no_encoder(tmp_path):
     assert [TextSteps(tail=0.2, steps=10).at(step) for step in (0, 10, 99)] == [1.0, 0.2, 0.2]
 
 
+@pytest.mark.slow
 def test_an_automatic_scale_is_taken_from_messages_never_from_text(tmp_path):
     """Gradients of hidden states and of messages differ in size: a mean over both would be of neither."""
     mixed = {**STAGE_B, "text_steps": TextSteps(probability=0.5, tail=0.5, steps=1)}
@@ -217,6 +223,7 @@ def alone_width(step, part):
     return step.evidence(part)[0].message.valid.shape[1]
 
 
+@pytest.mark.slow
 def test_several_readers_are_trained_in_one_step(tmp_path):
     """Other widths, depths and layers tapped: each has its own teacher, adapters and soft tokens."""
     first, second = start(), start("qwen3", hidden_size=24, num_hidden_layers=2, seed=1)
@@ -326,6 +333,7 @@ def test_the_contexts_of_every_step_are_announced_before_it_runs(tmp_path, monke
     assert sorted(announced) == sorted(context for contexts in read for context in contexts)
 
 
+@pytest.mark.slow
 def test_a_wires_training_measures_generated_answers_beside_the_text(tmp_path):
     """The text's are those of the readers as they were: they stay, whatever readers learn along the way."""
     how = {"generate_steps": 3, "generate_samples": 3, "best": ["f1", "first_token"], "steps": 6, "eval_steps": 3}

@@ -89,6 +89,7 @@ def test_matching_depends_on_its_own_draws_and_on_no_other_row(source, reader):
     assert not torch.allclose(one[1][states.real[1]], two[1][states.real[1]], atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pool", ["mean", "attention"])
 def test_a_trained_flow_samples_its_aims(source, reader, pool):
     """Aims that are a function of the context: sampling comes near them, and nearer than to another context's."""

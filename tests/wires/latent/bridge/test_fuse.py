@@ -146,6 +146,7 @@ def test_only_the_layers_of_the_map_are_changed(targets):
     assert [torch.equal(a, b) for a, b in zip(heard.values, silent.values, strict=True)] == [False, True, True]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("carry", ["context", "prompt"])
 def test_a_fuse_adapter_learns_and_its_readers_do_not_change(targets, tmp_path, carry):
     lm, before = targets["qwen3"], fingerprint(targets["qwen3"])

@@ -304,6 +304,7 @@ def test_an_objective_chooses_the_layout_where_the_wire_sets_none(lm, tmp_path):
     assert len(said) == 2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("carry", "layout"), LAYOUTS)
 def test_each_layout_trains_and_leaves_its_models_as_they_were(lm, tmp_path, carry, layout):
     before, reads = fingerprint(lm), source()

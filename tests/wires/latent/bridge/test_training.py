@@ -14,6 +14,7 @@ from tests.support.bridge_training import train
 from tests.support.bridges import TRANSLATORS
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("adapted", ["embeddings", "deep_prefix", "both"])
 @pytest.mark.parametrize("translated", TRANSLATORS)
 def test_every_translator_trains_before_every_adapter(translated, adapted, tmp_path):
@@ -43,6 +44,7 @@ def test_a_flow_trains_in_bf16(teacher, tmp_path):
 RIDGE = {"ridge": Ridge(contexts=8, penalty=1e-2), "adapter": "projected", "steps": 6}
 
 
+@pytest.mark.slow
 def test_ridge_is_where_a_training_begins(tmp_path):
     _, said = train(tmp_path / "solved", **RIDGE)
     assert any("of the variance of reader's keys and values explained" in line for line in said)
@@ -58,6 +60,7 @@ def test_ridge_is_where_a_training_begins(tmp_path):
         train(tmp_path / "more", begin=tmp_path / "solved" / "checkpoints" / "best", **RIDGE)
 
 
+@pytest.mark.slow
 def test_a_resumed_training_does_not_run_ridge_again(tmp_path, monkeypatch):
     from latentwire.training import loop
 
