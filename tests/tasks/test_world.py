@@ -9,6 +9,7 @@ from itertools import islice
 import pytest
 
 from latentwire.errors import UserError
+from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.prompts import Example
 from latentwire.models import NAMES, folder
 from latentwire.tasks.base import Split
@@ -210,15 +211,24 @@ def test_ids_and_groups_are_unique_and_name_task_and_split(name: str) -> None:
     assert len(TASKS[name].examples("validation")) >= 2_000
 
 
+@pytest.mark.sweep
+@pytest.mark.parametrize("name", NAMES)
+def test_a_tokenizer_grown_again_from_its_recipe_is_the_one_that_ships(name: str) -> None:
+    grown, ships = grow_tokenizer(recipe_of(name)), Tokenizing.load(f"embedded:{name}").tokenizer
+    assert grown.get_vocab() == ships.get_vocab()
+    for task in TASKS:
+        for example in some(task, "validation", 2):
+            assert grown(example.context)["input_ids"] == ships(example.context)["input_ids"]
+
+
 @pytest.fixture(scope="module", params=NAMES)
 def grown_tokenizer(request: pytest.FixtureRequest):  # type: ignore[no-untyped-def]
-    return grow_tokenizer(recipe_of(request.param))
+    return Tokenizing.load(f"embedded:{request.param}").tokenizer
 
 
-@pytest.mark.slow
 def test_a_prompt_is_a_token_prefix_of_itself_with_its_answer(grown_tokenizer) -> None:  # type: ignore[no-untyped-def]
     for name in TASKS:
-        for example in some(name, "validation", 6):
+        for example in some(name, "validation", 20):
             for context in (f"{example.context}\n", ""):
                 prompt = f"{context}Question: {example.question}\nAnswer:"
                 before = grown_tokenizer(prompt)["input_ids"]
