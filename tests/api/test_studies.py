@@ -29,6 +29,7 @@ def carried(tmp_path_factory):
     return lw.run_study(path, {"limit": 4, "finetuning.steps": 2}, runs=folder / "runs")
 
 
+@pytest.mark.slow
 def test_a_study_returns_its_summary_and_its_runs(carried):
     assert set(carried.runs) == {"baseline", "prefix_ft", "after"}
     assert {run.status for run in carried.runs.values()} == {"done"}

@@ -25,6 +25,7 @@ def rows(only: str, sweep: bool = False) -> list[BenchRow]:
     return list(decode.measure(Setup(CPU, "nano", sweep, only)))
 
 
+@pytest.mark.slow
 def test_the_modes_stand_beside_their_floor() -> None:
     found = rows("modes")
     assert {row.who for row in found} >= {"floor", "latentwire, one step at a time"}

@@ -75,6 +75,7 @@ def test_a_mixed_arm_takes_task_by_task_an_arm_or_a_constant() -> None:
     assert constant.linear({"floor": 1}).low == constant.linear({"floor": 1}).high == pytest.approx(0.375)
 
 
+@pytest.mark.slow
 def test_intervals_of_ratios_hold_the_truth_as_often_as_they_say() -> None:
     """x is right in 80 % of what b is right in, and never elsewhere: true ratio 0.8, floor 0.25 as a constant."""
     draw = random.Random(0)

@@ -60,6 +60,7 @@ def test_an_instance_that_is_silent_after_the_start_is_kept_until_the_budget_is_
     rehearsal.transport.dead = False
 
 
+@pytest.mark.slow
 def test_a_spent_budget_ends_the_run_and_brings_home_what_can_be_resumed(
     rehearsal: Rehearsal, down: dict[str, str]
 ) -> None:
@@ -74,6 +75,7 @@ def test_a_spent_budget_ends_the_run_and_brings_home_what_can_be_resumed(
     assert rehearsal.starts() == 1
 
 
+@pytest.mark.slow
 def test_a_study_goes_on_on_another_machine_where_the_first_one_left_it(
     rehearsal: Rehearsal, down: dict[str, str]
 ) -> None:
@@ -89,6 +91,7 @@ def test_a_study_goes_on_on_another_machine_where_the_first_one_left_it(
     assert len(after["second"].record.times) == 2, "what was cut short went on"
 
 
+@pytest.mark.slow
 def test_a_secret_reaches_the_run_and_no_file(
     rehearsal: Rehearsal, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

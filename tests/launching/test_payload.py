@@ -103,6 +103,7 @@ def test_installed_from_elsewhere_it_takes_the_versions_of_this_environment(
     assert constraints.startswith("torch==")
 
 
+@pytest.mark.slow
 def test_the_package_is_the_same_bytes_twice_and_holds_the_commands(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     first = payload.package()

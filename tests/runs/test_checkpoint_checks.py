@@ -46,6 +46,7 @@ def problems(run: Run) -> list[str]:
     return [f"{fault.kind}: {fault.problem}" for fault in faults]
 
 
+@pytest.mark.slow
 def test_checkpoints_give_the_logits_that_they_were_saved_with(
     trained: dict[str, Run], latentwire: Command
 ) -> None:

@@ -55,6 +55,7 @@ def test_a_gate_is_held_against_the_bound_on_five_hundred_examples(tmp_path: Pat
     assert metrics[HERON]["one_hop"]["first_token_top5"]["value"] == first["value"]
 
 
+@pytest.mark.slow
 def test_a_rejected_stage_keeps_its_numbers_and_nothing_starts_from_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -90,6 +91,7 @@ def test_a_rejected_stage_keeps_its_numbers_and_nothing_starts_from_it(
     assert one(tmp_path / "easy", "read").record.status == "done"
 
 
+@pytest.mark.slow
 def test_all_of_a_task_with_fewer_examples_are_enough(tmp_path: Path) -> None:
     fit = {**A, "data": own_rows(tmp_path), "accept": ["nll >= 0", "f1 <= 1"]}
     stages = {"A": fit, "text": {"kind": "evaluate", "arms": {"t": "text"}}}
@@ -100,6 +102,7 @@ def test_all_of_a_task_with_fewer_examples_are_enough(tmp_path: Path) -> None:
         run(tmp_path / "fewer", {**stages, "A": {**fit, "accept_examples": 1}})
 
 
+@pytest.mark.slow
 def test_gates_on_few_examples_or_other_metrics_are_refused(tmp_path: Path) -> None:
     few = {**A, "accept": ["f1 >= 0.1"], "accept_examples": 499}
     with pytest.raises(UserError, match=r"stages\.A: accept_examples: found 499, expected at least 500"):

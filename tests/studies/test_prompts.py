@@ -68,6 +68,7 @@ def trained(chatty: str, tmp_path_factory: pytest.TempPathFactory) -> runner.Car
     return carried(place, study_of(chatty, stages, prompts={chatty: PROMPTS}))
 
 
+@pytest.mark.slow
 def test_checkpoints_hold_the_prompts_that_they_were_trained_with(trained, chatty):
     config = read_config(locate(str(trained.runs["fit"].folder)))
     assert config.formats == {chatty: FORM}

@@ -18,6 +18,7 @@ from latentwire.studies.spec import Study
 from tests.support.studies import Carry, folders, model_folder, small_study, written
 
 
+@pytest.mark.slow
 def test_a_finished_study_loads_no_model_and_writes_nothing(carry: Carry, monkeypatch: pytest.MonkeyPatch) -> None:
     first = carry(stages=["baseline", "ablated"])
     before = {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")}
@@ -27,6 +28,7 @@ def test_a_finished_study_loads_no_model_and_writes_nothing(carry: Carry, monkey
     assert {path: path.stat().st_mtime_ns for path in first.folder.rglob("*")} == before
 
 
+@pytest.mark.slow
 def test_what_changes_a_stage_runs_it_again_and_nothing_else(carry: Carry) -> None:
     first = carry(stages=["baseline", "ablated"])
     other = carry("stages.ablated.arms.none=none", stages=["baseline", "ablated"])
@@ -65,10 +67,12 @@ def test_identity_follows_data_weights_and_parents_and_not_places(tmp_path: Path
     assert trained["plain_after"] != here["plain_after"]
 
 
+@pytest.mark.slow
 def test_one_stage_brings_what_it_needs(carry: Carry) -> None:
     assert list(carry(stages=["plain_after"]).runs) == ["prefix_ft", "plain_after"]
 
 
+@pytest.mark.slow
 def test_fresh_runs_again_what_is_done(carry: Carry) -> None:
     first = carry(stages=["baseline"])
     second = carry(stages=["baseline"], fresh=True)
@@ -76,6 +80,7 @@ def test_fresh_runs_again_what_is_done(carry: Carry) -> None:
     assert len(runs(first.folder.parent)) == 2
 
 
+@pytest.mark.slow
 def test_a_finetuning_made_again_takes_its_evaluations_with_it(carry: Carry) -> None:
     first = carry(stages=["plain_after"])
     alone = carry(stages=["prefix_ft"], fresh=True)
@@ -96,6 +101,7 @@ def test_identity_holds_what_evaluations_read_in() -> None:
     assert plan.make(named).stages["baseline"].identity == made.identity
 
 
+@pytest.mark.slow
 def test_a_stage_starts_from_the_checkpoint_that_it_names(carry: Carry) -> None:
     # So large a learning rate makes every step worse: the best weights are the untrained ones.
     done = carry("finetuning.learning_rate=10.0", "finetuning.steps=4", "stages.plain_after.checkpoint=final")
@@ -135,6 +141,7 @@ def test_a_task_and_an_arm_say_how_answers_are_generated(tmp_path: Path) -> None
             plan.make(loading.load(str(written(tmp_path, raw | wrong))))
 
 
+@pytest.mark.slow
 def test_tokens_that_may_not_come_first_are_checked_before_anything_runs(tmp_path: Path) -> None:
     stages = {"only": {"kind": "evaluate", "arms": {"text": "text"}, "begin_suppress_tokens": ["old town"]}}
     raw = small_study(stages=stages, effects=None, comparisons=[], gates=[])

@@ -37,6 +37,7 @@ def carried(tmp_path_factory: pytest.TempPathFactory) -> Carried:
     return runner.run(study, folder / "runs", Log())
 
 
+@pytest.mark.slow
 def test_trainings_and_what_needs_them_are_carried_out_with_each_seed(carried: Carried) -> None:
     assert list(carried.summary["stages"]) == [
         "baseline",

@@ -56,6 +56,7 @@ def statuses_of(root: Path) -> dict[str, str]:
     return {run.record.stage: run.status for run in runs(root)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("strike", ["kill", "bug"])
 def test_a_process_that_dies_leaves_a_study_that_one_process_finishes_with_equal_numbers(
     tmp_path: Path, study: Path, strike: str, capfd: pytest.CaptureFixture[str]

@@ -57,6 +57,9 @@ def cached_model(cache: Path, name: str, family: str) -> str:
     return f"tiny/{name}"
 
 
+TRAININGS = ("A", "B", "alone", "C", "constant", "style")
+
+
 @pytest.fixture(scope="module")
 def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.Carried]:
     folder = tmp_path_factory.mktemp("squad")
@@ -66,6 +69,8 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.Carried]:
     # Most processors have no arithmetic in 16 bits: one stage keeps it.
     changes += ["loading.$a.dtype=float32", "loading.$b.dtype=float32"]
     changes += [f"stages.{name}.precision=fp32" for name in ("A", "B", "alone", "C", "constant")]
+    few = ("passages=2", "questions=2", "log_steps=10", "eval_samples=4", "samples=0")
+    changes += [f"stages.{name}.{change}" for name in TRAININGS for change in few]
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(folder / "hub"))
         yield runner.run(loading.load("squad-wire", changes, "smoke"), folder / "runs", Log())
@@ -75,7 +80,7 @@ def done(tmp_path_factory: pytest.TempPathFactory) -> Iterator[runner.Carried]:
 def test_the_smoke_preset_runs_from_files_to_its_tables(done: runner.Carried) -> None:
     study, summary = done.plan.study, done.summary
     assert {stage["status"] for stage in summary["stages"].values()} == {"done"}
-    for name in ("A", "B", "C", "alone", "constant", "style"):
+    for name in TRAININGS:
         results = done.runs[name].record.results
         assert results is not None
         assert results["steps"] == 20  # the preset's

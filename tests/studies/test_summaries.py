@@ -20,6 +20,7 @@ from latentwire.training.trainee import Trained
 from tests.support.studies import model_folder, small_study
 
 
+@pytest.mark.slow
 def test_the_summary_has_the_shape_of_the_contract(finished: Carried) -> None:
     found = json.loads((finished.folder / "summary.json").read_text())
     assert list(found) == ["study", "stages", "comparisons", "derived"]

@@ -99,12 +99,14 @@ def resumed(folder: Path, tracker: str, monkeypatch: pytest.MonkeyPatch) -> Path
     return tracked(folder, tracker).runs["ft"].folder
 
 
+@pytest.mark.slow
 def test_a_resumed_run_keeps_its_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = resumed(tmp_path, RECORDING, monkeypatch)
     told = lines(folder / "trackers" / "told.jsonl")
     assert [line["id"] for line in told if line["what"] == "start"] == [f"ft-{folder.name}"] * 2
 
 
+@pytest.mark.slow
 def test_a_tracker_that_fails_is_dropped_and_the_study_goes_on(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -140,6 +142,7 @@ def test_a_missing_library_is_named_with_its_extra(monkeypatch: pytest.MonkeyPat
         trackers.check(["wandb"])
 
 
+@pytest.mark.slow
 def test_tensorboard_reads_back_losses_samples_and_metrics(tmp_path: Path) -> None:
     pytest.importorskip("tensorboard")
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -155,6 +158,7 @@ def test_tensorboard_reads_back_losses_samples_and_metrics(tmp_path: Path) -> No
     assert carried.runs["ft"].changed_artifacts() == []
 
 
+@pytest.mark.slow
 def test_wandb_keeps_the_run_and_its_id_offline(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
@@ -163,6 +167,7 @@ def test_wandb_keeps_the_run_and_its_id_offline(tmp_path: Path, monkeypatch: pyt
     assert kept.stat().st_size > 0
 
 
+@pytest.mark.slow
 def test_trackio_goes_on_in_the_same_run_after_a_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Trackio's folder is decided when it is first imported: its own API says what it has kept."""
     trackio = pytest.importorskip("trackio")

@@ -21,6 +21,7 @@ def whole(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT], ids=["SIGTERM", "SIGINT"])
 @pytest.mark.parametrize("where", ["a step", "the first evaluation", "a later evaluation"])
 def test_a_stopped_training_goes_on_from_its_snapshot_to_equal_weights_and_diagnostics(

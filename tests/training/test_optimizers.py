@@ -42,6 +42,7 @@ def quadratic(make, steps=3000):
     return weight.detach().float().mean().item()
 
 
+@pytest.mark.slow
 def test_updates_below_a_weights_rounding_step_are_not_lost():
     def descent(weights):
         return torch.optim.SGD(weights, lr=0.01)
@@ -101,6 +102,7 @@ def losses(folder):
     return [line["eval_loss"] for line in lines if "eval_loss" in line]
 
 
+@pytest.mark.slow
 def test_a_finetuning_in_bfloat16_learns_as_one_in_float32_and_resumes_exactly(tmp_path):
     changes = {**SMALLER, "steps": 8, "eval_steps": 4, "activation_checkpointing": True}
     run(tmp_path / "full", steps=8, eval_steps=4, optimizer="adafactor")

@@ -19,9 +19,12 @@ def main() -> None:
     except ImportError:
         print("latentwire: lm-eval is not installed; pip install 'latentwire[harness]'.", file=sys.stderr)
         raise SystemExit(2) from None
+    from latentwire.tasks.harness_index import kept_index
+
     register()
     try:
-        cli_evaluate()
+        with kept_index():
+            cli_evaluate()
     except UserError as error:
         print(f"latentwire: {error}", file=sys.stderr)
         raise SystemExit(2) from None

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -34,11 +35,25 @@ def manager(include_path: Path | None) -> Any:
     """
     from lm_eval.tasks import TaskManager
 
+    with kept_index():
+        return TaskManager(include_path=include_path)
+
+
+@contextmanager
+def kept_index() -> Iterator[None]:
+    """Within it, every `TaskManager` takes the index of lm-eval's own tasks from the disk.
+
+    Raises:
+        ImportError: lm-eval is not installed.
+    """
+    import lm_eval.tasks  # noqa: F401
+
     try:
         from lm_eval.tasks import manager as module
         from lm_eval.tasks._index import TaskIndex
     except ImportError:  # another version, which keeps its index elsewhere
-        return TaskManager(include_path=include_path)
+        yield
+        return
     own = Path(module.__file__).parent
 
     class Kept(TaskIndex):  # type: ignore[misc]
@@ -51,7 +66,7 @@ def manager(include_path: Path | None) -> Any:
 
     built, module.TaskIndex = module.TaskIndex, Kept
     try:
-        return TaskManager(include_path=include_path)
+        yield
     finally:
         module.TaskIndex = built
 

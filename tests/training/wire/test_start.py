@@ -11,6 +11,7 @@ from latentwire.wires.latent.modules import key_of
 from tests.support.wire_training import KEYS, SOFT, STAGE_B, config, lines_of, run, settings, start, weights_of
 
 
+@pytest.mark.slow
 def test_stage_b_starts_from_stage_a_at_its_first_step(tmp_path):
     run(tmp_path / "a")
     a = tmp_path / "a" / "checkpoints" / "final"
@@ -25,6 +26,7 @@ def test_stage_b_starts_from_stage_a_at_its_first_step(tmp_path):
         run(tmp_path / "c", begin=tmp_path / "b" / "checkpoints" / "final")
 
 
+@pytest.mark.slow
 def test_stage_b_begins_as_good_as_stage_a_ended(tmp_path):
     """Low-rank adapters begin as nothing: the first evaluation of B is the best one of A."""
     found, _, _ = run(tmp_path / "a")
@@ -33,6 +35,7 @@ def test_stage_b_begins_as_good_as_stage_a_ended(tmp_path):
     assert first["eval_loss"] == pytest.approx(found.best_loss, rel=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("learned", [{}, {"reader_lora": Lora(rank=2)}])
 def test_a_wire_to_start_from_gets_readers_beside_those_it_has(learned, tmp_path):
     """Unlike a `new_reader`, all of it learns on: the encoder learns for both."""
@@ -54,6 +57,7 @@ def test_a_wire_to_start_from_gets_readers_beside_those_it_has(learned, tmp_path
     assert any(name.startswith(f"readers.{key_of('qwen3')}") for name in still) == bool(learned)
 
 
+@pytest.mark.slow
 def test_another_adapter_for_a_reader_starts_anew_with_the_same_encoder(tmp_path):
     """How a bridge begins: with an encoder that its own model already reads."""
     run(tmp_path / "a")
@@ -76,6 +80,7 @@ def test_another_adapter_for_a_reader_starts_anew_with_the_same_encoder(tmp_path
     assert all(torch.allclose(kept[name], each, atol=1e-6) for name, each in after.items())
 
 
+@pytest.mark.slow
 def test_a_readers_trained_weights_go_with_its_adapter(tmp_path):
     learned = {"reader_lora": Lora(rank=2)}
     run(tmp_path / "a", **learned)

@@ -49,6 +49,7 @@ def off(modules, reader):
     return float((made - aims).abs().max())
 
 
+@pytest.mark.slow
 def test_a_model_that_is_its_own_source_reads_the_latents_as_the_text():
     lm = source_lm()
     before = off(wire(lm, lm), lm)
@@ -59,6 +60,7 @@ def test_a_model_that_is_its_own_source_reads_the_latents_as_the_text():
     assert found[1e-9][1] == pytest.approx(1, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_too_narrow_a_latent_cannot_be_the_text_and_a_wider_one_is_nearer():
     lm = source_lm()
     found = [begun(lm, lm, width=width) for width in (4, 32, 128)]
