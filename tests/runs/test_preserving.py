@@ -44,7 +44,8 @@ def runs(tmp_path: Path) -> dict[str, Run]:
         replace(outcome, error="unreadable", metrics={"exact_match": 0.0, "f1": 0.0}) for outcome in outcomes[:8]
     ]
     after = evaluated(root, "after", outcomes, parents=parent(fit), command=command, study_file=file)
-    return {"fit": fit, "after": after}
+    before = evaluated(root, "before", [*answers([1.0] * 40, "text"), *answers([0.5] * 40, "text,mask=prefix")])
+    return {"fit": fit, "after": after, "before": before}
 
 
 def preserved(latentwire: Command, run: Run, *words: str) -> str:
@@ -84,6 +85,9 @@ def test_a_preserved_run_has_its_files_its_parents_and_every_field(
         "invalid answers 0.200 [",
     ):
         assert words in metrics
+    assert f"{runs['before'].record.run}, arm `text` (baseline): one_hop exact_match 1.000" in metrics
+    assert "arm `text,mask=prefix`" not in metrics, "no baseline, and of another stage"
+    assert "**Key metrics**:\n  - " in (tmp_path / "preserved" / "README.md").read_text(), "a list of its own"
     assert told[manifest.WRONG] == WORDS["--wrong"]
     assert told[manifest.VERDICT] == WORDS["--verdict"]
     assert told[manifest.NEXT] == WORDS["--next"]
@@ -93,7 +97,7 @@ def test_a_preserved_run_has_its_files_its_parents_and_every_field(
     assert set(told) == set(manifest.FIELDS)
 
     status, out, _ = latentwire("runs", "verify")
-    assert (status, out) == (0, "4 runs checked, 0 with something wrong\n")
+    assert (status, out) == (0, "5 runs checked, 0 with something wrong\n")
     status, out, _ = latentwire("runs", "list", "--runs", "preserved", "--metric", "exact_match>0.1")
     assert out.count("done") == 1
 

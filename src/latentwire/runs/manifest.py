@@ -86,7 +86,8 @@ class Entry:
         lines = []
         for name in names:
             told = (self.fields.get(name) or "").strip() or EMPTY
-            lines.append(f"- **{name}**:{told if told.startswith(chr(10)) else ' ' + told}")
+            below = "\n  " if told.startswith("- ") else " "  # a list begins on a line of its own
+            lines.append(f"- **{name}**:{below}{told}")
         rest = f"\n\n{self.rest.strip()}" if self.rest.strip() else ""
         return f"## `{self.run}`\n\n" + "\n".join(lines) + rest + "\n"
 

@@ -38,7 +38,6 @@ _SETTINGS = (
     "limit",
     "dtype",
 )
-_FLOOR_ARMS = ("text", "none")
 
 
 def fields(run: Run, root: Path, parents: Sequence[Run], cite: Sequence[str]) -> dict[str, str]:
@@ -117,6 +116,10 @@ def _metrics(run: Run, root: Path, parents: Sequence[Run]) -> Iterator[str]:
     evaluations = [run] if OUTCOMES in run.record.artifacts else _evaluations_of(run, root)
     for each in evaluations:
         yield from _evaluation(each)
+    told = [each.record.run for each in evaluations]
+    for each in _newest(run, root):
+        if each.record.run not in told and not each.record.parents:
+            yield from _evaluation(each, baselines=True)
     if not evaluations:
         yield "baselines and invalid answers: no evaluation of this run was found beside it"
 
@@ -141,28 +144,43 @@ def _training(run: Run) -> Iterator[str]:
         yield f"{name}: baseline, the untrained model reading the text: {told}"
 
 
-def _evaluations_of(run: Run, root: Path) -> list[Run]:
-    """The finished evaluations that start from a training or read over its wire, the newest of each stage."""
-    newest = {
-        each.record.stage: each
-        for each in runs(root, run.record.study)
-        if any(parent.run == run.record.run for parent in each.record.parents.values())
-        and OUTCOMES in each.record.artifacts
-    }
+def _newest(run: Run, root: Path) -> list[Run]:
+    """The finished evaluations of a run's study, the newest of each stage."""
+    every = runs(root, run.record.study)
+    newest = {each.record.stage: each for each in every if OUTCOMES in each.record.artifacts}
     return list(newest.values())
 
 
-def _evaluation(run: Run) -> Iterator[str]:
+def _evaluations_of(run: Run, root: Path) -> list[Run]:
+    """Those that start from a training or read over its wire."""
+    return [
+        each
+        for each in _newest(run, root)
+        if any(parent.run == run.record.run for parent in each.record.parents.values())
+    ]
+
+
+def _is_baseline(run: Run, arm: str) -> bool:
+    """Whether an arm is the untrained model reading the text, or any model reading the question alone."""
+    configuration = run.record.configuration
+    wire = str(configuration.get("arms", {}).get(arm, arm))
+    return wire.partition(",")[0] == "none" or (wire == "text" and not configuration.get("start_from"))
+
+
+def _evaluation(run: Run, *, baselines: bool = False) -> Iterator[str]:
+    """A line for each arm, or for its baselines alone, and one for the floors."""
     outcomes = by_arm(read_outcomes(run.folder / OUTCOMES))
     for arm, tasks in run.metrics().items():
+        label = " (baseline)" if _is_baseline(run, arm) else ""
+        if baselines and not label:
+            continue
         shown = [
             f"{task} {metric} {in_words(numbers[metric])} (n={numbers[metric]['n']:,})"
             for task, numbers in tasks.items()
             if "/" not in task and (metric := next(iter(numbers), None)) is not None
         ]
-        label = " (baseline)" if arm in _FLOOR_ARMS else ""
         yield f"{run.record.run}, arm `{arm}`{label}: {'; '.join(shown)}{_invalid(outcomes.get(arm, []))}"
-    if floors := (run.record.results or {}).get("floors"):
+    if not baselines and (floors := (run.record.results or {}).get("floors")):
         told = [f"{task} {name} {value:.3f}" for task, named in floors.items() for name, value in named.items()]
         yield f"{run.record.run}, floors: {', '.join(told) or 'none known'}"
 
