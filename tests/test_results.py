@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import lzma
+import math
 import re
 from pathlib import Path
 
@@ -82,3 +83,41 @@ def test_the_training_met_finite_losses_only() -> None:
     losses = [line["loss"] for line in lines if "loss" in line]
     assert len(losses) > 20
     assert all(0 < loss < 10 for loss in losses)
+
+
+FIRST_DAY = {
+    "SmolLM2-135M-Instruct": "smollm2-135m",
+    "Gemma 3 270M": "gemma3-270m",
+    "Qwen2.5-Coder-0.5B-Instruct": "qwen-0.5b",
+    "Qwen2.5-Coder-1.5B-Instruct": "qwen-1.5b",
+}
+
+
+@pytest.mark.parametrize("model", FIRST_DAY)
+def test_every_score_of_the_four_real_models_follows_from_their_outcomes(model: str, tmp_path: Path) -> None:
+    outcomes = tmp_path / "outcomes.jsonl"
+    outcomes.write_bytes(lzma.decompress((RESULTS / f"first-day/{FIRST_DAY[model]}.jsonl.xz").read_bytes()))
+    metrics = summarize(read_outcomes(outcomes))
+    section = (RESULTS / "first-day.md").read_text(encoding="utf-8").split(f"### {model},")[1].split("\n#")[0]
+    rows = [line.strip("| ").split(" | ") for line in section.splitlines() if line.startswith("| `")]
+    assert {row[0].strip("`") for row in rows} == set(metrics)
+    for arm, exact, f1, nll, first in rows:
+        scores = metrics[arm.strip("`")]["squad"]
+        for cell, name in ((exact, "exact_match"), (f1, "f1")):
+            value, low, high = (float(number) for number in re.findall(r"[0-9.]+", cell))
+            assert (value, low, high) == (
+                pytest.approx(scores[name]["value"], abs=0.0006),
+                pytest.approx(scores[name]["low"], abs=0.006),
+                pytest.approx(scores[name]["high"], abs=0.006),
+            )
+            assert scores[name]["n"] == 1190
+        assert float(nll) == pytest.approx(scores["nll"]["value"], abs=0.006)
+        assert float(first) == pytest.approx(scores["first_token_top1"]["value"], abs=0.0006)
+
+
+def test_two_thousand_steps_on_a_model_that_once_gave_nan_are_finite() -> None:
+    text = (RESULTS / "first-day" / "two-thousand-steps.jsonl").read_text(encoding="utf-8")
+    lines = [json.loads(line) for line in text.splitlines()]
+    trained = [line for line in lines if "loss" in line]
+    assert lines[-1]["step"] == 2000
+    assert all(math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"]) for line in trained)
