@@ -8,6 +8,7 @@ os.environ["OMP_NUM_THREADS"] = "1"  # also for the processes that tests start
 os.environ["OMP_WAIT_POLICY"] = "passive"
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+import gc
 import inspect
 from collections import Counter
 
@@ -24,6 +25,12 @@ def pytest_collection_modifyitems(items):
     """Files with many slow tests come first, so that no worker is left alone with one of them at the end."""
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
     items.sort(key=lambda item: -slow[item.path])
+
+
+def pytest_collection_finish():
+    """What is imported stays: the package collects garbage after every model, which else looks at all of it."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

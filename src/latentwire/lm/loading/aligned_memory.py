@@ -26,6 +26,8 @@ CHUNK = 2**20
 """Bytes that a thread copies before it checks them."""
 PIECE = 2**26
 """Bytes that a thread takes at a time."""
+SMALL = 2**16
+"""Bytes below which memory is copied without asking which file it is."""
 _BITS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
@@ -95,7 +97,7 @@ def _cut(
     pieces = []
     for start in range(0, len(source), step):
         part = source[start : start + step]
-        file = None if into is None else mapped.at(part.ctypes.data, part.nbytes)
+        file = None if into is None or part.nbytes < SMALL else mapped.at(part.ctypes.data, part.nbytes)
         pieces.append(_Piece(name, part, None if into is None else into[start : start + step], dtype, file))
     return pieces
 

@@ -7,6 +7,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 MAPS = Path("/proc/self/smaps")
@@ -30,13 +31,20 @@ class Files:
     """The files that this process has mapped.
 
     Reading a file anew is faster than copying from its mapping: the first touch of a page that is not in memory
-    waits for that page alone, while one read asks for everything at once.
+    waits for that page alone, while one read asks for everything at once. The list of mappings is read when it is
+    first asked: Linux looks at every page of the process for it.
     """
 
-    def __init__(self, mappings: list[_Mapping]) -> None:
-        self._mappings = sorted(mappings, key=lambda mapping: mapping.start)
-        self._starts = [mapping.start for mapping in self._mappings]
+    def __init__(self) -> None:
         self._open: dict[str, int | None] = {}
+
+    @cached_property
+    def _mappings(self) -> list[_Mapping]:
+        return sorted(_mapped(), key=lambda mapping: mapping.start)
+
+    @cached_property
+    def _starts(self) -> list[int]:
+        return [mapping.start for mapping in self._mappings]
 
     def at(self, address: int, size: int) -> tuple[int, int] | None:
         """Descriptor and offset of the file whose bytes are at an address, None where they are not one file's."""
@@ -69,8 +77,8 @@ class Files:
 
 @contextmanager
 def files() -> Iterator[Files]:
-    """The files that are mapped now, open while the block lasts."""
-    mapped = Files(list(_mapped()))
+    """The files that are mapped, open while the block lasts."""
+    mapped = Files()
     try:
         yield mapped
     finally:
