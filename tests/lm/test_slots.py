@@ -225,7 +225,12 @@ class Replayed(Engine):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("how", SETTINGS)
-@pytest.mark.parametrize("lm", ["llama", "gemma3"], indirect=True)  # with full attention, and with both kinds
+@pytest.mark.parametrize(
+    "lm",
+    # In the normal suite one with full attention, and one with both kinds.
+    [pytest.param(name, marks=() if name in ("llama", "gemma3") else pytest.mark.sweep) for name in FAMILIES],
+    indirect=True,
+)
 def test_looking_only_now_and_then_changes_nothing(lm: LM, how: str, monkeypatch: pytest.MonkeyPatch) -> None:
     decoding = replace(Decoding(**SETTINGS[how]), max_new_tokens=40)
     free = lm.generate(lm.prefill(Prefix.of_tokens(ROWS[:1])), Decoding(max_new_tokens=30, min_new_tokens=30))
