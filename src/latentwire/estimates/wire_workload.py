@@ -76,6 +76,9 @@ def count(settings: WireTraining, shapes: Mapping[str, ModelShape]) -> Workload:
         kept += rows * reader.counts.activations(int(read))
         kept += rows * source.counts.activations(int(each.text)) if encodes and rank else 0
         columns += rows * (each.text + each.asked)
+    if settings.step_tokens is not None:
+        # The fullest step decides, not the mean one.
+        kept *= max(1.0, settings.step_tokens / (rows * max(each.width for each in passages.values())))
     trained = rank * source.lora_per_rank + _adapters(settings, shapes)
     static = 4 * trained * 2 + memory.OPTIMIZER_BYTES[settings.optimizer] * trained
     size = settings.frozen_dtype.itemsize

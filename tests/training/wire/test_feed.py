@@ -43,13 +43,33 @@ def test_steps_are_filled_up_to_their_tokens_with_little_padding():
         (part,) = made.parts(step, 0, 1)
         ids = part.text["r"].content
         questions = part.questions["r"].ids
-        assert ids.shape[0] * (ids.shape[1] + questions.shape[1]) <= 4000 + 16 * ids.shape[0]
+        assert ids.shape[0] * (ids.shape[1] + questions.shape[1]) <= 4000
         padded += ids.numel()
         real += made.tokens(step)
     assert real > 0.8 * padded
     mixed = feed(step_tokens=None, passages=20)
     sizes = [mixed.parts(step, 0, 1)[0].text["r"].content.numel() for step in range(20)]
     assert sum(map(mixed.tokens, range(20))) < 0.7 * sum(sizes)
+
+
+def uneven(number):
+    """A passage whose questions are as long as its text is short, or not."""
+    draw = random.Random(number)
+    pairs = [([1] * draw.randint(5, 120), [2] * 4) for _ in range(3)]
+    return Passage(str(number), str(number), {"r": [1] * draw.randint(10, 300)}, {"r": pairs})
+
+
+def test_no_step_has_more_columns_than_its_tokens_though_texts_and_questions_differ_in_length():
+    settings = WireTraining.model_validate({"steps": 40, "passages": 8, "questions": 2, "step_tokens": 4000})
+    made = Feed(settings, [uneven(number) for number in range(500)], DEVICES, "data")
+    columns = []
+    for step in range(40):
+        (part,) = made.parts(step, 0, 1)
+        rows, text = part.text["r"].content.shape
+        columns.append(rows * (text + part.questions["r"].ids.shape[1]))
+    assert max(columns) <= 4000
+    assert made.columns <= 4000
+    assert sum(columns) > 0.75 * 4000 * 40  # and they are filled
 
 
 def test_the_order_is_a_function_of_the_seed_and_the_step():

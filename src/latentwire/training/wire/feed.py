@@ -8,7 +8,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from threading import Lock
 
 import torch
@@ -23,6 +23,12 @@ SEEN = 200
 """Steps whose sizes are looked at before the first one."""
 WINDOW = 4096
 """Passages of similar length are looked for among this many neighbours of a shuffled epoch."""
+CUT = "text, questions"
+"""What passages are sorted by before they are cut into steps: no training goes on with steps cut otherwise."""
+
+
+Sizes = tuple[tuple[int, int], ...]
+"""By reader, the columns of a text and of its questions."""
 
 
 class Feed:
@@ -82,13 +88,13 @@ class Feed:
     def columns(self) -> int:
         """The most columns of a step among its first ones, padding included: rows times the longest."""
         steps = (self._numbers(step) for step in range(min(self._settings.steps, SEEN)))
-        return max(len(numbers) * max(map(self._width, numbers)) for numbers in steps)
+        return max(map(self._columns, steps))
 
     def probe(self, count: int = 2) -> tuple[Part, int]:
         """A part of the `count` longest passages, and its columns."""
-        longest = sorted(range(len(self._passages)), key=self._width)[-count:]
+        longest = sorted(range(len(self._passages)), key=lambda number: self._columns([number]))[-count:]
         part = self._part(0, [(number, self._questions(0, number)) for number in longest], {})
-        return replace(part, textual=False), len(longest) * max(map(self._width, longest))
+        return replace(part, textual=False), self._columns(longest)
 
     def _parts(self, step: int, process: int, processes: int) -> list[Part | Spare]:
         asked = [(number, self._questions(step, number)) for number in self._numbers(step)]
@@ -103,7 +109,7 @@ class Feed:
         mine = asked[process::processes]
         self._notify([self._passages[number].context for number, _ in mine])
         if self.passes > 1:  # passages of one length share a part, which leaves little padding
-            mine.sort(key=lambda passage: self._width(passage[0]))
+            mine.sort(key=lambda passage: self._longest(passage[0]))
         return [
             self._part(step, some, lengths, others)
             if some
@@ -165,26 +171,38 @@ class Feed:
         batches = []
         for at in range(0, len(order), WINDOW):
             batch: list[int] = []
-            for number in sorted(order[at : at + WINDOW], key=self._width):
-                # Ascending widths: the newest one is what all are padded to.
-                if batch and (len(batch) + 1) * self._width(number) > limit:
+            widest: Sizes = ()
+            # Texts of one length, then questions of one length: both are padded to the longest of the batch.
+            for number in sorted(order[at : at + WINDOW], key=self._longest):
+                wider = _wider(widest, self._sizes[number])
+                if batch and (len(batch) + 1) * _width(wider) > limit:
                     batches.append(batch)
-                    batch = []
+                    batch, wider = [], self._sizes[number]
                 batch.append(number)
+                widest = wider
             batches.append(batch)
         draw.shuffle(batches)
         return batches
 
-    def _width(self, number: int) -> int:
-        """The columns that a passage takes, padding included: of its text, with the most questions of a step."""
-        return self._widths[number]
+    def _columns(self, numbers: Sequence[int]) -> int:
+        """The columns that passages take together, padding included."""
+        return len(numbers) * _width(reduce(_wider, (self._sizes[number] for number in numbers)))
+
+    def _longest(self, number: int) -> tuple[int, int]:
+        """The columns of a passage's text and of its questions, for the reader with the most."""
+        texts, asked = zip(*self._sizes[number], strict=True)
+        return max(texts), max(asked)
 
     @cached_property
-    def _widths(self) -> list[int]:
+    def _sizes(self) -> list[Sizes]:
+        """For each passage and reader the columns of the text, and of the most questions of a step."""
         count = self._settings.questions
         return [
-            max(
-                rounded(len(ids), STEADY) + sum(sorted(len(q) + len(a) for q, a in passage.pairs[name])[-count:])
+            tuple(
+                (
+                    rounded(len(ids), STEADY),
+                    rounded(sum(sorted(len(q) + len(a) for q, a in passage.pairs[name])[-count:]), STEADY),
+                )
                 for name, ids in passage.text.items()
             )
             for passage in self._passages
@@ -199,5 +217,20 @@ class Feed:
     def sha256(self) -> str:
         """A digest of the data, the tokenizers and of what cuts them into steps."""
         settings = self._settings
-        cut = (len(self._passages), settings.passages, settings.questions, settings.step_tokens, settings.seed)
+        cut: tuple[object, ...] = (len(self._passages), settings.passages, settings.questions)
+        cut = (*cut, settings.step_tokens, settings.seed)
+        if settings.step_tokens is not None:
+            cut = (*cut, CUT)
         return hashlib.sha256(repr((self._identity, cut)).encode()).hexdigest()
+
+
+def _wider(sizes: Sizes, others: Sizes) -> Sizes:
+    """What passages of these sizes are padded to together."""
+    if not sizes:
+        return others
+    return tuple((max(a[0], b[0]), max(a[1], b[1])) for a, b in zip(sizes, others, strict=True))
+
+
+def _width(sizes: Sizes) -> int:
+    """The columns of a row."""
+    return max(text + asked for text, asked in sizes)
