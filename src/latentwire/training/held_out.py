@@ -46,6 +46,10 @@ class HeldOut:
         """What the trainee says to some examples; the first process alone asks it."""
         return self.trainee.samples() if self.group.leads else []
 
+    def prefixes(self) -> dict[str, dict[str, float]]:
+        """What readers get in place of text, in numbers; the first process alone looks."""
+        return self.trainee.prefixes() if self.group.leads else {}
+
     def _heeding(self, parts: Iterable[Any]) -> Iterator[Any]:
         for part in parts:
             self.heed()

@@ -263,11 +263,11 @@ class Training:
                     f"evaluation after step {self.done}: found a loss of {measured.loss}, expected a finite number"
                 )
             generated = self._generated()
-            samples = self.held_out.samples()
+            samples, prefixes = self.held_out.samples(), self.held_out.prefixes()
         stop = self.judge.evaluated(self.done, measured.loss, measured.accuracy, generated)
         if stop and self.done:
             self.stopped = self.stopped or stop
-        line = {
+        line: dict[str, Any] = {
             "step": self.done,
             "tokens": self.tokens,
             "seconds": round(self.seconds, 3),
@@ -276,6 +276,8 @@ class Training:
             "eval_documents": measured.firsts,
             "eval_seconds": round(time.monotonic() - started, 3),
         }
+        if prefixes:
+            line["prefix"] = prefixes
         told = ""
         if generated and self.text is not None:
             line |= {f"eval_{name}": value for name, value in generated.items()}

@@ -118,6 +118,9 @@ class Trainee(Protocol):
     def samples(self) -> list[dict[str, Any]]:
         """What it says to some of them."""
 
+    def prefixes(self) -> dict[str, dict[str, float]]:
+        """By reader, what it gets in place of the text of some held-out examples, in numbers."""
+
     @property
     def adapting(self) -> Adapting:
         """The running numbers that objectives follow, saved with every checkpoint."""

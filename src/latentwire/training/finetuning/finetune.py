@@ -235,6 +235,9 @@ class _Finetuning:
         said = self._say(batch, wire, Decoding(max_new_tokens=SAMPLE_TOKENS, stop=("\n",)))
         return [Answered(answer.strip(), gold) for answer, gold in zip(said, golds, strict=True)]
 
+    def prefixes(self) -> dict[str, dict[str, float]]:
+        return {}  # it reads the text itself
+
     def samples(self) -> list[dict[str, Any]]:
         examples = self._asked[: self.settings.samples]
         if not examples:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -35,6 +36,7 @@ from latentwire.training.wire.layout import settled
 from latentwire.training.wire.part import Part, collate
 from latentwire.training.wire.passage import Passage
 from latentwire.training.wire.passages import identity, passages
+from latentwire.training.wire.prefix_statistics import statistics
 from latentwire.training.wire.start import begin
 from latentwire.training.wire.teacher import Teacher
 from latentwire.training.wire.wire_step import WireStep
@@ -46,6 +48,8 @@ from latentwire.wires.latent.reader_text import SAMPLE, OwnText, asking
 from latentwire.wires.latent.trained_readers import save
 
 SAMPLE_TOKENS = 48
+LOOKED_AT = 16
+"""Held-out passages whose prefixes are described in numbers."""
 
 
 def train_wire(
@@ -336,6 +340,16 @@ class _WireTrainee:
                 for p, text in zip(some, texts, strict=True)
             ]
         return samples
+
+    @torch.no_grad()
+    def prefixes(self) -> dict[str, dict[str, float]]:
+        some, numbers = self._held_out[:LOOKED_AT], {}
+        message = self.modules([passage.context for passage in some])
+        for name, lm in self._frozen.items():
+            text = Shared.of_tokens([passage.text[name] for passage in some], lm.device)
+            with suppress(UserError):  # an adapter that delivers nothing without a text
+                numbers[name] = statistics(self.modules.deliver(message, name), text, lm)
+        return numbers
 
     def export(self, folder: Path) -> None:
         save(self.modules, self._learns, folder)
