@@ -358,3 +358,14 @@ def test_a_wire_that_meets_a_nan_names_its_contexts_and_keeps_its_best(tmp_path,
         run(tmp_path / "run", objectives=(AnswerCrossEntropy(), Distill()))
     assert weights_of(tmp_path / "run", "best")
     assert not (tmp_path / "run" / "checkpoints" / "final").exists()
+
+
+def test_a_kill_while_a_finished_trainings_snapshots_are_removed_leaves_nothing(tmp_path):
+    run(tmp_path)
+    places = tmp_path / "checkpoints"
+    whole = sorted(path.relative_to(places) for path in places.rglob("*"))
+    (places / "last").mkdir()
+    (places / "last" / "optimizer.safetensors").write_bytes(b"what a removal has not come to yet")
+    _, _, said = run(tmp_path)
+    assert sorted(path.relative_to(places) for path in places.rglob("*")) == whole
+    assert not any("set aside" in line for line in said)

@@ -89,8 +89,9 @@ def train_wire(
         >>> train_wire({lm.name: lm}, lm, WireTraining(wire=config, steps=100), Path("runs/wire"))
     """
     settings = settled(settings, log)
-    found = process_group.current().leader_first(lambda: usable(folder, settings, log))
-    resumes = found is not None or (folder / CHECKPOINTS / checkpoints.DONE).exists()
+    # What a kill left of a finished training's snapshots is not damaged: it was being removed.
+    ended = (folder / CHECKPOINTS / checkpoints.DONE).exists()
+    resumes = ended or process_group.current().leader_first(lambda: usable(folder, settings, log)) is not None
     trainee = _WireTrainee(readers, source, settings, folder, log, start, solved=resumes)
     training = Training(trainee, settings, folder, log)
     training.train(progress)
