@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from latentwire.errors import UserError
-from latentwire.runs import queries
+from latentwire.runs import queries, run_tables
 from latentwire.runs.store import Run
 from tests.support.command_line import Command
 from tests.support.run_folders import answers, evaluated, record, trained
@@ -105,3 +105,15 @@ def test_two_thousand_runs_are_listed_without_reading_more_than_their_records(
     monkeypatch.setattr(Run, "metrics", lambda self: pytest.fail("read metrics although none were asked for"))
     hits, _ = queries.search(tmp_path / "runs", queries.query(status=["done"]))
     assert [hit.run.record.run for hit in hits] == [run.record.run]
+
+
+def test_a_trained_wire_is_listed_in_a_few_words(tmp_path: Path) -> None:
+    wire = {
+        "source": "org/a",
+        "encoder": {"kind": "self", "select": {"kind": "anchors", "ratio": 4, "slots": 0}, "rank": 64},
+        "adapters": {"org/a": {"kind": "native"}, "folder/b.gguf": {"kind": "deep_prefix"}},
+    }
+    run = trained(tmp_path / "runs", "wire", seed=0)
+    run.write(configuration={"wire": wire}, results={"steps": 100, "stopped": "plateau"})
+    hits, _ = queries.search(tmp_path / "runs", queries.query())
+    assert "self anchors 4:1 for a, b.gguf, 100 steps, plateau" in "\n".join(run_tables.listed(hits))

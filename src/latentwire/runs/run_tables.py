@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shlex
 from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from rich.table import Table
 
@@ -73,7 +74,21 @@ def _what(run: Run) -> str:
         return "; ".join(f"{arm}: {wire}" for arm, wire in arms.items())
     results = run.record.results or {}
     steps = f", {results['steps']} steps, {results['stopped']}" if "steps" in results else ""
-    return f"{run.record.configuration.get('wire', '')}{steps}"
+    return f"{_wire(run.record.configuration.get('wire', ''))}{steps}"
+
+
+def _wire(wire: Any) -> str:
+    """A text wire as it is written; of a wire of latents its encoder, what it keeps, and who reads it."""
+    if not isinstance(wire, dict):
+        return str(wire)
+    encoder = wire.get("encoder") or {}
+    select = encoder.get("select") or {}
+    kept = (
+        f"{select['ratio']}:1" if select.get("ratio") else str(select.get("slots") or encoder.get("tokens") or "")
+    )
+    words = [encoder.get("kind"), select.get("kind"), kept, (encoder.get("translator") or {}).get("kind")]
+    readers = ", ".join(name.rsplit("/", 1)[-1] for name in wire.get("adapters") or {})
+    return f"{' '.join(word for word in words if word)} for {readers}"
 
 
 def _metrics(metrics: dict[str, dict[str, dict[str, dict[str, float | None]]]]) -> Table:
