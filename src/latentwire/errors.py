@@ -9,13 +9,20 @@ from difflib import get_close_matches
 class UserError(Exception):
     """Bad input, said in one sentence: the field, what was found, what was expected.
 
-    The command line prints it without a traceback and exits with status 2.
+    The command line prints it without a traceback and exits with status 2. It is one line whatever a file or an
+    option called things: what cannot be printed, a line break among it, is written as an escape.
+
+    Args:
+        message: The sentence.
 
     Example:
         >>> raise UserError("limit: found -3, expected a whole number of examples, 1 or more.")
         Traceback (most recent call last):
         latentwire.errors.UserError: limit: found -3, expected a whole number of examples, 1 or more.
     """
+
+    def __init__(self, message: str) -> None:
+        super().__init__("".join(each if each.isprintable() else repr(each)[1:-1] for each in message))
 
 
 def one_of(name: str, valid: Iterable[str]) -> str:

@@ -135,3 +135,10 @@ def test_a_parser_gives_a_value_or_one_sentence(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_a_parser_gives_a_value_or_one_sentence_for_thousands_of_inputs(name: str) -> None:
     problems(name, MANY)
+
+
+def test_a_name_with_a_line_break_or_a_terminals_escape_is_shown_in_one_line() -> None:
+    for parser, content in ((prompt_file, {"a\nb": None}), (lines, [{"\x1b[31mc": []}])):
+        with pytest.raises(UserError) as error:
+            parser(content)
+        assert str(error.value).isprintable()

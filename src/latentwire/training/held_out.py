@@ -1,4 +1,4 @@
-"""Evaluation during a training: held-out loss, generated answers and samples, shared out among processes."""
+"""HeldOutResults during a training: held-out loss, generated answers and samples, shared out among processes."""
 
 from __future__ import annotations
 
@@ -10,6 +10,46 @@ from latentwire.evaluation.metrics import score_span
 from latentwire.process_group import Group
 from latentwire.training.trainee import Answered, Trainee
 from latentwire.training.training_step import Measured
+
+
+@dataclass(frozen=True)
+class HeldOutResults:
+    """What one evaluation found.
+
+    Attributes:
+        measured: Loss and accuracy.
+        generated: Exact match and F1 of generated answers; empty where none were due.
+        text: The same of the untrained model reading the text; None where no answers were ever generated.
+        samples: What the trainee said to some examples.
+        prefixes: By reader, what it gets in place of text, in numbers.
+    """
+
+    measured: Measured
+    generated: dict[str, float]
+    text: dict[str, float] | None
+    samples: list[dict[str, Any]]
+    prefixes: dict[str, dict[str, float]]
+
+    def line(self) -> dict[str, Any]:
+        """As diagnostics keep it."""
+        line: dict[str, Any] = {
+            "eval_loss": self.measured.loss,
+            "eval_first_token_accuracy": self.measured.accuracy,
+            "eval_documents": self.measured.firsts,
+        }
+        if self.prefixes:
+            line["prefix"] = self.prefixes
+        if self.generated and self.text is not None:
+            line |= {f"eval_{name}": value for name, value in self.generated.items()}
+            line |= {f"text_{name}": value for name, value in self.text.items()}
+        return line
+
+    def __str__(self) -> str:
+        loss = f"evaluation loss {self.measured.loss:.4f}, first token right {self.measured.accuracy:.3f}"
+        told = f"{loss}, n={self.measured.firsts}"
+        if self.generated and self.text is not None:
+            told += f"; F1 {self.generated['f1']:.3f} (the text before training: {self.text['f1']:.3f})"
+        return told
 
 
 @dataclass(frozen=True)

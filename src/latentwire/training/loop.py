@@ -24,7 +24,7 @@ from latentwire import process_group
 from latentwire.training import checkpoints, logit_probe, optimizers, snapshots
 from latentwire.training.checkpoints import LAST
 from latentwire.training.diagnostics import Diagnostics, memory_gib
-from latentwire.training.held_out import HeldOut
+from latentwire.training.held_out import HeldOut, HeldOutResults
 from latentwire.training.interruption import Interrupted, Interruption
 from latentwire.training.loop_config import Loop
 from latentwire.training.not_finite import NotFinite
@@ -264,31 +264,15 @@ class Training:
                 )
             generated = self._generated()
             samples, prefixes = self.held_out.samples(), self.held_out.prefixes()
+        found = HeldOutResults(measured, generated, self.text, samples, prefixes)
         stop = self.judge.evaluated(self.done, measured.loss, measured.accuracy, generated)
         if stop and self.done:
             self.stopped = self.stopped or stop
-        line: dict[str, Any] = {
-            "step": self.done,
-            "tokens": self.tokens,
-            "seconds": round(self.seconds, 3),
-            "eval_loss": measured.loss,
-            "eval_first_token_accuracy": measured.accuracy,
-            "eval_documents": measured.firsts,
-            "eval_seconds": round(time.monotonic() - started, 3),
-        }
-        if prefixes:
-            line["prefix"] = prefixes
-        told = ""
-        if generated and self.text is not None:
-            line |= {f"eval_{name}": value for name, value in generated.items()}
-            line |= {f"text_{name}": value for name, value in self.text.items()}
-            told = f"; F1 {generated['f1']:.3f} (the text before training: {self.text['f1']:.3f})"
-        self.diagnostics.write(line)
+        line = {"step": self.done, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
+        took = {"eval_seconds": round(time.monotonic() - started, 3)}
+        self.diagnostics.write(line | found.line() | took)
         self.diagnostics.samples(self.done, samples)
-        self.log(
-            f"step {self.done} of {self.settings.steps}: evaluation loss {measured.loss:.4f}, "
-            f"first token right {measured.accuracy:.3f}, n={measured.firsts}{told}"
-        )
+        self.log(f"step {self.done} of {self.settings.steps}: {found}")
         self.pending = False
         # The best first: killed in between, the evaluation is repeated and writes the same best again.
         improved = self.judge.improved(self.done)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -347,8 +346,8 @@ class _WireTrainee:
         some, numbers = self._held_out[:LOOKED_AT], {}
         message = self.modules([passage.context for passage in some])
         for name, lm in self._frozen.items():
-            text = Shared.of_tokens([passage.text[name] for passage in some], lm.device)
-            with suppress(UserError):  # an adapter that delivers nothing without a text
+            if not self.modules.config.adapters[name].changes_text:  # else there is nothing without a text
+                text = Shared.of_tokens([passage.text[name] for passage in some], lm.device)
                 numbers[name] = statistics(self.modules.deliver(message, name), text, lm)
         return numbers
 
