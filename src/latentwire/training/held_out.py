@@ -1,4 +1,4 @@
-"""HeldOutResults during a training: held-out loss, generated answers and samples, shared out among processes."""
+"""Evaluation during a training: held-out loss, generated answers and samples, shared out among processes."""
 
 from __future__ import annotations
 

@@ -264,15 +264,15 @@ class Training:
                 )
             generated = self._generated()
             samples, prefixes = self.held_out.samples(), self.held_out.prefixes()
-        found = HeldOutResults(measured, generated, self.text, samples, prefixes)
+        results = HeldOutResults(measured, generated, self.text, samples, prefixes)
         stop = self.judge.evaluated(self.done, measured.loss, measured.accuracy, generated)
         if stop and self.done:
             self.stopped = self.stopped or stop
         line = {"step": self.done, "tokens": self.tokens, "seconds": round(self.seconds, 3)}
         took = {"eval_seconds": round(time.monotonic() - started, 3)}
-        self.diagnostics.write(line | found.line() | took)
+        self.diagnostics.write(line | results.line() | took)
         self.diagnostics.samples(self.done, samples)
-        self.log(f"step {self.done} of {self.settings.steps}: {found}")
+        self.log(f"step {self.done} of {self.settings.steps}: {results}")
         self.pending = False
         # The best first: killed in between, the evaluation is repeated and writes the same best again.
         improved = self.judge.improved(self.done)
