@@ -42,6 +42,8 @@ ROWS = {"cuda": Regime(16, 1024, 32, 8), "cpu": Regime(2, 256, 8, 2)}
 CONTEXTS = {"cuda": WireBatch(32, 144), "cpu": WireBatch(4, 128)}
 EXAMPLES = {"cuda": 256, "cpu": 8}
 """A process's rows, contexts and examples."""
+RECOMPUTED = ("8b", "14b")
+"""Shapes whose finetuning runs layers again in the backward pass: states alone fill most of a GPU."""
 ENDLESS = 10**6
 
 
@@ -66,6 +68,8 @@ def _weights(setup: Setup, group: Group) -> BenchRow:
         model, tokenizer(), name=setup.shape, attention_kernel=choose(model, "auto", dtype=torch.bfloat16).kernel
     )
     model.requires_grad_(True)
+    if setup.shape in RECOMPUTED:
+        model.gradient_checkpointing_enable({"use_reentrant": False})
     step = RowStep(lm, [AnswerCrossEntropy()])
     trainee = _Repeating(step, model, part, labels_of(part), lm if group.size > 1 else None)
     return _trained(setup, group, "weights", trainee, sum(len(document.ids) for document in documents))
@@ -112,7 +116,12 @@ def _trained(setup: Setup, group: Group, who: str, trainee: Any, tokens: int) ->
     )
     with tempfile.TemporaryDirectory() as folder:
         training = Training(trainee, settings, Path(folder), lambda line: None)
-        timing = setup.timed(lambda: training.train_steps(1), repeats=8, warm=3)
+        try:
+            timing = setup.timed(lambda: training.train_steps(1), repeats=8, warm=3)
+        except torch.OutOfMemoryError:
+            if group.size > 1:  # others may have enough, and wait: they have to end too
+                raise
+            return BenchRow(who, {"seconds": None, "per_second": None}, _at(setup, group, who), "out of memory")
     return _row(setup, group, who, timing.seconds, group.size * tokens, timing.peak_gib)
 
 
@@ -124,8 +133,12 @@ def _row(setup: Setup, group: Group, who: str, seconds: float, amount: int, peak
         "per_second": amount / slowest,
         "peak_gib": peak if setup.device.type == "cuda" else None,
     }
+    return BenchRow(who, figures, _at(setup, group, who))
+
+
+def _at(setup: Setup, group: Group, who: str) -> dict[str, str | int | float]:
     what = {"weights": "tokens", "wire": "context tokens", "evaluation": "examples"}[who]
-    return BenchRow(who, figures, {"shape": setup.shape, "processes": group.size, "of": what})
+    return {"shape": setup.shape, "processes": group.size, "of": what}
 
 
 class _Repeating:

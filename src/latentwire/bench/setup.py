@@ -84,6 +84,20 @@ SHAPES = {
             "tie_word_embeddings": False,
         },
     ),
+    "14b": Shape(
+        "ministral3",
+        {
+            "vocab_size": 131_072,
+            "hidden_size": 5120,
+            "intermediate_size": 16_384,
+            "num_hidden_layers": 40,
+            "num_attention_heads": 32,
+            "num_key_value_heads": 8,
+            "head_dim": 128,
+            "max_position_embeddings": 8192,
+            "tie_word_embeddings": False,
+        },
+    ),
 }
 
 
