@@ -40,10 +40,10 @@ from latentwire.training.training_step import Step
 
 ROWS = {"cuda": Regime(16, 1024, 32, 8), "cpu": Regime(2, 256, 8, 2)}
 CONTEXTS = {"cuda": WireBatch(32, 144), "cpu": WireBatch(4, 128)}
-EXAMPLES = {"cuda": 256, "cpu": 8}
-"""A process's rows, contexts and examples."""
-RECOMPUTED = ("8b", "14b")
-"""Shapes whose finetuning runs layers again in the backward pass: states alone fill most of a GPU."""
+EXAMPLES = {"cuda": 768, "cpu": 8}
+"""A process's rows, contexts and examples. Few examples are few batches, which two processes cannot share evenly."""
+RECOMPUTED = {"14b": Regime(4, 1024, 32, 8)}
+"""Shapes whose states fill most of a GPU: they read fewer rows and run layers again in the backward pass."""
 ENDLESS = 10**6
 
 
@@ -59,7 +59,7 @@ def main(shape: str, dtype: str, parts: str, file: str) -> None:
 
 def _weights(setup: Setup, group: Group) -> BenchRow:
     """Steps of a finetuning of all weights, which are sharded where there are several processes."""
-    regime = ROWS[setup.device.type]
+    regime = RECOMPUTED.get(setup.shape, ROWS[setup.device.type])
     model = Setup(setup.device, setup.shape, precision=torch.float32).model()
     documents = regime.documents(model.config.get_text_config().vocab_size, packed=True)
     rows = [[documents[i] for i in row] for row in pack([len(d.ids) for d in documents], regime.width)]
@@ -94,7 +94,7 @@ def _evaluation(setup: Setup, group: Group) -> BenchRow:
         evaluate(lm, tasks, [parse("text")], limit=limit, group=group)
         group.wait()
 
-    timing = setup.timed(run, repeats=3, warm=1)
+    timing = setup.timed(run, repeats=2, warm=1)
     return _row(setup, group, "evaluation", timing.seconds, 2 * limit, timing.peak_gib)
 
 
