@@ -41,7 +41,7 @@ from latentwire.training.training_step import Step
 ROWS = {"cuda": Regime(16, 1024, 32, 8), "cpu": Regime(2, 256, 8, 2)}
 CONTEXTS = {"cuda": WireBatch(32, 144), "cpu": WireBatch(4, 128)}
 EXAMPLES = {"cuda": 768, "cpu": 8}
-"""A process's rows, contexts and examples. Few examples are few batches, which two processes cannot share evenly."""
+"""A process's rows, contexts and examples; few examples are few batches, which cannot be shared evenly."""
 RECOMPUTED = {"14b": Regime(4, 1024, 32, 8)}
 """Shapes whose states fill most of a GPU: they read fewer rows and run layers again in the backward pass."""
 ENDLESS = 10**6
