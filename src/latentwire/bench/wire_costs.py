@@ -12,13 +12,13 @@ from collections.abc import Iterator
 
 import torch
 
-from latentwire.bench import wire_first, wire_train
+from latentwire.bench import wire_first, wire_operations, wire_train
 from latentwire.bench.decode_timing import tokenizer
 from latentwire.bench.setup import BenchRow, Setup
 from latentwire.lm.model import LM
 
-PARTS = ("first", "train")
-"""Time to the first token, and a step of training."""
+PARTS = ("first", "train", "operations")
+"""Time to the first token, a step of training, and (only where asked for) the operations that a step launches."""
 
 
 def measure(setup: Setup) -> Iterator[BenchRow]:
@@ -27,6 +27,8 @@ def measure(setup: Setup) -> Iterator[BenchRow]:
     if setup.wants("first"):
         yield from wire_first.stock(setup, model)
     lm = LM(model, tokenizer(), name=setup.shape)
+    if setup.only == "operations":
+        yield from wire_operations.measure(setup, lm)
     if setup.wants("first"):
         yield from wire_first.measure(setup, lm)
     if not setup.wants("train"):

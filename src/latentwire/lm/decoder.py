@@ -162,13 +162,17 @@ class Decoder:
             ).last_hidden_state
         return hidden.to(content.device)
 
-    def memorize(self, prefix: Prefix, dtype: torch.dtype | None = None) -> tuple[Tensor, Memory]:
+    def memorize(
+        self, prefix: Prefix, dtype: torch.dtype | None = None, *, plain: bool = False
+    ) -> tuple[Tensor, Memory]:
         """Read a prefix and keep its keys and values; gradients flow.
 
         Args:
             prefix: P columns.
             dtype: of the keys; None is the model's own. 16-bit keys that are kept in float32 come out of another
                 rotation as they were.
+            plain: a prefix that is `plain` may be read by a kernel's own causal mask, since the caller reads no
+                states of padding.
 
         Returns:
             Final hidden states `(B, P, D)`, and for every layer the keys (not rotated) and values of the P
@@ -177,7 +181,7 @@ class Decoder:
         Raises:
             UserError: longer than the model's positions, or the model rotates keys in a way not known here.
         """
-        reading = replace(self._reading(prefix), tap=(tap := Tap()))
+        reading = replace(self._reading(prefix), tap=(tap := Tap()), plain=plain and prefix.plain)
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
         try:
@@ -204,7 +208,9 @@ class Decoder:
         return hidden
 
     def _reading(self, prefix: Prefix) -> Reading:
-        self._check_length(int(prefix.next_position.max()))
+        # Looked at only where it can be too long: asking for the last position waits for an accelerator.
+        if not (prefix.plain and prefix.memory is None and prefix.columns.width <= self.max_positions):
+            self._check_length(int(prefix.next_position.max()))
         memory = None if prefix.memory is None else self._rotated(prefix.memory)
         return Reading(prefix.columns, prefix.layers, memory)
 
@@ -241,7 +247,7 @@ class Decoder:
         Example:
             >>> prefilled = lm.prefill(Prefix.of_tokens([prompt], device=lm.device))
         """
-        # `plain` here only: it changes the states of padding, which nothing reads after a prefill.
+        # `plain` changes the states of padding, which nothing reads after a prefill.
         reading, cache = replace(self._reading(prefix), plain=prefix.plain), DynamicCache()
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None

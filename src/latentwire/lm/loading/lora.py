@@ -63,7 +63,10 @@ def inject(lm: LM, lora: Lora) -> nn.ModuleDict:
     """
     from peft import inject_adapter_in_model
 
+    from latentwire.lm.loading.lora_forward import quick
+
     inject_adapter_in_model(lora.for_peft(lm), lm.model)
+    quick(lm.model)
     ends = ("lora_A.default", "lora_B.default", "lora_dropout.default")
     adapters = {name.replace(".", "/"): module for name, module in lm.model.named_modules() if name.endswith(ends)}
     for module in adapters.values():

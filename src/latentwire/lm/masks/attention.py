@@ -50,8 +50,18 @@ def _eager(module: nn.Module, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor
     return forward(module, *args, **kwargs)
 
 
-def _boolean(see: Tensor, dtype: torch.dtype) -> Tensor:
-    return see
+Form = Callable[[Tensor, torch.dtype], Tensor]
+"""Who sees whom, and the dtype of the queries, to the mask that a kernel adds to its scores."""
+ALIGNED = 8
+"""Rows of a mask begin at a multiple of this many numbers: sdpa's memory-efficient kernel would copy others."""
+
+
+def _infinite(see: Tensor, dtype: torch.dtype) -> Tensor:
+    """The mask that sdpa makes of a boolean one, in every layer anew."""
+    columns = see.shape[-1]
+    width = -(-columns // ALIGNED) * ALIGNED if torch.is_grad_enabled() else columns
+    made = see.new_full((*see.shape[:-1], width), -torch.inf, dtype=dtype)[..., :columns]
+    return made.masked_fill_(see, 0)
 
 
 def _additive(see: Tensor, dtype: torch.dtype) -> Tensor:
@@ -91,7 +101,23 @@ def _attention(stock: Attention, reads: Reads) -> Attention:
     return attend
 
 
-def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Reads:
+def _made_once(
+    reading: Reading | DecodeStep, query: Tensor, keys: int, layer: int, window: int | None, form: Form
+) -> Tensor:
+    """The mask of a layer, made once for all layers that share it."""
+
+    def made() -> Tensor:
+        see = reading.visible(query.shape[2], keys, layer, window).to(query.device)
+        return form(reading.by_head(see, layer, query.shape[1]), dtype)
+
+    dtype = _computes_in(query)
+    if isinstance(reading, DecodeStep) or reading.by_layer:
+        return made()
+    name = reading.seen(query.shape[2], keys, layer, window)
+    return reading.once((form, dtype, query.device, *name), made)
+
+
+def _dense(stock: Attention, form: Form) -> Reads:
     def read(
         module: nn.Module, states: States, reading: Reading | DecodeStep, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
@@ -104,15 +130,14 @@ def _dense(stock: Attention, form: Callable[[Tensor, torch.dtype], Any]) -> Read
         plain = isinstance(reading, Reading) and reading.causal(queries, keys, window)
         if plain and stock is sdpa_attention_forward and _groups(query, key):
             return stock(module, query, key, value, None, **{**kwargs, "is_causal": True})
-        see = reading.visible(queries, keys, layer, window).to(query.device)
-        see = reading.by_head(see, layer, query.shape[1])
+        mask = _made_once(reading, query, keys, layer, window, form)
         key, value = reading.remember(layer, key, value)
-        return stock(module, query, key, value, form(see, query.dtype), **kwargs)
+        return stock(module, query, key, value, mask, **kwargs)
 
     return read
 
 
-_DENSE = {"sdpa": _dense(sdpa_attention_forward, _boolean), "eager": _dense(_eager, _additive)}
+_DENSE = {"sdpa": _dense(sdpa_attention_forward, _infinite), "eager": _dense(_eager, _additive)}
 
 
 def _trains(fast: Fast) -> Reads:
@@ -139,9 +164,13 @@ def _trains(fast: Fast) -> Reads:
 
 def _one_dtype(query: Tensor, key: Tensor, value: Tensor) -> States:
     # Under autocast rotated queries are float32 beside half-precision values; sdpa alone is cast by autocast.
-    device = query.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
+    dtype = _computes_in(query)
     return query.to(dtype), key.to(dtype), value.to(dtype)
+
+
+def _computes_in(query: Tensor) -> torch.dtype:
+    device = query.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else query.dtype
 
 
 def _groups(query: Tensor, key: Tensor) -> bool:

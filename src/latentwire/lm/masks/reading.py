@@ -264,10 +264,19 @@ class Reading:
             queries: Q. keys: key columns that the layer holds, without the memory.
             window: sliding window in positions, own position included; None for full attention.
         """
-        both_ways = self.both_ways(layer)
-        offset = self.spans[layer][0] if self.spans else 0
-        name = (queries, keys, both_ways, offset, window)
-        return self.once(name, lambda: self._build(queries, keys, both_ways, offset, window))
+        name = self.seen(queries, keys, layer, window)
+        return self.once(name, lambda: self._build(*name))
+
+    def seen(
+        self, queries: int, keys: int, layer: int, window: int | None
+    ) -> tuple[int, int, bool, int, int | None]:
+        """What layers have in common that share what `visible` returns."""
+        return queries, keys, self.both_ways(layer), self.spans[layer][0] if self.spans else 0, window
+
+    @property
+    def by_layer(self) -> bool:
+        """Whether the columns of a memory differ by head, and so every layer has a mask of its own."""
+        return self.memory is not None and bool(self.memory.heads)
 
     def by_head(self, see: Tensor, layer: int, heads: int) -> Tensor:
         """What `visible` returned, `(B, heads, Q, K)` where a memory's columns differ by head.
@@ -275,7 +284,7 @@ class Reading:
         Args:
             heads: query heads of the layer.
         """
-        if self.memory is None or not self.memory.heads:
+        if self.memory is None or not self.by_layer:
             return see
         has = self.memory.heads[layer].to(see.device)
         has = has.repeat_interleave(heads // has.shape[1], 1)[:, :, None]

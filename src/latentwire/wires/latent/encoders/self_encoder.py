@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Annotated, Literal, Self
 
 import torch
@@ -148,10 +149,21 @@ class SelfEncoder(Encoder):
         if self.mark is not None:
             chosen = (weights > 0).any(1)[..., None]
             content = content + (chosen * self.mark).to(content)
-        block = torch.zeros_like(positions) if self.settings.mask == "prefix" else None
-        block = None if block is None else torch.where(valid, block, CAUSAL)
-        hidden, memory = lm.memorize(Prefix(embeddings=content, columns=Columns.of(valid, positions, block)))
+        causal = self.settings.mask == "causal"
+        block = None if causal else torch.where(valid, torch.zeros_like(positions), CAUSAL)
+        columns = Columns.of(valid, positions, block)
+        prefix = Prefix(embeddings=content, columns=columns, plain=causal and self.slots is None)
+        with self._cast():
+            hidden, memory = lm.memorize(prefix, plain=True)
         return self._latents(hidden, memory, weights, length)
+
+    def _cast(self) -> AbstractContextManager[None]:
+        """One cast for all low-rank adapters of a pass."""
+        if not len(self.adapters):
+            return nullcontext()
+        from latentwire.lm.loading.lora_forward import cast  # PEFT takes long to import
+
+        return cast(self._lm.model, self._lm.device.type)
 
     def round(self) -> bool:
         """Give low-rank adapters the dtype of a 16-bit model; returns whether they were rounded.
