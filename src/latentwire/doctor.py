@@ -54,7 +54,10 @@ def examine() -> Iterator[Finding]:
 def _machine() -> Iterator[Finding]:
     import torch
 
+    from latentwire.lm.loading.processor import bfloat16_slowdown
+
     yield Finding("threads", True, f"{torch.get_num_threads()} of {os.cpu_count()} cores")
+    yield Finding("bfloat16", True, f"takes {bfloat16_slowdown():.1f} times as long as float32 on the processor")
     free = shutil.disk_usage(Path.cwd()).free / 2**30
     yield Finding("disk", free > 1, f"{free:.0f} GiB free here")
     if not torch.cuda.is_available():

@@ -21,6 +21,7 @@ from accelerate.utils import DistributedDataParallelKwargs, DistributedType
 from torch import Tensor
 
 from latentwire import process_group
+from latentwire.lm.loading import processor
 from latentwire.training import checkpoints, logit_probe, optimizers, snapshots
 from latentwire.training.checkpoints import LAST
 from latentwire.training.diagnostics import Diagnostics, memory_gib
@@ -119,6 +120,8 @@ class Training:
         """
         if self.finished is not None:
             return
+        if slow := processor.remark(self.trainee.device, bfloat16=self.settings.precision == "bf16"):
+            self.log(slow)
         with self.interruption:
             try:
                 self._steps(progress)
