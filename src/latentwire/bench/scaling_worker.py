@@ -40,7 +40,7 @@ from latentwire.training.training_step import Step
 
 ROWS = {"cuda": Regime(16, 1024, 32, 8), "cpu": Regime(2, 256, 8, 2)}
 CONTEXTS = {"cuda": WireBatch(32, 144), "cpu": WireBatch(4, 128)}
-EXAMPLES = {"cuda": 768, "cpu": 8}
+EXAMPLES = {"cuda": 512, "cpu": 8}
 """A process's rows, contexts and examples; few examples are few batches, which cannot be shared evenly."""
 RECOMPUTED = {"14b": Regime(4, 1024, 32, 8)}
 """Shapes whose states fill most of a GPU: they read fewer rows and run layers again in the backward pass."""
