@@ -15,6 +15,15 @@ EFFECTS = Effects(
     ablated="ablated/text",
     after={"ft": After(ablated="ablated_after/text", plain="plain_after/text")},
 )
+CROSSED = Effects(
+    baseline="baseline/text",
+    ablated="ablated/text",
+    after={
+        "ft": After(ablated="ablated_after/text", plain="plain_after/text"),
+        "causal_ft": After(ablated="ablated_causal/text", plain="plain_causal/text"),
+    },
+    crossed={"ft": "causal_ft"},
+)
 N = 400
 
 
@@ -64,7 +73,70 @@ def test_every_effect_equals_hand_computation_raw_and_above_the_floor() -> None:
             assert number.value is not None
             assert number.high is not None
             assert number.low < number.value < number.high
-    assert {each.effect for each in found} == FORMULAS.keys()
+    assert {each.effect for each in found} == FORMULAS.keys() - {"mask_interaction"}
+
+
+def test_the_two_by_two_of_masks_has_an_interaction() -> None:
+    """What finetuning under the mask adds to reading under the mask, beyond what it adds to plain reading."""
+    b, f, (x, p), (y, q) = 0.85, 0.25, (0.8, 0.75), (0.5, 0.7)
+    shares = {**SHARES, "ablated_causal": y, "plain_causal": q}
+    found = derive(CROSSED, ["t"], readings(**shares), {"t": {"chance": f}})
+    assert {(each.effect, each.of) for each in found} == set(CROSSED.derived())
+    interaction = of(found, "mask_interaction", "ablated_after/text")
+    assert interaction.raw.value == pytest.approx((x - p) - (y - q))
+    assert interaction.above_floor.value == pytest.approx(((x - p) - (y - q)) / (b - f))
+    assert interaction.raw.low is not None
+    assert interaction.raw.high is not None
+    assert interaction.raw.low < (x - p) - (y - q) < interaction.raw.high
+
+
+def test_the_interaction_of_masks_is_over_seeds_and_items() -> None:
+    """Its interval is wider where seeds differ, although every seed's mean over items is as before."""
+
+    def seeds(apart: float) -> dict[str, dict[str, list[Outcome]]]:
+        made: dict[str, dict[str, list[Outcome]]] = {}
+        for seed, moved in (("0", -apart), ("1", 0.0), ("2", apart)):
+            shares = {**SHARES, "ablated_after": 0.7 + moved, "ablated_causal": 0.5, "plain_causal": 0.7}
+            for name, outcomes in readings(**shares).items():
+                made.setdefault(name, {})[seed] = outcomes
+        trained = {
+            name: by_seed for name, by_seed in made.items() if name not in ("baseline/text", "ablated/text")
+        }
+        return {**{name: {"": made[name]["0"]} for name in made}, **trained}
+
+    alike, unlike = (
+        of(derive(CROSSED, ["t"], seeds(apart), {}), "mask_interaction", "ablated_after/text").raw
+        for apart in (0.0, 0.1)
+    )
+    assert alike.value == pytest.approx(unlike.value) == pytest.approx(0.15)
+    assert alike.low is not None
+    assert unlike.low is not None
+    assert unlike.low < alike.low - 0.05
+
+
+def test_an_interaction_of_masks_needs_two_finetunings_that_are_read() -> None:
+    fields = CROSSED.model_dump()
+    for crossed, said in (({"ft": "causal_f"}, "nearest: causal_ft"), ({"ft": "ft"}, "the same finetuning")):
+        with pytest.raises(ValueError, match=said):
+            Effects(**{**fields, "crossed": crossed})
+
+
+def test_effects_of_a_task_can_be_of_another_metric() -> None:
+    """F1 in place of exact match: a floor that is known of the primary metric is not one of this."""
+    exact = {"baseline": 0.5, "ablated": 0.1, "baseline__none": 0.05}
+    f1 = readings(baseline=0.75, ablated=0.3, baseline__none=0.15)
+    both = {
+        name: [
+            replace(o, metrics={"em": o.metrics["acc"], "f1": f.metrics["acc"]})
+            for o, f in zip(found, f1[name], strict=True)
+        ]
+        for name, found in readings(**exact).items()
+    }
+    effects = Effects(baseline="baseline/text", ablated="ablated/text", metrics={"t": "f1"})
+    damage = of(derive(effects, ["t"], both, {"t": {"type_floor": 0.4}}), "damage", "ablated/text")
+    assert damage.raw.value == pytest.approx(0.45)
+    assert damage.above_floor.value == pytest.approx(0.45 / 0.6)
+    assert damage.floor_is == "baseline/none"
 
 
 def test_the_earlier_studys_retention_of_a_half_is_at_floor() -> None:

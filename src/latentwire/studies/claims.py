@@ -7,9 +7,19 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
+from latentwire.errors import one_of
 from latentwire.training.settings import Settings
 
-Effect = Literal["damage", "retention", "gain", "recovery", "recovery_of_plain", "side_effect", "interaction"]
+Effect = Literal[
+    "damage",
+    "retention",
+    "gain",
+    "recovery",
+    "recovery_of_plain",
+    "side_effect",
+    "interaction",
+    "mask_interaction",
+]
 
 
 class After(Settings):
@@ -32,6 +42,11 @@ class Effects(Settings):
         ablated: The same weights with another mask.
         none: The arm without context, whose score is a floor in the stages that have it.
         after: The readings after each finetuning, by its stage.
+        crossed: By the stage of a finetuning under the mask, that of one without it on the same rows, both in
+            `after`. The four readings after them are a 2 x 2 of the mask of finetuning and the mask of reading,
+            whose interaction is derived.
+        metrics: By task, the metric that effects are derived from, where that is not its primary one. The floor of
+            such a task is the reading without context alone.
         retained: Readings whose retention to derive. Above the floor, retention is the share of the gap closed
             between reading nothing and reading the text.
     """
@@ -40,12 +55,26 @@ class Effects(Settings):
     ablated: str | None = None
     none: str = "none"
     after: dict[str, After] = Field(default_factory=dict)
+    crossed: dict[str, str] = Field(default_factory=dict)
+    metrics: dict[str, str] = Field(default_factory=dict)
     retained: tuple[str, ...] = ()
 
     @model_validator(mode="after")
     def _after_what(self) -> Self:
         if self.after and self.ablated is None:
             raise ValueError("ablated: found nothing, expected the reading that `after` is compared with")
+        return self
+
+    @model_validator(mode="after")
+    def _crossed_are_read(self) -> Self:
+        for under, without in self.crossed.items():
+            for name in (under, without):
+                if name not in self.after:
+                    raise ValueError(
+                        f"crossed: found {name!r}, expected {one_of(name, self.after)}, as in `after`"
+                    )
+            if under == without:
+                raise ValueError(f"crossed.{under}: found the same finetuning, expected one without the mask")
         return self
 
     def readings(self) -> Iterator[tuple[str, str]]:
@@ -71,6 +100,8 @@ class Effects(Settings):
             yield "recovery_of_plain", after.ablated
             yield "side_effect", after.plain
             yield "interaction", after.ablated
+        for under in self.crossed:
+            yield "mask_interaction", self.after[under].ablated
         for reading in self.retained:
             yield "retention", reading
 

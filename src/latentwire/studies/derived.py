@@ -2,7 +2,8 @@
 
 In the formulas, b is the baseline and a the ablated reading (same weights, another mask). After a finetuning, x is
 the ablated reading and p the plain one. f is the floor, and s, where recovery starts, the higher of a and f.
-Damage and retention are also derived for a, with a as x.
+Damage and retention are also derived for a, with a as x. For the interaction of the mask of finetuning with the
+mask of reading, x and p are the readings after a finetuning under the mask, y and q those after one without it.
 
 The floor of a task is the highest of chance, `type_floor`, and the scores of the baseline and of the reading
 without context (the `none` arms of their stages). The floor of a family or of `macro` is the mean of its tasks'
@@ -13,7 +14,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from latentwire.evaluation.combinations import Combination
 from latentwire.evaluation.outcomes import Outcome
@@ -46,6 +47,7 @@ FORMULAS: dict[Effect, Formula] = {
     "recovery_of_plain": Formula("x", "x-a", "p-a", "x-s", "p-s"),
     "side_effect": Formula("p", "p-b", None, "p-b", "b-f"),
     "interaction": Formula("x", "x-a-p+b", None, "x-a-p+b", "b-f"),
+    "mask_interaction": Formula("x", "x-p-y+q", None, "x-p-y+q", "b-f"),
 }
 
 
@@ -79,19 +81,20 @@ class Derived:
 def derive(effects: Effects, tasks: Sequence[str], readings: Readings, floors: Floors) -> list[Derived]:
     """Every effect that has all its readings, on every task.
 
+    A task with a metric of its own in `effects.metrics` has no floor in `floors`: those are of the primary metric.
+
     Raises:
         ValueError: Readings differ in their examples.
     """
     letters = [(effect, named) for effect, named in _letters(effects) if set(named.values()) <= readings.keys()]
     derived = []
+    scored = {name: _by_metric(by_seed(each), effects.metrics) for name, each in readings.items()}
+    floors = {task: each for task, each in floors.items() if task not in effects.metrics}
     for task in tasks if letters else ():
         paired = shared_by_seed(
-            [
-                {seed: members(outcomes, task) for seed, outcomes in by_seed(each).items()}
-                for each in readings.values()
-            ]
+            [{seed: members(outcomes, task) for seed, outcomes in each.items()} for each in scored.values()]
         )
-        part = dict(zip(readings, paired, strict=True))
+        part = dict(zip(scored, paired, strict=True))
         if not _first(paired[0]):
             continue  # the readings have no example of this task in common
         arms, called = PooledArms.of(part), {}
@@ -110,6 +113,20 @@ def by_seed(reading: Sequence[Outcome] | BySeed) -> BySeed:
     return reading if isinstance(reading, Mapping) else {"": reading}
 
 
+def _by_metric(reading: BySeed, metrics: Mapping[str, str]) -> BySeed:
+    """The same outcomes, with the metric named for their task as the primary one."""
+
+    def primary(outcome: Outcome) -> Outcome:
+        name = metrics.get(outcome.task)
+        if name is None:
+            return outcome
+        return replace(outcome, metrics={name: outcome.metrics[name], **outcome.metrics})
+
+    return (
+        {seed: [primary(each) for each in outcomes] for seed, outcomes in reading.items()} if metrics else reading
+    )
+
+
 def _first(reading: BySeed) -> Sequence[Outcome]:
     return next(iter(reading.values()))
 
@@ -126,9 +143,12 @@ def _letters(effects: Effects) -> Iterator[tuple[Effect, dict[str, str]]]:
     for after in effects.after.values():
         named = {**before, "x": after.ablated, "p": after.plain}
         for effect in FORMULAS:
-            if effect != "damage":
+            if effect not in ("damage", "mask_interaction"):
                 used = set(re.findall("[abxp]", FORMULAS[effect].raw + (FORMULAS[effect].raw_over or "")))
                 yield effect, {letter: reading for letter, reading in named.items() if letter in used | {"b", "a"}}
+    for under, without in effects.crossed.items():
+        x, y = effects.after[under], effects.after[without]
+        yield "mask_interaction", {**before, "x": x.ablated, "p": x.plain, "y": y.ablated, "q": y.plain}
 
 
 def _derive(

@@ -102,6 +102,10 @@ def check_tasks(study: Study, tasks: Sequence[Task]) -> None:
             members = [task for task in tasks if name in ("macro", task.name) or task.name.startswith(f"{name}/")]
             shared = [m for m in METRICS[members[0].answer] if all(m in METRICS[each.answer] for each in members)]
             known(f"comparisons.{at}.metric", comparison.metric, [*shared, "nll"], f"a metric of {name}")
+    for name, metric in (study.effects.metrics if study.effects else {}).items():
+        answers = {task.name: task.answer for task in tasks}
+        known(f"effects.metrics.{name}", name, answers, "a task of this study")
+        known(f"effects.metrics.{name}", metric, METRICS[answers[name]], f"a metric of {name}")
     for at, gate in enumerate(study.gates):
         known(f"gates.{at}.task", gate.task, reported, "a task of this study")
 

@@ -29,7 +29,7 @@ from latentwire.studies.stages.base import TRAINED
 from latentwire.version import __version__
 
 JSON, MARKDOWN = "summary.json", "summary.md"
-_FORM = 13
+_FORM = 14
 """Raise it whenever a summary of the same runs would hold something else."""
 
 
