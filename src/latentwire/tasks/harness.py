@@ -1,16 +1,15 @@
 """Any task of lm-eval by its name: its documents, its prompts, its choices, its filters.
 
-Prompts come from lm-eval's own task object; nothing is worded here. The whole prompt is in `Example.context` and
-the
-question is empty: under `none` a reader gets only the token that begins a text, and its score is that of the
-choices by themselves. Where choices are part of the prompt (Winogrande), they are then all the same, and the one
-that is taken, the first unless rounding decides otherwise, is a guess.
+Prompts come from lm-eval's own task object. Where lm-eval is not installed, the official files of a few benchmarks
+are worded by `tasks.worded` as lm-eval would. The whole prompt is in `Example.context` and the question is empty:
+under `none` a reader gets only the token that begins a text, and its score is that of the choices by themselves.
+Where choices are part of the prompt (Winogrande), they are then all the same, and the one that is taken, the first
+unless rounding decides otherwise, is a guess.
 """
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
@@ -18,14 +17,12 @@ from typing import Any
 
 from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
-from latentwire.tasks import harness_index, official
-from latentwire.tasks.base import Split, Task
+from latentwire.tasks import harness_index, official, worded
+from latentwire.tasks.base import Task
 from latentwire.tasks.data_files import digest
+from latentwire.tasks.worded import FEWSHOT_SEED, MAX_NEW_TOKENS, UNREADABLE, kept, raw_format, zero_shot
 
 INSTALL = "pip install 'latentwire[harness]'"
-FEWSHOT_SEED = 1234  # lm-eval's default, so that the same examples are drawn
-MAX_NEW_TOKENS = 256  # lm-eval's default for a task that names no length
-UNREADABLE = "[invalid]"  # what its regex filter gives back where nothing matches
 
 
 def names(include_path: Path | None = None) -> list[str] | None:
@@ -62,10 +59,12 @@ def task(kind: str, name: str, data: Path | None = None, include_path: Path | No
         >>> task("arc_easy", "arc_easy", Path("ARC-Easy-Test.jsonl")).examples(limit=1)
 
     Raises:
-        UserError: lm-eval is not installed, the documents cannot be loaded or worded, or the task is
+        UserError: lm-eval is needed and not installed, the documents cannot be loaded or worded, or the task is
             neither multiple choice nor scored by exact match.
     """
     manager = _manager(include_path)
+    if manager is None and data is not None and kind in worded.KINDS:
+        return worded.KINDS[kind](name, data)
     if manager is None:
         raise UserError(f"task: {kind!r} is a task of lm-eval, which is not installed; {INSTALL}.")
     spec: Any = kind
@@ -88,10 +87,7 @@ def task(kind: str, name: str, data: Path | None = None, include_path: Path | No
     harness.set_fewshot_seed(FEWSHOT_SEED)
     shots, remark = int(harness.config.num_fewshot or 0), ""
     if shots and data is not None and not worked:
-        remark = (
-            f"{name}: asked zero-shot, not {shots}-shot as lm-eval does, for want of a train file beside {data}."
-        )
-        shots = 0
+        shots, remark = 0, zero_shot(name, shots, data)
     made = _choice_task if harness.OUTPUT_TYPE == "multiple_choice" else _generation_task
     return replace(made(harness, shots, documents, name), remark=remark)
 
@@ -126,7 +122,9 @@ def _over(documents: list[official.Document], worked: list[official.Document]) -
 
 def _choice_task(harness: Any, shots: int, documents: Any, name: str) -> Task:
     examples = (_choice_example(harness, shots, doc, name, at) for at, doc in enumerate(documents))
-    return Task(name=name, answer="choice", source=_kept(examples, name), format=_format(harness))
+    return Task(
+        name=name, answer="choice", source=kept(examples, name), format=raw_format(harness.config.target_delimiter)
+    )
 
 
 def _choice_example(harness: Any, shots: int, doc: Any, name: str, at: int) -> Example:
@@ -197,10 +195,10 @@ def _generation_task(harness: Any, shots: int, documents: Any, name: str) -> Tas
     return Task(
         name=name,
         answer="solution",
-        source=_kept((example(at, doc) for at, doc in enumerate(documents)), name),
+        source=kept((example(at, doc) for at, doc in enumerate(documents)), name),
         max_new_tokens=int(how.get("max_gen_toks", MAX_NEW_TOKENS)),
         stop=(stop,) if isinstance(stop, str) else tuple(stop),
-        format=_format(harness),
+        format=raw_format(harness.config.target_delimiter),
         judge=lambda text, example: _judged(harness, text, asked[example.id]),
     )
 
@@ -214,32 +212,6 @@ def _judged(harness: Any, text: str, doc: Any) -> dict[str, float]:
     (read,) = request.filtered_resps.values()
     found = harness.process_results(doc, [read])
     return {"exact_match": float(found["exact_match"]), "unreadable": float(read == UNREADABLE)}
-
-
-def _format(harness: Any) -> Any:
-    from latentwire.lm.prompt_format import PromptFormat
-
-    return PromptFormat(template="raw", anchor="", delimiter=harness.config.target_delimiter)
-
-
-def _kept(examples: Iterator[Example], name: str) -> Callable[[Split], Iterator[Example]]:
-    """A source that builds each example when it is first needed, and only once."""
-    made: list[Example] = []
-
-    def source(split: Split) -> Iterator[Example]:
-        if split != "test":
-            raise UserError(f"split: lm-eval fixes the documents of {name}; found {split!r}, expected 'test'.")
-        at = 0
-        while True:
-            if at == len(made):
-                following = next(examples, None)
-                if following is None:
-                    return
-                made.append(following)
-            yield made[at]
-            at += 1
-
-    return source
 
 
 def _unworded(name: str, at: int, error: Exception) -> UserError:
