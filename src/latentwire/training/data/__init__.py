@@ -10,10 +10,11 @@ from latentwire.kinds import KindOf
 from latentwire.training.data.base import ContextExamples as ContextExamples
 from latentwire.training.data.base import Source as Source
 from latentwire.training.data.base import TrainingData as TrainingData
+from latentwire.training.data.mixed import MixedData
 from latentwire.training.data.row_data import FileData, HubData
 from latentwire.training.data.task import TaskData
 from latentwire.training.data.text import TextData
 from latentwire.training.data.world import WorldData, WorldPassages
 
-DocumentData = Annotated[WorldData | TaskData | FileData | HubData, KindOf(TrainingData)]
+DocumentData = Annotated[WorldData | TaskData | FileData | HubData | MixedData, KindOf(TrainingData)]
 PassageData = Annotated[WorldPassages | TaskData | FileData | HubData | TextData, KindOf(TrainingData)]

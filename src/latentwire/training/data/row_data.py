@@ -197,7 +197,7 @@ def _version(path: Path) -> tuple[int, int]:
     return stat.st_mtime_ns, stat.st_size
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=4)
 def _file_records(
     path: Path, version: tuple[int, int], fields: tuple[tuple[str, str], ...], max_unusable: float
 ) -> Records:
