@@ -88,6 +88,18 @@ def test_snapshots_have_a_cadence_of_their_own(tmp_path, monkeypatch):
     assert [step for name, step in written if name == "last"] == [0, 3, 5]
 
 
+def test_without_snapshots_the_disk_never_holds_an_optimizer_and_a_killed_training_begins_anew(tmp_path, whole):
+    changes = {**STEPS, "keep_snapshots": 0}
+    with killed_after(3):
+        run(tmp_path / "run", **changes)
+    assert {path.name for path in (tmp_path / "run" / "checkpoints").iterdir()} == {".best"}
+    assert not list((tmp_path / "run").rglob("optimizer*"))
+    _, said = run(tmp_path / "run", **changes)
+    assert not any("resumed" in line for line in said)
+    ours, theirs = weights_of(tmp_path / "run"), weights_of(whole)
+    assert all(torch.equal(ours[key], theirs[key]) for key in theirs)
+
+
 def test_a_finished_training_leaves_no_snapshot_to_resume_from(whole):
     left = {path.name for path in (whole / "checkpoints").iterdir()}
     assert left == {"best", "final", "done.json"}

@@ -147,10 +147,10 @@ class Training:
         """Leave a snapshot, and the program."""
         self.optimizer.zero_grad()
         self._save_last()
-        self.log(
-            f"{interrupted}: stopped after step {self.done} of {self.settings.steps}; a snapshot is in "
-            f"{self.places / LAST}, and the same command goes on from there"
-        )
+        left = f"a snapshot is in {self.places / LAST}, and the same command goes on from there"
+        if not self.settings.keep_snapshots:
+            left = "no snapshot was asked for (keep_snapshots), and the same command begins anew"
+        self.log(f"{interrupted}: stopped after step {self.done} of {self.settings.steps}; {left}")
         if self.group.size > 1:
             # Whoever has started the processes ends all of them with the first that ends: together, then.
             self.group.wait()
@@ -295,7 +295,7 @@ class Training:
         return self.held_out.scores(count)
 
     def _save_last(self) -> None:
-        if self._saved != (self.done, self.pending):
+        if self.settings.keep_snapshots and self._saved != (self.done, self.pending):
             self._save(LAST, with_optimizer=True)
             self._saved = (self.done, self.pending)
         self._saved_at = time.monotonic()

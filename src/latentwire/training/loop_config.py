@@ -68,7 +68,8 @@ class Loop(Settings):
             other one is kept as `best_METRIC`.
         save_steps: Write a snapshot to resume from every this many steps; None writes one at every evaluation.
         save_minutes: Also write one when this much time has passed since the last.
-        keep_snapshots: How many of these are kept; the older ones serve where the newest is damaged.
+        keep_snapshots: How many of these are kept; the older ones serve where the newest is damaged. 0 keeps none:
+            an interrupted training begins anew, and the disk never holds an optimizer's state.
         samples: Sample answers written at every evaluation.
         stopping: When to end before the last step.
         seed: Of the order of the data and of every random draw; the study's seed where it is not set.
@@ -96,7 +97,7 @@ class Loop(Settings):
     ] = ("loss",)
     save_steps: int | None = Field(default=None, ge=1)
     save_minutes: float | None = Field(default=None, gt=0)
-    keep_snapshots: int = Field(default=1, ge=1)
+    keep_snapshots: int = Field(default=1, ge=0)
     samples: int = Field(default=4, ge=0)
     stopping: Stopping = Stopping()
     seed: int = 0
