@@ -19,6 +19,7 @@ from latentwire.lm.prompt_settings import PromptSettings
 from latentwire.runs.log import Log
 from latentwire.runs.store import LOG
 from latentwire.studies import loading, plan, runner
+from latentwire.tasks.base import Task
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
 from tests.support.models import tiny_lm
@@ -143,3 +144,49 @@ def test_prompts_that_cannot_be_are_refused_before_anything_is_written(tmp_path,
     with pytest.raises(UserError, match=problem):
         carried(tmp_path, raw)
     assert not (tmp_path / "runs").exists()
+
+
+def test_a_task_of_a_study_has_a_limit_and_an_instruction_of_its_own(chatty: str, tmp_path: Path) -> None:
+    file = tmp_path / "mine.jsonl"
+    rows = [{"context": f"Ada is in Tarn {n}.", "question": "Where?", "answers": ["Tarn"]} for n in range(6)]
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    entry = {"kind": "jsonl", "data": str(file)}
+    tasks = [
+        {"name": "as_the_model", **entry},
+        {"name": "bare", **entry, "instruction": "", "limit": 2},
+        {"name": "other", **entry, "instruction": "Say where.", "limit": 20},
+    ]
+    stages = {"read": {"kind": "evaluate", "arms": {"text": "text"}}}
+    done = carried(tmp_path, study_of(chatty, stages, tasks=tasks, prompts={chatty: PROMPTS}, limit=4))
+    texts = {}
+    for line in (done.runs["read"].folder / "prompts.jsonl").read_text().splitlines():
+        kept = json.loads(line)
+        texts.setdefault(kept["task"], []).append(json.dumps(kept))
+    counts = {
+        name: metrics["f1"]["n"]
+        for name, metrics in done.summary["stages"]["read"]["metrics"]["text"].items()
+        if name != "macro"
+    }
+    assert counts == {"as_the_model": 4, "bare": 2, "other": 4}
+    assert {name: "Be brief." in each[0] for name, each in texts.items()} == {
+        "as_the_model": True,
+        "bare": False,
+        "other": False,
+    }
+    assert "Say where." in texts["other"][0]
+    assert done.runs["read"].record.configuration["task_instructions"] == {"bare": "", "other": "Say where."}
+
+
+def test_an_instruction_for_a_benchmark_that_is_asked_word_for_word_is_refused() -> None:
+    task = Task(
+        name="mine",
+        answer="span",
+        source=lambda split: [],
+        format=PromptFormat(template="raw", anchor=""),
+        instruction="Say where.",
+    )
+    assert task.asked_in(FORM).instruction == "Say where."
+    with pytest.raises(
+        UserError, match="instruction: found one for mine, which this model is asked word for word"
+    ):
+        task.asked_in(PromptFormat())

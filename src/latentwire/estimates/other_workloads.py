@@ -139,7 +139,7 @@ def _lengths(task: Task, split: Split, limit: int | None, model: ModelShape) -> 
     """Means over a sample: tokens of a prompt, of the context in it, and of all its answers together."""
     examples = task.examples(split, min(SAMPLE, limit or SAMPLE))
     words = model.words
-    format_ = words.format if task.format is None else words.format.around(task.format)
+    format_ = task.asked_in(words.format)
     encoded = [format_.encode_all(list(example.requests()), words) for example in examples]
     prompts = [max(prompt.tokens for prompt, _ in rows) for rows in encoded]
     answers = [sum(len(answer) for _, found in rows for answer in found) for rows in encoded]

@@ -87,11 +87,15 @@ def _put_together(
 
 
 def reader_of(lm: LM, task: Task) -> LM:
-    """The same model, asked in the task's own words where it has some."""
-    if task.format is None:
+    """The same model, asked in the task's own words where it has some.
+
+    Raises:
+        UserError: as `Task.asked_in`.
+    """
+    if task.format is None and task.instruction is None:
         return lm
     reader = copy(lm)
-    reader.format = lm.format.around(task.format)
+    reader.format = task.asked_in(lm.format)
     return reader
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -164,7 +165,7 @@ def read_tasks(study: Study) -> list[Task]:
         if isinstance(entry, FileTask):
             named = [read(entry.kind, entry.data, entry.name, entry.fields, entry.max_unusable)]
         elif isinstance(entry, HubTask):
-            named = [hub_task(**entry.model_dump(exclude={"kind"}))]
+            named = [hub_task(**entry.model_dump(exclude={"kind", "limit", "instruction"}))]
         else:
             try:
                 named = resolve([entry], None)
@@ -173,6 +174,8 @@ def read_tasks(study: Study) -> list[Task]:
                     f"tasks.{at}: {str(error).removeprefix('task: ').rstrip('.')}; "
                     "a file of your own is written {name: NAME, kind: jsonl, data: PATH}."
                 ) from error
+        if not isinstance(entry, str):
+            named = [_limited(replace(task, instruction=entry.instruction), entry.limit) for task in named]
         for task in named:
             if task.name in tasks:
                 raise UserError(f"tasks.{at}: found {task.name!r} a second time, expected every task once.")
@@ -182,6 +185,11 @@ def read_tasks(study: Study) -> list[Task]:
             raise UserError(f"decoding: found {name!r}, expected a task of this study: {one_of(name, tasks)}.")
         tasks[name] = replace(tasks[name], decoding=how)
     return list(tasks.values())
+
+
+def _limited(task: Task, limit: int | None) -> Task:
+    """The task with the first examples of each split alone."""
+    return task if limit is None else replace(task, source=lambda split: islice(task.source(split), limit))
 
 
 def _remembered(task: Task, split: Split, limit: int | None) -> Task:

@@ -38,6 +38,8 @@ class FileTask(Settings):
         data: The file, or the folder that holds one file of that format.
         fields: for kind `file`, the column that holds what is called otherwise than expected.
         max_unusable: for kind `file`, the share of rows up to which unusable ones are skipped.
+        limit: Use the first `limit` examples, where that is fewer than the study's.
+        instruction: The line that says how to answer, in place of the model's; "" for none.
     """
 
     name: Name
@@ -45,6 +47,8 @@ class FileTask(Settings):
     data: Path
     fields: dict[str, str] = Field(default_factory=dict)
     max_unusable: float = Field(default=MAX_UNUSABLE, ge=0, lt=1)
+    limit: int | None = Field(default=None, ge=1)
+    instruction: str | None = None
 
     @field_validator("kind")
     @classmethod
@@ -65,6 +69,8 @@ class HubTask(Settings):
         revision: a branch, tag or commit.
         fields: for what is called otherwise than expected, the column that holds it.
         max_unusable: the share of rows up to which unusable ones are skipped.
+        limit: Use the first `limit` examples, where that is fewer than the study's.
+        instruction: The line that says how to answer, in place of the model's; "" for none.
     """
 
     name: Name
@@ -75,6 +81,8 @@ class HubTask(Settings):
     revision: str | None = None
     fields: dict[str, str] = Field(default_factory=dict)
     max_unusable: float = Field(default=MAX_UNUSABLE, ge=0, lt=1)
+    limit: int | None = Field(default=None, ge=1)
+    instruction: str | None = None
 
 
 def _entry(entry: object) -> str:

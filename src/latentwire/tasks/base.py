@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Literal
 
+from latentwire.errors import UserError
 from latentwire.lm.prompts import Example
 
 if TYPE_CHECKING:
@@ -31,6 +32,7 @@ class Task:
         max_new_tokens: the most tokens of a generated answer.
         stop: strings at which a generated answer ends.
         format: the prompt format of a benchmark that has its own; None for the reader's.
+        instruction: the line that says how to answer, in place of the reader's; None keeps that.
         judge: from a generated text and its example to metrics, where the benchmark scores in its own way.
         remark: sentences on what was left out or departs from the benchmark's definition, printed with every
             evaluation.
@@ -50,10 +52,29 @@ class Task:
     max_new_tokens: int = 16
     stop: tuple[str, ...] = ("\n",)
     format: PromptFormat | None = None
+    instruction: str | None = None
     judge: Callable[[str, Example], dict[str, float]] | None = None
     remark: str = ""
     apart: bool = False
     decoding: DecodingSettings | None = None
+
+    def asked_in(self, own: PromptFormat) -> PromptFormat:
+        """The format in which a reader is asked, whose own format is `own`.
+
+        Raises:
+            UserError: there is an instruction for a prompt that is a benchmark's, word for word.
+        """
+        words = own if self.format is None else own.around(self.format)
+        if self.instruction is None:
+            return words
+        if words.template == "raw":
+            if self.instruction:
+                raise UserError(
+                    f"instruction: found one for {self.name}, which this model is asked word for word; expected "
+                    "none, or a model that is asked in chat form."
+                )
+            return words
+        return words.model_copy(update={"instruction": self.instruction})
 
     def examples(self, split: Split = "test", limit: int | None = None) -> list[Example]:
         """The first `limit` examples of `split` (all of them without a limit)."""

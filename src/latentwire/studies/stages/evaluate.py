@@ -182,6 +182,7 @@ class Evaluate(Stage):
         decoded = {
             task.name: task.decoding.model_dump(exclude_none=True) for task in context.tasks if task.decoding
         }
+        instructed = {task.name: task.instruction for task in context.tasks if task.instruction is not None}
         finished = self.finished_wires()
         sources = [read_config(locate(path)).source for path in finished]
         return Description(
@@ -195,6 +196,7 @@ class Evaluate(Stage):
                 "tasks": list(context.task_hashes),
                 "dtype": context.dtype or _default_dtype(),
                 **({"task_decoding": decoded} if decoded else {}),
+                **({"task_instructions": instructed} if instructed else {}),
             },
             computed_by=[reader, *relays, *readers, *sources],
         )
