@@ -12,6 +12,7 @@ import pytest
 
 from latentwire.evaluation.outcomes import read_outcomes
 from latentwire.evaluation.summarize import Metrics, summarize
+from latentwire.studies import loading
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ARMS = {
@@ -121,3 +122,19 @@ def test_two_thousand_steps_on_a_model_that_once_gave_nan_are_finite() -> None:
     trained = [line for line in lines if "loss" in line]
     assert lines[-1]["step"] == 2000
     assert all(math.isfinite(line["loss"]) and math.isfinite(line["gradient_norm"]) for line in trained)
+
+
+@pytest.mark.parametrize("name", ["study", "untouched", "layers", "rates", "long", "sums"])
+def test_the_studies_of_real_prefills_can_be_read(name: str) -> None:
+    study = loading.load(str(RESULTS / "prefill-real" / f"{name}.yaml"))
+    assert study.stages
+    if study.effects is not None:
+        assert study.effects.metrics == {"xquad": "f1"}
+
+
+def test_both_finetunings_of_the_real_prefills_differ_in_their_mask_alone() -> None:
+    study = loading.load(str(RESULTS / "prefill-real" / "study.yaml"))
+    for seed in (0, 1, 2):
+        one, other = (study.stages[f"{name}-seed{seed}"].model_dump() for name in ("causal_ft", "prefix_ft"))
+        assert (one.pop("wire"), other.pop("wire")) == ("text", "text,mask=prefix")
+        assert one == other
