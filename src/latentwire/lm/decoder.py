@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
 
@@ -11,11 +11,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
+from latentwire.lm.compiling import compiled
 from latentwire.lm.decoding.decode_step import DecodeStep
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
+from latentwire.lm.norms import fused
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
 from latentwire.lm.recomputing import recomputing
 from latentwire.lm.rotary import Rotary
@@ -33,6 +35,7 @@ class Decoder:
     Attributes:
         prefix_tuning: a learned prefix that comes before everything the model reads, None without one.
         recomputes: where gradients flow, layers keep their input only and run again in the backward pass.
+        compiles: passes without a cache run compiled layers.
 
     Raises:
         UserError: our attention functions cannot be installed in the model.
@@ -51,6 +54,7 @@ class Decoder:
         self.name = name
         self.prefix_tuning: PrefixTuning | None = None
         self.recomputes = False
+        self.compiles = False
         attention.install(model, attention_kernel)
         rows = int(self.embeddings().shape[0])
         self._rows = rows if len(tokenizer) > rows else None
@@ -149,6 +153,7 @@ class Decoder:
         recomputes = self.recomputes and cache is None and torch.is_grad_enabled()
         with (
             nullcontext() if cache is None else evaluating(self.model),
+            self._quick(decoder) if cache is None else nullcontext(),
             recomputing(decoder) if recomputes else nullcontext(),
         ):
             hidden: Tensor = decoder(
@@ -161,6 +166,13 @@ class Decoder:
                 reading=reading,
             ).last_hidden_state
         return hidden.to(content.device)
+
+    def _quick(self, decoder: nn.Module) -> AbstractContextManager[None]:
+        """How a pass without a cache, as trainings make them, runs in few operations."""
+        if self.compiles:
+            return compiled(decoder)
+        # A layer that runs again later, ours or in a model in training Transformers' way, would have other norms.
+        return nullcontext() if self.recomputes or decoder.training else fused(decoder)
 
     def memorize(
         self, prefix: Prefix, dtype: torch.dtype | None = None, *, plain: bool = False

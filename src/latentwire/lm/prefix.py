@@ -186,6 +186,11 @@ def pad_rows(rows: Sequence[Sequence[int]], fill: int, multiple: int = 1) -> Ten
     return torch.tensor([[*row, *[fill] * (width - len(row))] for row in rows], dtype=torch.long)
 
 
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the host on a device; what the device is doing meanwhile is not waited for."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
+
+
 def rounded(width: int, multiple: int) -> int:
     """The next multiple of `multiple`."""
     return -(-width // multiple) * multiple

@@ -31,7 +31,7 @@ from latentwire.training.loop_config import Loop
 from latentwire.training.not_finite import NotFinite
 from latentwire.training.schedules import learning_rate_share, seed_of
 from latentwire.training.sharding import Sharded, full
-from latentwire.training.sharing import summed
+from latentwire.training.sharing import numbers, summed
 from latentwire.training.snapshots import CHECKPOINTS, hidden
 from latentwire.training.step_passes import StepPasses
 from latentwire.training.stopping import Judge
@@ -188,8 +188,9 @@ class Training:
         adapting = trainee.adapting
         rate = self._set_rate()
         parts, labels, sums, norms = self.passes.run(self.done, self.optimizer.zero_grad, logged=logged)
-        totals = summed({name: float(value) for name, value in sums.items()}, self.accelerator)
-        norm, loss = self._clip(), totals["total"] / labels
+        read = numbers({**sums, "": self._clip()})
+        norm, totals = read.pop(""), summed(read, self.accelerator)
+        loss = totals["total"] / labels
         # Before the weights change: afterwards there would be nothing good left to keep.
         if not all(abs(value) < float("inf") for value in (loss, norm)):
             self.optimizer.zero_grad()
@@ -250,12 +251,12 @@ class Training:
             self.one_by_one.begin(seed_of(settings.seed, f"rounding/{self.done}"))
         return settings.learning_rate * share
 
-    def _clip(self) -> float:
-        """Clip the gradient; returns its norm before."""
+    def _clip(self) -> Tensor:
+        """Clip the gradient; returns its norm before, on the device."""
         if self.one_by_one is not None:
-            return float(self.one_by_one.clip())
+            return self.one_by_one.clip()
         norm: Tensor = torch.nn.utils.clip_grad_norm_(self.weights, self.settings.clip)
-        return float(full(norm))
+        return full(norm)
 
     def _evaluate(self) -> None:
         started = time.monotonic()

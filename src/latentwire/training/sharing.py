@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
+from torch import Tensor
 
 T = TypeVar("T")
 
@@ -38,6 +39,17 @@ def parted(mine: Sequence[T], largest: int, passes: int) -> list[list[T]]:
     """A process's share cut into parts, as many as the `largest` share of any process is cut into."""
     size = -(-largest // passes)
     return [list(mine[at : at + size]) for at in range(0, largest, size)]
+
+
+def numbers(values: Mapping[str, Tensor | float]) -> dict[str, float]:
+    """The values as numbers; those on a device are waited for once, together."""
+    there = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    if not there:
+        return {name: float(value) for name, value in values.items()}
+    device = next(iter(there.values())).device
+    read = torch.stack([value.detach().to(device, torch.float64) for value in there.values()]).tolist()
+    found = dict(zip(there, read, strict=True))
+    return {name: found[name] if name in found else float(value) for name, value in values.items()}
 
 
 def summed(values: Mapping[str, float], accelerator: Any) -> dict[str, float]:

@@ -93,10 +93,21 @@ def _attention(stock: Attention, reads: Reads) -> Attention:
         reading: Reading | DecodeStep | None = None,
         **kwargs: Any,
     ) -> tuple[Tensor, Tensor | None]:
+        if torch.compiler.is_compiling() and isinstance(reading, Reading):
+            out: tuple[Tensor, Tensor | None] = apart(module, (query, key, value), reading, kwargs)
+            return out
         with safe_gradients():
             if reading is None:
                 return stock(module, query, key, value, attention_mask, **kwargs)
             return reads(module, (query, key, value), reading, kwargs)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
+    def apart(
+        module: nn.Module, states: States, reading: Reading, kwargs: dict[str, Any]
+    ) -> tuple[Tensor, Tensor | None]:
+        # A compiled layer stops here: masks and memory differ from pass to pass, and from layer to layer.
+        with safe_gradients():
+            return reads(module, states, reading, kwargs)
 
     return attend
 

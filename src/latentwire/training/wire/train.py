@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from latentwire import process_group
 from latentwire.errors import UserError
+from latentwire.lm import compiling
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import STEADY, Prefix
@@ -93,7 +94,10 @@ def train_wire(
     resumes = ended or process_group.current().leader_first(lambda: usable(folder, settings, log)) is not None
     trainee = _WireTrainee(readers, source, settings, folder, log, start, solved=resumes)
     training = Training(trainee, settings, folder, log)
-    training.train(progress)
+    try:
+        training.train(progress)
+    finally:
+        trainee.compile(False)  # others use the same models
     done = training.finish()
     trainee.check_frozen()
     return done
@@ -112,6 +116,9 @@ def check(readers: Mapping[str, LM], source: LM, settings: WireTraining, start: 
     settings = settled(settings, lambda remark: None)
     if settings.optimizer == "adamw8bit":
         optimizers.check_8bit(source.device.type)
+    if settings.compile:
+        for lm in (source, *readers.values()):
+            compiling.check(lm.model, lm.name)
     modules = LatentModules(settings.wire, readers, source)
     begin(modules, readers, settings, start, log=lambda _: None)
     _check_pieces(modules, readers, settings)
@@ -192,6 +199,7 @@ class _WireTrainee:
         self._feed = Feed(settings, train, self._devices, known, self._after, step.ahead)
         self._held_out = passages(settings.data, readers, "validation", settings.eval_samples, settings.wire)
         self._fit_into_memory(step, source, folder, log)
+        self.compile(settings.compile)
         trained = sum(piece.numel() for piece in self.modules.trained().values())
         log(f"{len(train):,} contexts, {trained / 1e6:.2f} M parameters to train")
 
@@ -237,6 +245,12 @@ class _WireTrainee:
         self.modules.recompute(recomputes)
         for lm in self.readers.values():
             lm.recomputes = recomputes
+
+    def compile(self, compiles: bool) -> None:
+        """Whether all layers run compiled. What a step keeps is measured without: compiled it is no more."""
+        self.modules.encoder.compile_layers(compiles)
+        for lm in (*self._frozen.values(), *self.readers.values()):
+            lm.compiles = compiles
 
     def split_further(self) -> bool:
         return self._feed.split_further()

@@ -68,6 +68,9 @@ class WireTraining(Loop):
             says how much data is generated.
         activation_checkpointing: the layers of encoder and readers keep their input only and run again in the
             backward pass; None does so where a step would not fit into memory otherwise.
+        compile: the layers of encoder and readers are compiled, which takes a minute or more before the first
+            steps are fast; it pays on a GPU, for models whose steps are bound by launches. Sums are rounded in
+            other places.
         keep_prob: dropout of latents.
         text_steps: steps in which trained readers read the text.
         reader_lora, reader_prefix: low-rank adapters, or this many virtual tokens of prefix tuning, trained in the
@@ -84,6 +87,7 @@ class WireTraining(Loop):
     questions: int = Field(default=8, ge=1)
     step_tokens: int | None = Field(default=None, ge=1)
     activation_checkpointing: bool | None = None
+    compile: bool = False
     keep_prob: KeepProb = KeepProb()
     text_steps: TextSteps | None = None
     reader_lora: Lora | None = None
@@ -96,10 +100,10 @@ class WireTraining(Loop):
 
     @model_serializer(mode="wrap")
     def _settings_of_speed_count_where_set(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # A run's identity is made of these settings: one that was done before these two existed stays done.
+        # A run's identity is made of these settings: one that was done before these three existed stays done.
         fields: dict[str, Any] = serialize(self)
-        unset = [name for name in ("step_tokens", "activation_checkpointing") if fields.get(name, 0) is None]
-        return {name: value for name, value in fields.items() if name not in unset}
+        unset = {"step_tokens": None, "activation_checkpointing": None, "compile": False}
+        return {name: value for name, value in fields.items() if name not in unset or value is not unset[name]}
 
     @property
     def frozen_dtype(self) -> torch.dtype:

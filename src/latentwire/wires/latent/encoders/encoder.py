@@ -49,6 +49,9 @@ class Encoder(nn.Module, ABC):
     def recompute(self, recomputes: bool) -> None:
         """Whether a decoder's layers keep their input only and run again in the backward pass."""
 
+    def compile_layers(self, compiles: bool) -> None:
+        """Whether a decoder that gradients flow through runs compiled layers."""
+
     def ahead(self, contexts: Sequence[str]) -> None:
         """Prepare contexts that will be read soon, without a model; may run in another thread."""
 

@@ -18,7 +18,7 @@ from latentwire.lm.loading.lora import Lora, inject
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.model import LM
-from latentwire.lm.prefix import Prefix, pad_rows
+from latentwire.lm.prefix import Prefix, pad_rows, sent
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.tapping import chosen_layers, depth
@@ -134,8 +134,8 @@ class SelfEncoder(Encoder):
         """Latents of B contexts; the M of one never depend on another's."""
         contexts = self.drafts(contexts)
         lm, rows = self._lm, [self._ids(context) for context in contexts]
-        ids = pad_rows(rows, 0, self.multiple).to(lm.device)
-        length = torch.tensor([len(row) for row in rows], device=lm.device)
+        ids = sent(pad_rows(rows, 0, self.multiple), lm.device)
+        length = sent(torch.tensor([len(row) for row in rows]), lm.device)
         valid = torch.arange(ids.shape[1], device=lm.device) < length[:, None]
         content = lm.embed(ids)
         positions = torch.arange(ids.shape[1], device=lm.device).expand_as(ids)
@@ -179,6 +179,10 @@ class SelfEncoder(Encoder):
     def recompute(self, recomputes: bool) -> None:
         """Whether layers keep their input only and run again in the backward pass."""
         self._lm.recomputes = recomputes
+
+    def compile_layers(self, compiles: bool) -> None:
+        """Whether layers run compiled."""
+        self._lm.compiles = compiles
 
     def align_to(self, form: PromptFormat) -> None:
         """Count the other model's tokens as in prompts of this format, instead of its files' own."""
