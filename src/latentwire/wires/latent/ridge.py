@@ -7,14 +7,15 @@ from dataclasses import dataclass
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
-from torch import Tensor
+from torch import Tensor, nn
 
 from latentwire.errors import UserError
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
 from latentwire.wires.latent.adapters.projected import ProjectedAdapter
-from latentwire.wires.latent.align import Marked, marked, overlaps
+from latentwire.wires.latent.align import Marked, Spans, marked, overlaps
+from latentwire.wires.latent.encoders.self_encoder import SelfEncoder
 from latentwire.wires.latent.encoders.source import SourceEncoder
 from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.translators import MlpTranslator
@@ -38,11 +39,34 @@ class Ridge(BaseModel):
 
 @dataclass(frozen=True, eq=False)
 class _Pieces:
-    """The parts of a wire that can hold a linear map: its translator, and the adapters by reader."""
+    """The parts of a wire that hold a linear map from a state to a latent, and from there to keys and values.
 
-    source: SourceEncoder
-    translator: MlpTranslator
+    Attributes:
+        encoder: gives the states.
+        before: what is done to a state before the map, for which the encoder's own map must then wait.
+        inward: the map from a state to a latent.
+        rest: what adds to that map and begins at zero; None where nothing does.
+        adapters: by reader, the maps from a latent.
+    """
+
+    encoder: SourceEncoder | SelfEncoder
+    before: nn.Module
+    inward: nn.Linear
+    rest: nn.Linear | None
     adapters: dict[str, ProjectedAdapter]
+
+    def states(self, contexts: Sequence[str]) -> tuple[Tensor, Tensor, Tensor, list[Spans]]:
+        """States `(B, M, S)`, which of them are real `(B, M)`, and each as a mixture `(B, M, T)` of tokens.
+
+        The tokens' places in the contexts, in characters, come last.
+        """
+        if isinstance(self.encoder, SourceEncoder):
+            read = self.encoder.read(contexts).states
+            assert read.weights is not None
+            return read.weights @ read.content, read.real, read.weights, self.encoder.spans(contexts)
+        latents = self.encoder(contexts)
+        weights, spans = self.encoder.taken(contexts)
+        return self.before(latents.flat().float()), latents.valid, weights, spans
 
 
 @torch.no_grad()
@@ -57,20 +81,21 @@ def begin(
     numbers of all keys and values.
 
     Args:
-        contexts: to fit on; at most `settings.contexts` of them are used.
+        contexts: to fit on; at most `settings.contexts` of them are used, evenly spread over all.
 
     Returns:
-        By reader, the share of the variance of its keys and values in `contexts` that the map explains, at the
-        translator's full width.
+        By reader, the share of the variance of its keys and values in `contexts` that the map explains, at a
+        latent's width.
 
     Raises:
         UserError: the wire's pieces cannot hold a linear map.
     """
     pieces = _pieces(modules, readers)
     sums = _Sums()
-    for at in range(0, min(len(contexts), settings.contexts), _AT_ONCE):
-        some = contexts[at : min(at + _AT_ONCE, settings.contexts)]
-        sums.add(*_pairs(pieces, readers, some))
+    # Neighbours are of one article: the words of few articles would not do for others.
+    chosen = contexts[:: max(1, -(-len(contexts) // settings.contexts))]
+    for at in range(0, len(chosen), _AT_ONCE):
+        sums.add(*_pairs(pieces, readers, chosen[at : at + _AT_ONCE]))
     return _install(pieces, sums, settings.penalty)
 
 
@@ -84,14 +109,7 @@ def check(modules: LatentModules, readers: Mapping[str, LM]) -> None:
 
 
 def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
-    source = modules.encoder
-    if not isinstance(source, SourceEncoder) or not isinstance(source.translator, MlpTranslator):
-        kind = modules.config.encoder.described
-        raise UserError(f"ridge: found {kind}, expected the encoder source with the translator mlp.")
-    if source.drafts:
-        raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
-    if modules.config.width is not None:
-        raise UserError(f"ridge: found width: {modules.config.width} of the wire, expected none but the source's.")
+    encoder, width = modules.encoder, modules.config.width
     adapters = {}
     for name in readers:
         adapter = modules.adapters[key_of(name)]
@@ -99,7 +117,27 @@ def _pieces(modules: LatentModules, readers: Mapping[str, LM]) -> _Pieces:
             kind = modules.config.adapters[name].kind
             raise UserError(f"ridge: found the adapter {kind} of {name}, expected projected.")
         adapters[name] = adapter
-    return _Pieces(source, source.translator, adapters)
+    if isinstance(encoder, SourceEncoder | SelfEncoder) and encoder.drafts:
+        raise UserError("ridge: found draft: true, expected false: a draft stands for none of the text.")
+    if isinstance(encoder, SourceEncoder) and isinstance(encoder.translator, MlpTranslator):
+        if width is not None:
+            raise UserError(f"ridge: found width: {width} of the wire, expected none but the source's.")
+        skip, outer = encoder.translator.skip, encoder.translator.outer
+        return _Pieces(encoder, nn.Identity(), skip, outer, adapters)
+    if not isinstance(encoder, SelfEncoder):
+        described = modules.config.encoder.described
+        raise UserError(
+            f"ridge: found {described}, expected the encoder source with the translator mlp, or the encoder self."
+        )
+    if encoder.settings.select.slots or encoder.settings.bos is not None:
+        found = "slots" if encoder.settings.select.slots else "bos"
+        raise UserError(f"ridge: found {found}, expected anchors or mean and the tokenizer's own BOS.")
+    if modules.refine.down is None or modules.refine.layers is not None:
+        found = "no width of the wire" if width is None else "a refiner"
+        raise UserError(f"ridge: found {found} with the encoder self, expected a width and no refiner.")
+    before, inward = modules.refine.down
+    assert isinstance(inward, nn.Linear)
+    return _Pieces(encoder, before, inward, None, adapters)
 
 
 class _Sums:
@@ -137,10 +175,7 @@ class _Sums:
 
 def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) -> tuple[Tensor, Tensor]:
     """States `(N, S)` of the contexts' latents, and all readers' keys and values `(N, K)` at the same places."""
-    states = pieces.source.read(contexts).states
-    assert states.weights is not None
-    real = states.real
-    spans = pieces.source.spans(contexts)
+    states, real, weights, spans = pieces.states(contexts)
     columns = []
     for name in pieces.adapters:
         lm = readers[name]
@@ -149,11 +184,11 @@ def _pairs(pieces: _Pieces, readers: Mapping[str, LM], contexts: Sequence[str]) 
         with evaluating(lm.model):
             memory = lm.memorize(Prefix.of_tokens([ids for ids, _ in rows], device=lm.device))[1]
         # (B, M, T): a latent as a mixture of the reader's tokens
-        mixed = states.weights.to(lm.device) @ overlaps(spans, [its for _, its in rows], lm.device)
+        mixed = weights.to(lm.device) @ overlaps(spans, [its for _, its in rows], lm.device)
         for pair in zip(memory.keys, memory.values, strict=True):
             # (B, M, H * D) each, as `ProjectedAdapter.shape` has them
             columns += [(mixed @ each.transpose(1, 2).flatten(2).float())[real.to(lm.device)] for each in pair]
-    return (states.weights @ states.content)[real], torch.cat([each.to(real.device) for each in columns], 1)
+    return states[real], torch.cat([each.to(real.device) for each in columns], 1)
 
 
 def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:
@@ -166,7 +201,7 @@ def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:
     # With own + penalty = L L', the map is L'^-1 L^-1 both; U U' between the two leaves the directions of U.
     white = torch.linalg.solve_triangular(lower, both, upper=False)
     power, axes = torch.linalg.eigh(white @ white.T)
-    skip = pieces.translator.skip
+    skip = pieces.inward
     count = min(len(own), skip.out_features)
     axes = axes[:, power.argsort(descending=True)[:count]]
     down = torch.linalg.solve_triangular(lower.T, axes, upper=True) / size[:, None]
@@ -174,8 +209,9 @@ def _install(pieces: _Pieces, sums: _Sums, penalty: float) -> dict[str, float]:
     # The rest of a latent wider than a state stays as initialised; at first no adapter reads it.
     skip.weight[:count] = down.T.to(skip.weight)
     skip.bias[:count] = -(mean @ down).to(skip.bias)
-    torch.nn.init.zeros_(pieces.translator.outer.weight)
-    torch.nn.init.zeros_(pieces.translator.outer.bias)
+    if pieces.rest is not None:
+        torch.nn.init.zeros_(pieces.rest.weight)
+        torch.nn.init.zeros_(pieces.rest.bias)
     # Of the standardised targets: 2 a'c - a'(own)a for the map a, channel by channel.
     mapped = torch.linalg.solve_triangular(lower.T, axes, upper=True) @ (axes.T @ white)
     explained = 2 * (mapped * both).sum(0) - (mapped * (own @ mapped)).sum(0)

@@ -8,14 +8,14 @@ from latentwire.lm.scoring.questions import Questions, Shared
 from latentwire.tasks.world.tiers import TIERS, ask_all
 from latentwire.wires.latent import ridge
 from latentwire.wires.latent.adapters import DeepPrefixConfig, ProjectedConfig
-from latentwire.wires.latent.encoders import SelfConfig
+from latentwire.wires.latent.encoders import ConstantConfig, SelfConfig
 from latentwire.wires.latent.encoders.source import SourceConfig
 from latentwire.wires.latent.latent_config import LatentConfig
 from latentwire.wires.latent.modules import LatentModules, key_of
 from latentwire.wires.latent.ridge import Ridge
-from latentwire.wires.latent.select import Anchors
+from latentwire.wires.latent.select import Anchors, LearnedSlots
 from latentwire.wires.latent.translators import CrossConfig, MlpConfig
-from tests.support.bridges import reader_lm, source_lm
+from tests.support.bridges import reader_lm, saved, source_lm
 
 FITTED = [ask_all(TIERS, number)[0].context for number in range(24)]
 FRESH = [ask_all(TIERS, number)[0].context for number in range(100, 103)]
@@ -108,6 +108,17 @@ def test_the_map_is_that_of_reduced_rank_ridge_regression(width):
         assert bool(((size > 0.3) & (size < 1.05)).all()), "latents come to about one, as other pieces expect"
 
 
+def test_few_contexts_are_taken_from_everywhere(monkeypatch):
+    """Those of a file stand beside others of the same article."""
+    lm, used = source_lm(), []
+    modules, pairs = wire(lm, lm), ridge._pairs
+    monkeypatch.setattr(
+        ridge, "_pairs", lambda pieces, readers, some: used.extend(some) or pairs(pieces, readers, some)
+    )
+    ridge.begin(modules, {lm.name: lm}, FITTED, Ridge(contexts=6))
+    assert used == FITTED[::4]
+
+
 def test_what_ridge_left_at_zero_still_learns():
     lm = source_lm()
     modules, _ = begun(lm, lm, width=200)
@@ -131,10 +142,58 @@ def test_pieces_that_hold_no_linear_map_are_refused(changes, found):
         begun(lm, lm, **changes)
 
 
+def own(source, reader, width=128, **changes):
+    """A wire whose source has low-rank adapters and sends keys and values of all its layers."""
+    torch.manual_seed(0)
+    encoder = SelfConfig(**{"mask": "causal", "rank": 2, "marks": False, "select": Anchors(ratio=1), **changes})
+    adapters = {reader.name: ProjectedConfig()}
+    return LatentModules(
+        LatentConfig(source=source.name, encoder=encoder, width=width, adapters=adapters),
+        {reader.name: reader},
+        source,
+    ).eval()
+
+
+@pytest.mark.slow
+def test_a_source_that_learns_begins_as_the_text_too():
+    lm = source_lm()
+    modules = own(lm, lm)
+    before = off(modules, lm)
+    share = ridge.begin(modules, {lm.name: lm}, FITTED, Ridge(penalty=1e-9))[lm.name]
+    assert share == pytest.approx(1, abs=1e-2)
+    assert off(modules, lm) < 0.2 * before, "nearly: a norm stands before the map"
+
+
+def test_a_source_that_learns_is_aligned_to_the_reader(tmp_path):
+    """Each latent stands where a token of the reader ends, and is fitted to that token's keys and values."""
+    reader = saved(reader_lm(), tmp_path)
+    modules = own(source_lm(), reader, align=reader.name, select=Anchors(ratio=3), gives="both")
+    weights, spans = modules.encoder.taken(FRESH)
+    assert [len(each) for each in spans] == [len(reader.format.before(each, reader)) for each in FRESH]
+    assert torch.equal(weights.any(-1), modules.encoder(FRESH).valid)
+    assert 0 < ridge.begin(modules, {reader.name: reader}, FITTED, Ridge())[reader.name] < 1
+    modules.deliver(modules.train()(FRESH), reader.name).memory.keys[0].square().sum().backward()
+    assert all(piece.grad is not None for piece in modules.refine.down.parameters())
+
+
+@pytest.mark.parametrize(
+    ("changes", "found"),
+    [
+        ({"width": None}, "found no width of the wire with the encoder self"),
+        ({"select": LearnedSlots(slots=4)}, "found slots, expected anchors"),
+        ({"bos": True}, "found bos, expected"),
+    ],
+)
+def test_a_source_that_learns_is_refused_where_its_latents_stand_for_no_tokens(changes, found):
+    lm = source_lm()
+    with pytest.raises(UserError, match=f"ridge: {found}"):
+        ridge.check(own(lm, lm, **changes), {lm.name: lm})
+
+
 def test_another_encoder_and_a_second_width_are_refused():
     lm = source_lm()
-    plain = LatentConfig(source=lm.name, encoder=SelfConfig(rank=0), adapters={lm.name: ProjectedConfig()})
-    with pytest.raises(UserError, match="ridge: found the encoder self, expected the encoder source"):
+    plain = LatentConfig(source=lm.name, encoder=ConstantConfig(), adapters={lm.name: ProjectedConfig()})
+    with pytest.raises(UserError, match="ridge: found the encoder constant, expected the encoder source"):
         ridge.check(LatentModules(plain, {lm.name: lm}, lm), {lm.name: lm})
     narrow = wire(lm, lm).config.model_copy(update={"width": 8})
     with pytest.raises(UserError, match="ridge: found width: 8 of the wire"):

@@ -22,7 +22,7 @@ from latentwire.lm.prefix import Prefix, pad_rows, sent
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import CAUSAL
 from latentwire.lm.tapping import chosen_layers, depth
-from latentwire.wires.latent.align import marked, overlaps, remembered
+from latentwire.wires.latent.align import Spans, marked, overlaps, remembered
 from latentwire.wires.latent.drafts import Drafting
 from latentwire.wires.latent.encoders.encoder import Encoder
 from latentwire.wires.latent.message import Latents
@@ -203,6 +203,13 @@ class SelfEncoder(Encoder):
         """The tokens of which each can become a latent: the encoder's own, or those of the model it aligns to."""
         [read] = self.drafts([context])
         return self._ids(read) if self._other is None else self._other(read)[0]
+
+    def taken(self, contexts: Sequence[str]) -> tuple[Tensor, list[Spans]]:
+        """Each latent as a mixture `(B, M, T)` of the tokens that are counted, and their places in characters."""
+        spans = [(self._other or self._marked)(each)[1] for each in self.drafts(contexts)]
+        length = torch.tensor([len(each) for each in spans], device=self._lm.device)
+        valid = torch.arange(int(length.max()), device=self._lm.device) < length[:, None]
+        return self.settings.select.weights(valid), spans
 
     def _aligned(self, contexts: Sequence[str]) -> Tensor:
         """`select.weights` over the other model's tokens, each latent at the last column that it overlaps."""
