@@ -108,7 +108,7 @@ class Relay(Sized, TextWire):
             instruction = question if self.question else self.cue or CHAT_CUE
             alone = {"template": "chat", "anchor": "", "verbatim": False}
             if not self.question:
-                alone["instruction"] = ""  # which says how to answer, and nothing is asked here
+                alone |= {"instruction": "", "system": None}  # which say how to answer, and nothing is asked here
             return source.format.model_copy(update=alone).tokens(context, instruction, source).ids
         return PromptFormat(template="raw", anchor="").tokens(context, f"\n{self.cue or CUE}", source).ids
 
