@@ -99,7 +99,7 @@ def test_casting_at_once_changes_nothing(lm: LM) -> None:
     (once, gradients), (each, others) = run(twin, weights), run(twin, weights, at_once=False)
     assert torch.equal(once, each)
     assert all(torch.equal(one, other) for one, other in zip(gradients, others, strict=True))
-    assert all(module.cast is None for module in twin.model.modules() if isinstance(module, LowRankLinear))
+    assert all(module.ready is None for module in twin.model.modules() if isinstance(module, LowRankLinear))
 
 
 def test_recomputed_layers_have_the_same_gradients(lm: LM) -> None:

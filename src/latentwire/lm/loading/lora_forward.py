@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.nn.functional as F
@@ -21,42 +22,58 @@ from torch import Tensor, nn
 ADAPTER = "default"
 """PEFT's name of the only adapter that `inject` puts in."""
 HALF = (torch.bfloat16, torch.float16)
+Ready = tuple[Tensor, Tensor | None, Tensor, Tensor, float]
+"""Frozen weight, bias, the two matrices in the same dtype, and the update's scale."""
+_LAYERS: WeakKeyDictionary[nn.Module, list[LowRankLinear]] = WeakKeyDictionary()
 
 
 class LowRankLinear(Linear):
     """PEFT's layer with another forward pass where that computes the same; `quick` makes one of PEFT's.
 
     Attributes:
-        cast: the two matrices in 16 bits during a pass of the model, None at other times.
+        ready: during a pass of the model, what `_LowRank` takes beside the input, with the two matrices cast; None
+            at other times.
     """
 
-    cast: tuple[Tensor, Tensor] | None
+    ready: Ready | None
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        dtype = _autocast(x.device.type)
-        if args or kwargs or dtype is None or not self._fits(dtype):
+        ready = self.ready
+        if ready is None and (dtype := _autocast(x.device.type)) is not None and self._fits(dtype):
+            ready = self._with(*(each.to(dtype) for each in self._matrices))
+        if args or kwargs or ready is None:
             out: Tensor = super().forward(x, *args, **kwargs)
             return out
-        base: Any = self.base_layer
-        down, up = self.cast or (each.to(dtype) for each in self._matrices)
-        made: Tensor = _LowRank.apply(x.to(dtype), base.weight, base.bias, down, up, self.scaling[ADAPTER])
+        made: Tensor = _LowRank.apply(x.to(ready[0].dtype), *ready)
         return made
 
+    # These look into PyTorch's own dictionaries: modules look attributes up in Python, in every layer and pass.
     @property
     def _matrices(self) -> tuple[Tensor, Tensor]:
-        down, up = self.lora_A[ADAPTER].weight, self.lora_B[ADAPTER].weight
-        assert isinstance(down, Tensor)
-        assert isinstance(up, Tensor)
+        down, up = (self._modules[name]._modules[ADAPTER]._parameters["weight"] for name in ("lora_A", "lora_B"))  # type: ignore[union-attr]
+        assert down is not None
+        assert up is not None
         return down, up
 
     def _fits(self, dtype: torch.dtype) -> bool:
-        base, drop = self.base_layer, self.lora_dropout[ADAPTER]
+        weight = self._base["weight"]
+        drop = self._modules["lora_dropout"]._modules[ADAPTER]  # type: ignore[union-attr]
         return (
-            base.weight.dtype == dtype
-            and not base.weight.requires_grad
+            weight is not None
+            and weight.dtype == dtype
+            and not weight.requires_grad
             and not (self._disable_adapters or self.merged_adapters)
-            and not (isinstance(drop, nn.Dropout) and self.training)
+            and not (self.training and isinstance(drop, nn.Dropout))
         )
+
+    @property
+    def _base(self) -> dict[str, nn.Parameter | None]:
+        return self._modules["base_layer"]._parameters  # type: ignore[union-attr]
+
+    def _with(self, down: Tensor, up: Tensor) -> Ready:
+        weight = self._base["weight"]
+        assert weight is not None
+        return weight, self._base["bias"], down, up, self.scaling[ADAPTER]
 
 
 def quick(model: nn.Module) -> None:
@@ -64,6 +81,7 @@ def quick(model: nn.Module) -> None:
 
     Layers of other kinds (quantized ones, other variants of low-rank adapters) keep PEFT's forward pass.
     """
+    _LAYERS[model] = []
     for module in model.modules():
         if type(module) is not Linear or module.fan_in_fan_out or module.lora_variant:
             continue
@@ -72,7 +90,8 @@ def quick(model: nn.Module) -> None:
         watched = "forward" in vars(base) or base._forward_hooks or base._forward_pre_hooks
         if type(base) is nn.Linear and not watched and not any(module.lora_bias.values()):
             module.__class__ = LowRankLinear
-            module.cast = None  # type: ignore[assignment]
+            vars(module)["ready"] = None
+            _LAYERS[model].append(module)  # type: ignore[arg-type]
 
 
 @contextmanager
@@ -82,20 +101,20 @@ def cast(model: nn.Module, device: str) -> Iterator[None]:
     A layer that activation checkpointing runs again later casts its own matrices, to the same numbers.
     """
     dtype = _autocast(device)
-    layers = (
-        [each for each in model.modules() if type(each) is LowRankLinear and each._fits(dtype)] if dtype else []
-    )
+    layers = [
+        each for each in _LAYERS.get(model, ()) if dtype and type(each) is LowRankLinear and each._fits(dtype)
+    ]
     if dtype is None or not layers:
         yield
         return
     made = iter(_Cast.apply(dtype, *(matrix for layer in layers for matrix in layer._matrices)))
     for layer in layers:
-        layer.cast = (next(made), next(made))
+        vars(layer)["ready"] = layer._with(next(made), next(made))
     try:
         yield
     finally:
         for layer in layers:
-            layer.cast = None
+            vars(layer)["ready"] = None
 
 
 def _autocast(device: str) -> torch.dtype | None:
