@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 from latentwire import UserError, wires
 from latentwire.evaluation.audit import audit
 from latentwire.evaluation.eval_report import audited
-from latentwire.lm.masks import blocks
+from latentwire.lm.masks import attention, blocks
 from latentwire.lm.masks.reading import SHARED, Columns, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix, pad_rows
@@ -46,11 +46,14 @@ def leak_beyond_100_tokens(monkeypatch):
 
 
 def one_layer_leaks_labels(monkeypatch):
-    def visible(self, queries, keys, layer, window):
-        see = HONEST(self, queries, keys, layer, window)
-        return torch.ones_like(see) if layer == 2 and queries > 1 else see
+    honest = attention._made_once
 
-    return _see(monkeypatch, tiny_lm(), visible)
+    def made(reading, query, keys, layer, *args):  # what is added to scores: nothing hides a column
+        mask = honest(reading, query, keys, layer, *args)
+        return torch.zeros_like(mask) if layer == 2 and query.shape[2] > 1 else mask
+
+    monkeypatch.setattr(attention, "_made_once", made)
+    return tiny_lm()
 
 
 def one_layer_stays_causal(monkeypatch):
