@@ -46,14 +46,14 @@ def leak_beyond_100_tokens(monkeypatch):
 
 
 def one_layer_leaks_labels(monkeypatch):
-    honest = attention._made_once
+    lm, honest = tiny_lm(), attention._made_once
 
     def made(reading, query, keys, layer, *args):  # what is added to scores: nothing hides a column
         mask = honest(reading, query, keys, layer, *args)
         return torch.zeros_like(mask) if layer == 2 and query.shape[2] > 1 else mask
 
     monkeypatch.setattr(attention, "_made_once", made)
-    return tiny_lm()
+    return lm
 
 
 def one_layer_stays_causal(monkeypatch):
