@@ -22,6 +22,9 @@ from latentwire.importing import importable_here
 _UsageError: Any = typer.BadParameter.__base__
 # Before PyTorch is loaded: its waiting threads would spin, and two processes on the same cores fall to a tenth.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+# Steps differ in width, and blocks of fixed size then hold twice what tensors need (40 GiB for a peak of 20).
+if "PYTORCH_ALLOC_CONF" not in os.environ:
+    os.environ.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C."""

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Mapping
 from dataclasses import dataclass
-from itertools import islice
 from statistics import mean
 
 from latentwire.estimates.model_shapes import ModelShape
@@ -16,21 +16,28 @@ from latentwire.training.wire.asking import Asked
 from latentwire.training.wire.step_needs import StepNeeds, StepShape
 from latentwire.training.wire.wire_training_config import WireTraining
 
-SAMPLE = 128
-"""Contexts of the training data whose tokens are counted."""
+SAMPLE = 512
+"""Contexts from all over the training data whose tokens are counted."""
+DRAWS = 200
+"""Steps that are drawn from the sample: a step is padded to its longest passage."""
 FILLED = 0.9
 """Of `step_tokens`, the share that a step fills on average before the next passage is too wide."""
 
 
 @dataclass(frozen=True)
 class _Passages:
-    """Means over a sample of passages, in the tokens of one reader; `asked` is of the questions asked at once."""
+    """Means over a sample of passages, in the tokens of one reader; `asked` is of the questions asked at once.
+
+    `padded` is the mean width of a step of so many passages, and `fullest` the largest.
+    """
 
     text: float
     asked: float
     question: float
     answers: float
     width: float
+    padded: float
+    fullest: float
 
 
 def count(settings: WireTraining, shapes: Mapping[str, ModelShape]) -> Workload:
@@ -76,9 +83,13 @@ def count(settings: WireTraining, shapes: Mapping[str, ModelShape]) -> Workload:
         kept += rows * reader.counts.activations(int(read))
         kept += rows * source.counts.activations(int(each.text)) if encodes and rank else 0
         columns += rows * (each.text + each.asked)
-    if settings.step_tokens is not None:
-        # The fullest step decides, not the mean one.
-        kept *= max(1.0, settings.step_tokens / (rows * max(each.width for each in passages.values())))
+    width = max(each.width for each in passages.values())
+    if settings.step_tokens is None:
+        padded = max(each.padded for each in passages.values()) / width
+        fullest = max(each.fullest for each in passages.values()) / width
+    else:
+        padded, fullest = 1.0, max(1.0, settings.step_tokens / (rows * width))
+    kept *= fullest  # the fullest step decides, not the mean one
     trained = rank * source.lora_per_rank + _adapters(settings, shapes)
     static = 4 * trained * 2 + memory.OPTIMIZER_BYTES[settings.optimizer] * trained
     size = settings.frozen_dtype.itemsize
@@ -93,7 +104,7 @@ def count(settings: WireTraining, shapes: Mapping[str, ModelShape]) -> Workload:
         kind="wire",
         units=settings.steps,
         tokens=settings.steps * columns,
-        operations=steps * step.step * (4 / 3 if recomputes else 1),
+        operations=steps * step.step * padded * (4 / 3 if recomputes else 1),
         passes=steps * passes * parts * (4 / 3 if recomputes else 1),
         decode_passes=_samples(settings, shapes, evaluations),
         moved=settings.steps * 28.0 * trained,
@@ -113,7 +124,8 @@ def _samples(settings: WireTraining, shapes: Mapping[str, ModelShape], evaluatio
 
 def _passages(settings: WireTraining, shape: ModelShape) -> _Passages:
     asking = shape.asking(settings.wire)
-    groups = list(islice(settings.data.contexts("train"), SAMPLE))
+    groups = list(settings.data.contexts("train"))
+    groups = groups[:: -(-len(groups) // SAMPLE)] if groups else groups
     asked: list[Asked] = []
     if groups and groups[0].continues:
         asked = asking.continuations([group.examples[0] for group in groups])
@@ -128,7 +140,16 @@ def _passages(settings: WireTraining, shape: ModelShape) -> _Passages:
         answers.append(sum(len(answer) for _, answer in pairs))
         lengths += sizes
     text, together = mean(rows), mean(questions)
-    return _Passages(text, together, mean(lengths), mean(answers), text + together)
+    widths = _widths(rows, questions, settings)
+    return _Passages(text, together, mean(lengths), mean(answers), text + together, mean(widths), max(widths))
+
+
+def _widths(texts: list[int], questions: list[int], settings: WireTraining) -> list[int]:
+    """The columns of a row in drawn steps: texts and questions are each padded to the step's longest."""
+    draw = random.Random("estimate/steps")
+    size = min(settings.passages, len(texts))
+    steps = [draw.sample(range(len(texts)), size) for _ in range(min(DRAWS, settings.steps))]
+    return [max(texts[n] for n in step) + max(questions[n] for n in step) for step in steps]
 
 
 def _latents(settings: WireTraining, text: float) -> float:

@@ -28,6 +28,7 @@ class Diagnostics:
     """
 
     def __init__(self, folder: Path, step: int, *, evaluated: bool = True, writes: bool = True) -> None:
+        forget_peak()
         self._writes = writes
         self._path = folder / "diagnostics.jsonl"
         self._samples = folder / "samples"
@@ -69,8 +70,14 @@ def _is_kept(line: str, step: int, evaluated: bool) -> bool:
     return at < step or (at == step and (evaluated or "eval_loss" not in values))
 
 
+def forget_peak() -> None:
+    """Count the peak of every accelerator anew: a process may carry out several stages."""
+    for device in range(torch.cuda.device_count()):
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def memory_gib() -> float:
-    """Peak memory so far: the accelerator's where there is one, else the process's."""
+    """Peak memory so far: the accelerator's since `forget_peak` where there is one, else the process's."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 2**30
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
