@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from latentwire.lm.loading import processor
+from latentwire.studies import loading
 
 
 @pytest.mark.parametrize(
@@ -23,6 +24,20 @@ def test_slow_bfloat16_is_remarked_on(
     monkeypatch.setattr(processor, "bfloat16_slowdown", lambda: slowdown)
     remark = processor.remark(torch.device(device), bfloat16=bfloat16)
     assert (remark is None) if said is None else said in str(remark)
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "slowdown", "dtype", "precision"),
+    [(False, 8.2, "float32", "fp32"), (False, 0.3, "bfloat16", "bf16"), (True, 8.2, "bfloat16", "bf16")],
+)
+def test_the_quickstart_computes_in_what_the_machine_computes_faster(
+    accelerator: bool, slowdown: float, dtype: str, precision: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(processor, "bfloat16_slowdown", lambda: slowdown)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: accelerator)
+    study = loading.load("quickstart")
+    assert study.dtype == dtype
+    assert {stage.precision for stage in study.stages.values() if stage.kind == "finetune"} == {precision}
 
 
 def test_the_slowdown_is_measured() -> None:

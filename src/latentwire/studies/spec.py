@@ -6,7 +6,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import Discriminator, Field, PrivateAttr, Tag, field_validator
+from pydantic import BeforeValidator, Discriminator, Field, PrivateAttr, Tag, field_validator
 
 from latentwire.errors import one_of
 from latentwire.lm.decoding import DecodingSettings
@@ -20,7 +20,7 @@ from latentwire.studies.stages.base import Name, seed_stage
 from latentwire.tasks import DATA_KINDS
 from latentwire.tasks.base import Split
 from latentwire.tasks.row_task import MAX_UNUSABLE
-from latentwire.training.settings import Settings
+from latentwire.training.settings import Settings, fastest
 from latentwire.wires.latent.latent_config import read_config
 from latentwire.wires.latent.latent_wire import locate
 
@@ -111,8 +111,8 @@ class Study(Settings):
         tasks: What evaluations answer.
         limit: Use the first `limit` examples of each task.
         split: The split that evaluations answer.
-        dtype: What evaluations read in (if not given, float32 on a CPU and bfloat16 on an accelerator); finetuning
-            keeps float32 weights in any case.
+        dtype: What evaluations read in (if not given, float32 on a CPU and bfloat16 on an accelerator; `fastest`:
+            what this machine computes faster); finetuning keeps float32 weights in any case.
         loading: How each model is loaded, by its name. Its dtype wins over the study's, and a training holds that
             model in it while it is frozen.
         prompts: How each model is asked, in training and in evaluation; others are asked as their own files say.
@@ -135,7 +135,12 @@ class Study(Settings):
     tasks: tuple[TaskEntry, ...] = Field(min_length=1)
     limit: int | None = Field(default=None, ge=1)
     split: Split = "test"
-    dtype: Literal["float32", "bfloat16"] | None = None
+    dtype: Annotated[
+        Literal["float32", "bfloat16"] | None,
+        BeforeValidator(
+            fastest("bfloat16", "float32"), json_schema_input_type=Literal["float32", "bfloat16", "fastest"] | None
+        ),
+    ] = None
     loading: dict[str, Loading] = Field(default_factory=dict)
     prompts: dict[str, PromptSettings] = Field(default_factory=dict)
     decoding: dict[str, DecodingSettings] = Field(default_factory=dict)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, model_validator
 
-from latentwire.training.settings import Settings
+from latentwire.training.settings import Settings, fastest
 
 
 def _listed(value: Any) -> Any:
@@ -58,7 +58,7 @@ class Loop(Settings):
         warmup_steps: Steps in which the learning rate rises linearly from 0.
         final_share: The last learning rate, as a share of the highest; `constant` ignores it.
         clip: The largest norm of a step's gradient; larger ones are scaled down to it.
-        precision: `bf16` is autocast over float32 weights.
+        precision: `bf16` is autocast over float32 weights; `fastest` is the one that this machine computes faster.
         log_steps: Write a line of diagnostics every this many steps.
         eval_steps: Evaluate every this many steps.
         generate_steps: Also generate answers to held-out examples every this many steps, and measure exact match
@@ -85,7 +85,10 @@ class Loop(Settings):
     warmup_steps: int = Field(default=0, ge=0)
     final_share: float = Field(default=0.05, ge=0, le=1)
     clip: float = Field(default=1.0, gt=0)
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Annotated[
+        Literal["fp32", "bf16"],
+        BeforeValidator(fastest("bf16", "fp32"), json_schema_input_type=Literal["fp32", "bf16", "fastest"]),
+    ] = "fp32"
     log_steps: int = Field(default=10, ge=1)
     eval_steps: int = Field(default=100, ge=1)
     generate_steps: int | None = Field(default=None, ge=1)

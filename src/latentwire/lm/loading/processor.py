@@ -40,3 +40,8 @@ def remark(device: torch.device, *, bfloat16: bool) -> str | None:
     if not bfloat16 or device.type != "cpu" or (times := bfloat16_slowdown()) < SLOW:
         return None
     return f"bfloat16: this processor takes {times:.0f} times as long for it as for float32, the default on a CPU"
+
+
+def prefers_bfloat16() -> bool:
+    """Whether this machine computes faster in bfloat16: it has an accelerator, or a processor that does."""
+    return torch.cuda.is_available() or bfloat16_slowdown() < 1
