@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import islice
 from statistics import mean
 
 from latentwire.estimates.model_shapes import ModelShape
@@ -16,8 +17,8 @@ from latentwire.training.wire.asking import Asked
 from latentwire.training.wire.step_needs import StepNeeds, StepShape
 from latentwire.training.wire.wire_training_config import WireTraining
 
-SAMPLE = 512
-"""Contexts from all over the training data whose tokens are counted."""
+SAMPLE, LOOKED_AT = 512, 20_000
+"""Contexts whose tokens are counted, taken evenly from so many at the beginning of the data, which may not end."""
 DRAWS = 200
 """Steps that are drawn from the sample: a step is padded to its longest passage."""
 FILLED = 0.9
@@ -124,7 +125,7 @@ def _samples(settings: WireTraining, shapes: Mapping[str, ModelShape], evaluatio
 
 def _passages(settings: WireTraining, shape: ModelShape) -> _Passages:
     asking = shape.asking(settings.wire)
-    groups = list(settings.data.contexts("train"))
+    groups = list(islice(settings.data.contexts("train"), LOOKED_AT))
     groups = groups[:: -(-len(groups) // SAMPLE)] if groups else groups
     asked: list[Asked] = []
     if groups and groups[0].continues:
