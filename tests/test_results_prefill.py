@@ -160,6 +160,8 @@ def test_every_kind_of_answer_is_counted_from_the_outcomes(kept: dict[str, Kept]
         model, _, mask = name.rpartition(", ")
         own = _of(kept[MODELS[model]][{"causal": "baseline/text", "bidirectional": "ablated/text"}[mask]], "xquad")
         assert list(map(int, counts)) == [sum(each.error == error for each in own) for error in ERRORS]
+    said = [each.prediction for each in _of(kept["smollm2-135m"]["ablated/text"], "xquad") if each.prediction]
+    assert (len(said), sum(each.startswith("You are a helpful") for each in said)) == (400, 110)
 
 
 def test_every_number_of_the_sweep_over_layers_follows_from_its_outcomes(kept: dict[str, Kept]) -> None:
