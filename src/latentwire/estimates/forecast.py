@@ -70,7 +70,7 @@ def during(pace: RunPace, workload: Workload, offers: Offers) -> list[Forecast]:
 def _slower(workload: Workload, offer: Offer, now: Offer | None, offers: Offers) -> float:
     """How much longer the stage takes on an offer than where it runs, both without their start."""
     assert now is not None
-    there, here = (workload.seconds(each, offers) - 60 * each.start_minutes for each in (offer, now))
+    there, here = (workload.seconds(each, offers) - workload.start_seconds(offers) for each in (offer, now))
     return there / here
 
 

@@ -56,6 +56,14 @@ class LaunchMs(_Strict):
     passage: float = Field(default=0, ge=0)
 
 
+class StartMinutes(_Strict):
+    """Minutes of a stage before its first step, in a process that goes from stage to stage, by kind of stage."""
+
+    finetune: float = Field(ge=0)
+    wire: float = Field(ge=0)
+    evaluate: float = Field(ge=0)
+
+
 class Offer(_Strict):
     """One offer.
 
@@ -68,7 +76,7 @@ class Offer(_Strict):
         disk_gbs: what the disk writes, 10⁹ bytes a second.
         network_gbs: what arrives when a run moves here, 10⁹ bytes a second.
         setup_minutes: until the machine is rented and installed.
-        start_minutes: until the first step of a stage.
+        start_minutes: until the first step of a stage that moves here.
         efficiency, launch_ms: where they are not those of the file.
         speed: with a run: how fast the stage is here, relative to where it runs; None computes it.
     """
@@ -95,6 +103,7 @@ class Offers(_Strict):
     during: Cases
     efficiency: Efficiency
     launch_ms: LaunchMs
+    start_minutes: StartMinutes
     offers: dict[str, Offer] = Field(min_length=1)
 
     def efficiency_of(self, offer: Offer) -> Efficiency:

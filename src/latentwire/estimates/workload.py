@@ -48,12 +48,16 @@ class Workload:
         launch, reached = offers.launch_of(offer), offers.efficiency_of(offer)
         share, each = float(getattr(reached, self.kind)), float(getattr(launch, self.kind))
         return (
-            60 * offer.start_minutes
+            self.start_seconds(offers)
             + self.operations / (1e12 * offer.tflops * share)
             + 1e-3 * (self.passes * each + self.decode_passes * launch.decode + self.passages * launch.passage)
             + self.moved / (1e12 * offer.bandwidth_tbs)
             + self.written / (1e9 * offer.disk_gbs)
         )
+
+    def start_seconds(self, offers: Offers) -> float:
+        """What passes before the first step."""
+        return 60 * float(getattr(offers.start_minutes, self.kind))
 
     def fits(self, offer: Offer) -> bool:
         """Whether it fits into one GPU of an offer."""
