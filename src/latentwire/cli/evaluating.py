@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from contextlib import ExitStack
 from dataclasses import replace
@@ -107,6 +108,7 @@ def eval_(
     from latentwire.evaluation.several_readers import evaluate_readers, readers_of
     from latentwire.files import check_writable, write_atomically
     from latentwire.lm.decoding import DecodingSettings
+    from latentwire.lm.halving import Halving
     from latentwire.lm.loading.load_settings import Loading
     from latentwire.lm.prompt_settings import PromptSettings
     from latentwire.runs import evaluation_run
@@ -167,7 +169,12 @@ def eval_(
         started = time.monotonic()
         with counted("eval", "answers", count) as add:
             result = evaluate_readers(
-                readers, tasks, arms, limit=limit, progress=lambda arm, task, done: add(done)
+                readers,
+                tasks,
+                arms,
+                limit=limit,
+                progress=lambda arm, task, done: add(done),
+                halving=Halving(lambda sentence: print(sentence, file=sys.stderr)),
             )
         seconds = time.monotonic() - started
         report = Report.of(readers, tasks, arms, result, limit)

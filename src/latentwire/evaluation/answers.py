@@ -13,12 +13,13 @@ import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.encoded import EncodedExample, batches
+from latentwire.evaluation.encoded import EncodedExample, batches, columns_of
 from latentwire.evaluation.matching import normalize
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.evaluation.variants import right_answers
 from latentwire.lm.decoding import Bans, Decoding, without
+from latentwire.lm.halving import Halving
 from latentwire.lm.masks.reading import LayerRange
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
@@ -42,6 +43,7 @@ def answers(
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
     group: Group = ALONE,
+    halving: Halving | None = None,
 ) -> Iterator[Outcome]:
     """The outcome of each example under one (bound and prepared) arm, in the order in which they are done.
 
@@ -53,15 +55,16 @@ def answers(
 
     Choices after plain tokens are scored together, so that what prompts share is read once
     (`lm.scoring.shared_scorer`); whatever else a wire delivers is read batch by batch. `kept` collects what is
-    delivered.
+    delivered. A batch that does not fit into memory is read again by `halving`, down to one example.
     """
+    halving = halving or Halving()
     reader = arm.reading(lm, task)
     how = arm.how(task, begin_suppress_tokens)
     dealt = list(batches(items, batch_tokens))
-    asked: list[tuple[int, _Requests]] = []
+    asked: list[tuple[int, int, _Requests]] = []
     done: list[Outcome] = []
-    for number in range(group.index, len(dealt), group.size):
-        batch = dealt[number]
+
+    def read(batch: Sequence[EncodedExample]) -> list[Outcome] | _Requests:
         rows = [row for item in batch for row in item.rows()]
         prompts = [prompt for prompt, _ in rows]
         message = arm.wire.send(prompts, reader)
@@ -75,24 +78,34 @@ def answers(
         continuations = [answers for _, answers in rows]
         requests = Request.of(prefix, continuations) if task.answer == "choice" else None
         if requests is not None:
-            asked.append((number, _Requests(columns, requests, prefix.layers)))
-            continue
+            return _Requests(columns, requests, prefix.layers)
         seeds = [seed_of(item.example.id) for item in batch for _ in item.prompts]
         stepwise = Stepwise(arm.wire, message, prompts, reader)
         said = _by_item(batch, _ask(stepwise, task, prefix, continuations, how, seeds))
+        outcomes = []
         for item, count, rows_of in zip(batch, columns, said, strict=True):
             scores = [score for each in rows_of for score in each.scores]
-            done.append(_outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank))
-            yield done[-1]
+            outcomes.append(_outcome(task, arm, item, rows_of[0].text, scores, sum(count), rows_of[0].rank))
+        return outcomes
+
+    for number in range(group.index, len(dealt), group.size):
+        start = 0
+        for part, result in halving.read(dealt[number], read, columns_of, lambda item: item.example.id):
+            if isinstance(result, _Requests):
+                asked.append((number, start, result))
+            else:
+                done += result
+                yield from result
+            start += len(part)
     if kept is not None:
         kept.exchange(task.name, arm.label, group)
     for process, theirs in enumerate(group.gathered(done)):
         if process != group.index:
             yield from theirs
     waiting = _Waiting()
-    for number, requested in sorted(chain.from_iterable(group.gathered(asked)), key=itemgetter(0)):
-        waiting.add(dealt[number], requested)
-    together = SharedScorer(reader, waiting.layers, batch_tokens, work)
+    for number, start, requested in sorted(chain.from_iterable(group.gathered(asked)), key=itemgetter(0, 1)):
+        waiting.add(dealt[number][start : start + len(requested.columns)], requested)
+    together = SharedScorer(reader, waiting.layers, batch_tokens, work, halving)
     for item, total, found in waiting.scored(together, group):
         yield _outcome(task, arm, item, None, found, total)
 

@@ -135,5 +135,10 @@ def batches(items: Sequence[EncodedExample], batch_tokens: int) -> Iterator[list
         yield batch
 
 
+def columns_of(batch: Sequence[EncodedExample]) -> int:
+    """Columns of a batch, padding included: rows times the longest row."""
+    return max(map(_columns, batch)) * sum(len(item.prompts) for item in batch)
+
+
 def _columns(item: EncodedExample) -> int:
     return max(prompt.tokens + sum(map(len, answers)) for prompt, answers in item.rows())

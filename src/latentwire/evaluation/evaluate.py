@@ -13,6 +13,7 @@ from latentwire.evaluation.encoded import EncodedExample, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.lm.decoding import Bans, suppressed
+from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS as BATCH_TOKENS
@@ -62,6 +63,7 @@ def evaluate(
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
     group: Group = ALONE,
+    halving: Halving | None = None,
 ) -> Evaluation:
     """Let every arm answer every task.
 
@@ -85,11 +87,14 @@ def evaluate(
         kept: collects the examples and what every arm delivered for them.
         group: the processes that share the examples out; each calls this with the same arguments and gets the
             outcomes that one process alone would give.
+        halving: reads batches smaller once memory has run out; None starts with whole ones.
 
     Raises:
         UserError: no such token, a task without examples, a prompt longer than the model, or something that an arm
             cannot do.
+        torch.OutOfMemoryError: a single example does not fit into memory.
     """
+    halving = halving or Halving()
     suppressed(lm, begin_suppress_tokens)
     bound = bind_all([Arm.of(arm) for arm in arms], lm)
     prepared = _ready(lm, tasks, bound, split, limit)
@@ -109,7 +114,9 @@ def evaluate(
                 result.partners[arm.label, task.name] = types
             work = result.work[arm.label, task.name] = Work()
             by_id: dict[str, Outcome] = {}
-            for outcome in answers(lm, task, arm, own, batch_tokens, work, begin_suppress_tokens, kept, group):
+            for outcome in answers(
+                lm, task, arm, own, batch_tokens, work, begin_suppress_tokens, kept, group, halving
+            ):
                 by_id[outcome.id] = outcome
                 if progress:
                     progress(arm.label, task.name, 1)

@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
-from latentwire.evaluation.encoded import batches, encode, prepare
+from latentwire.evaluation.encoded import EncodedExample, batches, columns_of, encode, prepare
 from latentwire.evaluation.evaluate import BATCH_TOKENS
 from latentwire.evaluation.outcomes import Outcome
+from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
 from latentwire.process_group import ALONE, Group
@@ -55,6 +57,7 @@ def joint(
     split: Split = "test",
     limit: int | None = None,
     group: Group = ALONE,
+    halving: Halving | None = None,
 ) -> list[Outcome]:
     """The readers' joint answer: of all candidates the one with the largest sum of their log-probabilities.
 
@@ -68,10 +71,12 @@ def joint(
         split: which examples.
         limit: the first N of them; None takes all.
         group: the processes that share the work, as in `evaluate`.
+        halving: as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`.
     """
+    halving = halving or Halving()
     sums: dict[str, list[float]] = {}
     chosen: dict[str, Example] = {}
     read: Counter[str] = Counter()
@@ -91,12 +96,10 @@ def joint(
         dealt = list(batches(asked, BATCH_TOKENS))
         mine = []
         for batch in group.share(dealt):
-            prompts = [item.prompt for item in batch]
-            message = bound.wire.send(prompts, reader)
-            prefilled = reader.prefill(bound.wire.deliver(message, prompts, reader))
-            steps = Stepwise(bound.wire, message, prompts, reader)
-            rows = steps.score(prefilled, [item.answers for item in batch])
-            mine.append([[score.logprob for score in row] for row in rows])
+            parts = halving.read(
+                batch, partial(_logprobs, bound, reader), columns_of, lambda item: item.example.id
+            )
+            mine.append([row for _, rows in parts for row in rows])
         for batch, logprobs in zip(dealt, group.interleaved(mine), strict=True):
             for item, row in zip(batch, logprobs, strict=True):
                 total = zip(sums[item.example.id], row, strict=True)
@@ -105,6 +108,16 @@ def joint(
     # A reader whose arm leaves an example out has no say in it, and the others' is not joint.
     everyone = [example for example in chosen.values() if read[example.id] == len(readers)]
     return [_decided(task, label, example, sums[example.id], own) for example in everyone]
+
+
+def _logprobs(bound: Arm, reader: LM, batch: Sequence[EncodedExample]) -> list[list[float]]:
+    """Of the answers to each example of a batch, each given its message."""
+    prompts = [item.prompt for item in batch]
+    message = bound.wire.send(prompts, reader)
+    prefilled = reader.prefill(bound.wire.deliver(message, prompts, reader))
+    steps = Stepwise(bound.wire, message, prompts, reader)
+    rows = steps.score(prefilled, [item.answers for item in batch])
+    return [[score.logprob for score in row] for row in rows]
 
 
 def _offered(example: Example, own: Sequence[Mapping[str, str]]) -> tuple[str, ...]:

@@ -9,6 +9,7 @@ from latentwire.evaluation.evaluate import Evaluation, Progress, evaluate
 from latentwire.evaluation.joint import joint, union
 from latentwire.evaluation.prompts_kept import KeptPrompts
 from latentwire.evaluation.statistics import shared
+from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
 from latentwire.process_group import ALONE, Group
 from latentwire.tasks.base import Split, Task
@@ -37,6 +38,7 @@ def evaluate_readers(
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
     group: Group = ALONE,
+    halving: Halving | None = None,
 ) -> Evaluation:
     """`evaluate`, each arm by its own reader.
 
@@ -49,13 +51,14 @@ def evaluate_readers(
 
     Args:
         readers: by the name after an arm's `@`; None for arms without one.
-        tasks, split, limit, progress, kept, group: as in `evaluate`.
+        tasks, split, limit, progress, kept, group, halving: as in `evaluate`.
         arms: what is evaluated.
 
     Raises:
         UserError: as `evaluate`.
     """
     result = Evaluation()
+    halving = halving or Halving()
     # Without arms it only tokenizes and counts, for every reader.
     for name in dict.fromkeys(arm.reader for arm in arms) or readers:
         mine = [arm for arm in arms if arm.reader == name]
@@ -69,6 +72,7 @@ def evaluate_readers(
             begin_suppress_tokens=begin_suppress_tokens,
             kept=kept,
             group=group,
+            halving=halving,
         )
         result.outcomes += part.outcomes
         result.floors |= part.floors
@@ -92,6 +96,7 @@ def evaluate_readers(
                 split=split,
                 limit=limit,
                 group=group,
+                halving=halving,
             )
     return result
 

@@ -10,6 +10,7 @@ import torch
 
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.encoded import prepare, reader_of
+from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Prompt
 from latentwire.tasks.base import Split, Task
@@ -42,7 +43,12 @@ class Size:
 
 @torch.no_grad()
 def message_sizes(
-    lm: LM, tasks: Sequence[Task], arms: Mapping[str, Arm], split: Split, limit: int | None
+    lm: LM,
+    tasks: Sequence[Task],
+    arms: Mapping[str, Arm],
+    split: Split,
+    limit: int | None,
+    halving: Halving | None = None,
 ) -> dict[str, dict[str, Size]]:
     """Message sizes by arm and task, for arms whose size says what reading them costs: their messages were not
     changed, except for rounding.
@@ -53,10 +59,12 @@ def message_sizes(
         arms: by name.
         split: which examples.
         limit: the first N of them; None takes all. At most 32 contexts of a task are encoded.
+        halving: as in `evaluate`.
 
     Raises:
         UserError: as `evaluate`.
     """
+    halving = halving or Halving()
     bound = {name: arm.bind(lm) for name, arm in arms.items() if _plain(arm)}
     sizes: dict[str, dict[str, Size]] = {name: {} for name in bound}
     for task in tasks:
@@ -66,7 +74,9 @@ def message_sizes(
         of_task = mean(known) if len(known) == len(facts) else None
         for name, arm in bound.items():
             wire = arm.prepared(lm, task, items)[0].wire
-            sizes[name][task.name] = _size(wire, [item.prompt for item in items], reader_of(lm, task), of_task)
+            sizes[name][task.name] = _size(
+                wire, [item.prompt for item in items], reader_of(lm, task), of_task, halving
+            )
     return sizes
 
 
@@ -75,14 +85,24 @@ def _plain(arm: Arm) -> bool:
     return arm.variant is None and arm.reader is None and not blank
 
 
-def _size(wire: Wire, prompts: Sequence[Prompt], lm: LM, facts: float | None) -> Size:
+def _size(wire: Wire, prompts: Sequence[Prompt], lm: LM, facts: float | None, halving: Halving) -> Size:
     sent: list[int] = []
     latents: list[int] = []
+
+    def measured(part: Sequence[Prompt]) -> tuple[list[int], list[int]]:
+        message = wire.send(part, lm)
+        return message.nbytes(), message.valid.sum(1).tolist() if isinstance(message, Latents) else []
+
+    def columns(part: Sequence[Prompt]) -> int:
+        return len(part) * max(prompt.tokens for prompt in part)
+
     for at in range(0, len(prompts), _AT_ONCE):
-        message = wire.send(prompts[at : at + _AT_ONCE], lm)
-        sent += message.nbytes()
-        if isinstance(message, Latents):
-            latents += message.valid.sum(1).tolist()
+        batch = prompts[at : at + _AT_ONCE]
+        for _, (more, counts) in halving.read(
+            batch, measured, columns, lambda prompt: f"{prompt.tokens:,} tokens"
+        ):
+            sent += more
+            latents += counts
     return Size(_series(wire), mean(sent), mean(latents) if latents else None, facts)
 
 

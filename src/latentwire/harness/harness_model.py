@@ -21,6 +21,7 @@ from latentwire.errors import UserError
 from latentwire.harness.arguments import load
 from latentwire.harness.requests import AskedRequest, Delivered, Verbatim, alike, decoding, parts, scores
 from latentwire.harness.truncation import shortened
+from latentwire.lm.halving import Halving
 from latentwire.lm.loading.load_settings import DeviceMap, Loading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
@@ -117,6 +118,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         self.wire = self.loaded.wire
         self.batch_tokens, self.text_from, self.cut = batch_tokens, text_from, 0
         self.work = Work()
+        self.halving = Halving(log.warning)
         self.reader = copy(self.wire.reader(self.loaded.lm))
         self.reader.format = self._words()
         self._latents = isinstance(self.wire, LatentWireBase)
@@ -281,7 +283,7 @@ class HarnessModel(HarnessLM):  # type: ignore[misc]
         self, delivered: Iterator[Delivered], continuations: Sequence[Sequence[list[int]]]
     ) -> Iterator[tuple[int, list[Score]]]:
         layers = self.wire.layers if isinstance(self.wire, TextWire) else None
-        scorer = SharedScorer(self.reader, layers, self.batch_tokens, self.work)
+        scorer = SharedScorer(self.reader, layers, self.batch_tokens, self.work, self.halving)
         return scores(self.reader, scorer, delivered, continuations, self._count_cut)
 
     def _count_cut(self) -> None:

@@ -135,6 +135,9 @@ def _write(lm: Generator, decoding: Decoding, rows: int, refill: Refill) -> None
                 if not batch.live:
                     return
                 batch.advance()
+        except torch.OutOfMemoryError:
+            engine.release()  # slots may be half made, and whoever tries again with less needs the room
+            raise
         finally:
             engine.close()
 

@@ -17,6 +17,7 @@ from transformers import DynamicCache
 
 from latentwire.errors import UserError
 from latentwire.lm.decoder import Decoder
+from latentwire.lm.halving import Halving
 from latentwire.lm.masks.reading import Columns, LayerRange, Memory
 from latentwire.lm.scoring.continuations import Score
 from latentwire.lm.scoring.prefix_tree import Request, tree
@@ -64,12 +65,14 @@ class SharedScorer:
         layers: the layers in which bidirectional blocks apply; None for all.
         batch_tokens: maximum columns of a forward pass.
         work: the cost so far.
+        halving: reads batches of rows smaller once memory has run out, down to one row.
     """
 
     lm: Decoder
     layers: LayerRange | None = None
     batch_tokens: int = BATCH_TOKENS
     work: Work = field(default_factory=Work)
+    halving: Halving = field(default_factory=Halving)
 
     @torch.no_grad()
     def score(self, requests: Sequence[Request], group: Group = ALONE) -> Iterator[tuple[int, list[Score]]]:
@@ -81,6 +84,7 @@ class SharedScorer:
 
         Raises:
             UserError: a request is longer than the model's positions.
+            torch.OutOfMemoryError: a single row does not fit into memory.
         """
         if not requests:
             return
@@ -118,17 +122,30 @@ class SharedScorer:
                 yield from self._scores([alone], hidden, before)
             before = self._grown(alone, hidden[0], cache, before)
         for batch in reads.batches:
-            yield from self._scores(batch, self._read(batch, before), before)
+            yield from self._scores_of(batch, before)
         for longer in reads.longer:
             yield from self._trunk(longer, before)
+
+    def _scores_of(self, rows: Sequence[TreeRow], before: _Read | None) -> Iterator[tuple[int, int, Score]]:
+        """Yields what `_scores` does, for rows that are read together or, where memory runs out, in parts."""
+
+        def read(part: Sequence[TreeRow]) -> list[tuple[int, int, Score]]:
+            return list(self._scores(part, self._read(part, before), before))
+
+        def columns(part: Sequence[TreeRow]) -> int:
+            return max(row.width for row in part) * len(part)
+
+        for _, scores in self.halving.read(rows, read, columns, lambda row: f"a row of {row.width:,} tokens"):
+            yield from scores
 
     def _read(self, rows: Sequence[TreeRow], before: _Read | None, cache: DynamicCache | None = None) -> Tensor:
         """Final hidden states `(B, T, D)` of rows that continue a trunk."""
         ids, columns, ends = stacked(rows, self.lm.device)
+        memory = None if before is None else _expanded(before.memory, len(rows))
+        hidden = self.lm.run(ids, columns, TreeReading(columns, self.layers, memory, ends=ends), cache)
         self.work.run += ids.numel()
         self.work.passes += 1
-        memory = None if before is None else _expanded(before.memory, len(rows))
-        return self.lm.run(ids, columns, TreeReading(columns, self.layers, memory, ends=ends), cache)
+        return hidden
 
     def _grown(self, row: TreeRow, hidden: Tensor, cache: DynamicCache, before: _Read | None) -> _Read:
         """The trunk extended by a row whose keys and values are in `cache`."""

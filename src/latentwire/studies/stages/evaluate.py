@@ -24,6 +24,7 @@ from latentwire.evaluation.sizes import message_sizes
 from latentwire.evaluation.summarize import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.decoding import DecodingSettings
+from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
 from latentwire.runs.log import duration
 from latentwire.runs.store import METRICS, OUTCOMES
@@ -278,6 +279,7 @@ class Evaluate(Stage):
         floors: dict[str, dict[str, float]] = {}
         unstable: dict[str, int] = {}
         partners: dict[str, dict[str, dict[str, int]]] = {}
+        halving = Halving(log)
         started = time.monotonic()
         with log.progress(folder.parent.name, "answers") as progress:
 
@@ -300,6 +302,7 @@ class Evaluate(Stage):
                     begin_suppress_tokens=self.begin_suppress_tokens,
                     kept=kept if left else None,
                     group=group,
+                    halving=halving,
                 )
                 for name, arm in by_name.items():
                     if types := arm.partner_types(task.examples(context.split, context.limit), task.name):
@@ -323,7 +326,7 @@ class Evaluate(Stage):
         write_atomically(folder / METRICS, json.dumps(summarize(outcomes), indent=1) + "\n")
         seconds = time.monotonic() - started
         log(f"{len(outcomes):,} answers in {duration(seconds)}")
-        sizes = message_sizes(lm, context.tasks, by_name, context.split, context.limit)
+        sizes = message_sizes(lm, context.tasks, by_name, context.split, context.limit, halving)
         return {
             "floors": floors,
             "examples_sha256": dict(context.task_hashes),
