@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from latentwire.errors import UserError
 from latentwire.lm.loading import processor
 from latentwire.studies import loading
 
@@ -38,6 +39,14 @@ def test_the_quickstart_computes_in_what_the_machine_computes_faster(
     study = loading.load("quickstart")
     assert study.dtype == dtype
     assert {stage.precision for stage in study.stages.values() if stage.kind == "finetune"} == {precision}
+
+
+@pytest.mark.parametrize(
+    ("key", "known"), [("dtype", "'float32', 'bfloat16'"), ("finetuning.precision", "'fp32', 'bf16'")]
+)
+def test_another_word_for_it_is_answered_with_those_that_there_are(key: str, known: str) -> None:
+    with pytest.raises(UserError, match=f"{key}: found 'quick', expected {known} or 'fastest'"):
+        loading.load("quickstart", [f"{key}=quick"])
 
 
 def test_the_slowdown_is_measured() -> None:

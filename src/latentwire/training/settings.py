@@ -22,6 +22,8 @@ def fastest(half: str, single: str) -> Callable[[Any], Any]:
     """
 
     def settled(value: Any) -> Any:
+        if isinstance(value, str) and value not in (half, single, "fastest"):
+            raise ValueError(f"found {value!r}, expected '{single}', '{half}' or 'fastest'")
         if value != "fastest":
             return value
         from latentwire.lm.loading.processor import (
