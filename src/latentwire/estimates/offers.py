@@ -57,11 +57,14 @@ class LaunchMs(_Strict):
 
 
 class StartMinutes(_Strict):
-    """Minutes of a stage before its first step, in a process that goes from stage to stage, by kind of stage."""
+    """Minutes of a stage before its first step, in a process that goes from stage to stage, by kind of stage.
 
-    finetune: float = Field(ge=0)
-    wire: float = Field(ge=0)
-    evaluate: float = Field(ge=0)
+    The defaults come from one run of four stages (docs/estimates.md); a finetuning compiles its attention kernel.
+    """
+
+    finetune: float = Field(default=3.0, ge=0)
+    wire: float = Field(default=0.5, ge=0)
+    evaluate: float = Field(default=0.1, ge=0)
 
 
 class Offer(_Strict):
@@ -103,7 +106,7 @@ class Offers(_Strict):
     during: Cases
     efficiency: Efficiency
     launch_ms: LaunchMs
-    start_minutes: StartMinutes
+    stage_start: StartMinutes = StartMinutes()
     offers: dict[str, Offer] = Field(min_length=1)
 
     def efficiency_of(self, offer: Offer) -> Efficiency:

@@ -57,7 +57,7 @@ class Workload:
 
     def start_seconds(self, offers: Offers) -> float:
         """What passes before the first step."""
-        return 60 * float(getattr(offers.start_minutes, self.kind))
+        return 60 * float(getattr(offers.stage_start, self.kind))
 
     def fits(self, offer: Offer) -> bool:
         """Whether it fits into one GPU of an offer."""

@@ -120,8 +120,7 @@ class Training:
         """
         if self.finished is not None:
             return
-        if slow := processor.remark(self.trainee.device, bfloat16=self.settings.precision == "bf16"):
-            self.log(slow)
+        processor.remark(self.trainee.device, self.log, bfloat16=self.settings.precision == "bf16")
         with self.interruption:
             try:
                 self._steps(progress)

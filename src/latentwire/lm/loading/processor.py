@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from functools import cache
 
 import torch
@@ -30,16 +31,18 @@ def bfloat16_slowdown() -> float:
     return fastest[torch.bfloat16] / fastest[torch.float32]
 
 
-def remark(device: torch.device, *, bfloat16: bool) -> str | None:
-    """One sentence if bfloat16 is asked of a processor that computes it slowly, else None.
+def remark(device: torch.device, log: Callable[[str], None], *, bfloat16: bool) -> None:
+    """Log one sentence if bfloat16 is asked of a processor that computes it slowly.
 
     Args:
         device: Where it is computed.
+        log: Called with the sentence.
         bfloat16: Whether that is in bfloat16.
     """
-    if not bfloat16 or device.type != "cpu" or (times := bfloat16_slowdown()) < SLOW:
-        return None
-    return f"bfloat16: this processor takes {times:.0f} times as long for it as for float32, the default on a CPU"
+    if bfloat16 and device.type == "cpu" and (times := bfloat16_slowdown()) >= SLOW:
+        log(
+            f"bfloat16: this processor takes {times:.0f} times as long for it as for float32, the default on a CPU"
+        )
 
 
 def prefers_bfloat16() -> bool:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
+import torch
 from pydantic import Field, field_validator, model_validator
 
 from latentwire.errors import UserError, one_of
@@ -25,6 +26,7 @@ from latentwire.evaluation.summarize import summarize
 from latentwire.files import write_atomically
 from latentwire.lm.decoding import DecodingSettings
 from latentwire.lm.halving import Halving
+from latentwire.lm.loading import processor
 from latentwire.lm.model import LM
 from latentwire.runs.log import duration
 from latentwire.runs.store import METRICS, OUTCOMES
@@ -264,6 +266,7 @@ class Evaluate(Stage):
         lines = [outcome.to_json() for outcome in outcomes]
         finished = {outcome.task for outcome in outcomes}
         prompts = lines_of(folder / PROMPTS, finished) if group.leads else []
+        processor.remark(lm.device, log, bfloat16=lm.model.dtype == torch.bfloat16)
         for sentence in departures(readers, wires):
             log(sentence)
         for task in context.tasks:
