@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import lzma
 import math
-import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from latentwire.evaluation.outcomes import Outcome, read_outcomes
 from latentwire.evaluation.statistics import compare
 from latentwire.evaluation.summarize import Metrics, by_arm, summarize
 from latentwire.studies import loading
+from tests.support.result_cells import near, numbers
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 ARMS = {
@@ -87,16 +87,6 @@ def _table(rows: Iterable[str]) -> dict[str, list[str]]:
     return {row[0]: row[1:] for row in cells if row[0] in rows}
 
 
-def _numbers(cell: str) -> list[float]:
-    """A value and its bounds."""
-    return [float(number) for number in re.findall(r"[-+]?[0-9.]+", cell)]
-
-
-def _near(value: float | None, low: float | None, high: float | None) -> list[Any]:
-    """What a cell may say: bounds come from resampling; how it is done may change a last digit."""
-    return [pytest.approx(value, abs=0.0006), pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006)]
-
-
 @pytest.mark.parametrize("row", ARMS)
 def test_every_number_of_the_real_wire_follows_from_its_outcomes(row: str, metrics: Metrics) -> None:
     exact, f1, nll, first = _table(ARMS)[row]
@@ -104,7 +94,7 @@ def test_every_number_of_the_real_wire_follows_from_its_outcomes(row: str, metri
     for cell, name in ((exact, "exact_match"), (f1, "f1")):
         number = found[name]
         assert number["low"] is not None
-        assert _numbers(cell) == _near(number["value"], number["low"], number["high"])
+        assert numbers(cell) == near(number["value"], number["low"], number["high"])
     assert float(nll) == pytest.approx(found["nll"]["value"], abs=0.006)
     assert float(first) == pytest.approx(found["first_token_top1"]["value"], abs=0.0006)
 
@@ -115,7 +105,7 @@ def test_every_difference_of_the_real_wire_follows_from_its_outcomes(
 ) -> None:
     a, b = DIFFERENCES[row]
     found = compare(arms[a], arms[b], "f1")
-    assert _numbers(_table(DIFFERENCES)[row][0]) == _near(found.difference, found.low, found.high)
+    assert numbers(_table(DIFFERENCES)[row][0]) == near(found.difference, found.low, found.high)
 
 
 def _closed(latents: str, yardstick: str, metric: str, arms: dict[str, list[Outcome]]) -> list[Any]:
@@ -124,16 +114,16 @@ def _closed(latents: str, yardstick: str, metric: str, arms: dict[str, list[Outc
         for arm in (latents, yardstick, "none")
     }
     ratio = PairedArms.of(chosen).ratio({latents: 1, "none": -1}, {yardstick: 1, "none": -1})
-    return _near(ratio.value, ratio.low, ratio.high)
+    return near(ratio.value, ratio.low, ratio.high)
 
 
 @pytest.mark.parametrize("row", GAPS)
 def test_every_share_of_the_gap_follows_from_the_outcomes(row: str, arms: dict[str, list[Outcome]]) -> None:
     cells = _table(GAPS)[row]
     for cell, yardstick in zip(cells, ("text", "styled_text", "adapted_text"), strict=True):
-        assert _numbers(cell) == _closed(GAPS[row], yardstick, "f1", arms)
+        assert numbers(cell) == _closed(GAPS[row], yardstick, "f1", arms)
         aim = 0.90 if row == "8 : 1" else 0.95
-        assert _numbers(cell)[1] < aim  # as the page says of all of them
+        assert numbers(cell)[1] < aim  # as the page says of all of them
     assert _closed("again_latents", "adapted_text", "exact_match", arms) == [0.732, 0.681, 0.785]
 
 
@@ -190,7 +180,7 @@ def test_every_score_of_the_four_real_models_follows_from_their_outcomes(model: 
         scores = metrics[arm.strip("`")]["squad"]
         for cell, name in ((exact, "exact_match"), (f1, "f1")):
             number = scores[name]
-            assert _numbers(cell) == _near(number["value"], number["low"], number["high"])
+            assert numbers(cell) == near(number["value"], number["low"], number["high"])
             assert scores[name]["n"] == 1190
         assert float(nll) == pytest.approx(scores["nll"]["value"], abs=0.006)
         assert float(first) == pytest.approx(scores["first_token_top1"]["value"], abs=0.0006)

@@ -16,6 +16,7 @@ from latentwire.evaluation.outcomes import Outcome, read_outcomes
 from latentwire.evaluation.significance import holm
 from latentwire.evaluation.statistics import Comparison, compare, estimate
 from latentwire.evaluation.summarize import by_arm
+from tests.support.result_cells import near, numbers
 
 RESULTS = Path(__file__).parent.parent / "docs" / "results"
 KEPT = RESULTS / "prefill-real"
@@ -94,22 +95,13 @@ def _of(outcomes: Sequence[Outcome], task: str) -> list[Outcome]:
     return [outcome for outcome in outcomes if outcome.task == task]
 
 
-def _numbers(cell: str) -> list[float]:
-    return [float(number) for number in re.findall(r"[-+]?[0-9.]+", cell)]
-
-
 def _is_share(cell: str, outcomes: Sequence[Outcome], metric: str) -> None:
     found = estimate(outcomes, metric)
-    assert _numbers(cell) == _near(found.value, found.low, found.high)
+    assert numbers(cell) == near(found.value, found.low, found.high)
 
 
 def _is_difference(cell: str, found: Comparison) -> None:
-    assert _numbers(cell) == _near(found.difference, found.low, found.high)
-
-
-def _near(value: float, low: float, high: float) -> list[object]:
-    """Bounds come from a method that may change in a last digit."""
-    return [pytest.approx(value, abs=0.0006), pytest.approx(low, abs=0.006), pytest.approx(high, abs=0.006)]
+    assert numbers(cell) == near(found.difference, found.low, found.high)
 
 
 def _mean(outcomes: Sequence[Outcome], metric: str) -> float:
@@ -150,7 +142,7 @@ def test_every_difference_in_f1_follows_from_the_outcomes(column: int, model: st
         for name, arm in {"masked": "ablated/text", "text": "baseline/text", "none": "baseline/none"}.items()
     }
     ratio = PairedArms.of(scores).ratio({"masked": 1, "none": -1}, {"text": 1, "none": -1})
-    assert _numbers(left[column]) == [pytest.approx(end, abs=0.006) for end in vars(ratio).values()]
+    assert numbers(left[column]) == [pytest.approx(end, abs=0.006) for end in vars(ratio).values()]
 
 
 def test_every_kind_of_answer_is_counted_from_the_outcomes(kept: dict[str, Kept]) -> None:
