@@ -40,7 +40,9 @@ def bench(
     files: Annotated[list[Path] | None, typer.Argument(help="For plot: files that --json wrote.")] = None,
     shape: Annotated[
         str | None,
-        typer.Option(help="tiny, 1b, 3b, 8b or 14b, with random weights. [default: 3b on an accelerator, else tiny]"),
+        typer.Option(
+            help="tiny, 1b, 3b, 8b or 14b, with random weights. [default: 3b on an accelerator, else tiny]"
+        ),
     ] = None,
     sweep: Annotated[bool, typer.Option("--sweep", help="Also other lengths, batches and shapes.")] = False,
     only: Annotated[
