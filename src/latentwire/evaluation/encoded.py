@@ -140,5 +140,10 @@ def columns_of(batch: Sequence[EncodedExample]) -> int:
     return max(map(_columns, batch)) * sum(len(item.prompts) for item in batch)
 
 
+def total_columns(items: Sequence[EncodedExample]) -> int:
+    """Columns of all examples, each alone."""
+    return sum(_columns(item) * len(item.prompts) for item in items)
+
+
 def _columns(item: EncodedExample) -> int:
     return max(prompt.tokens + sum(map(len, answers)) for prompt, answers in item.rows())

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from latentwire.errors import UserError
-from latentwire.evaluation import metrics
+from latentwire.evaluation import batch_size, metrics
 from latentwire.evaluation.answers import answers
 from latentwire.evaluation.arms import Arm, bind_all
 from latentwire.evaluation.encoded import EncodedExample, prepare
@@ -16,7 +16,6 @@ from latentwire.lm.decoding import Bans, suppressed
 from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
 from latentwire.lm.prompts import Example
-from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS as BATCH_TOKENS
 from latentwire.lm.scoring.shared_scorer import Work
 from latentwire.process_group import ALONE, Group
 from latentwire.tasks.base import Split, Task
@@ -58,7 +57,7 @@ def evaluate(
     *,
     split: Split = "test",
     limit: int | None = None,
-    batch_tokens: int = BATCH_TOKENS,
+    batch_tokens: int | None = None,
     progress: Progress | None = None,
     begin_suppress_tokens: tuple[str, ...] = (),
     kept: KeptPrompts | None = None,
@@ -81,7 +80,8 @@ def evaluate(
         arms: wires, or wires with a variant.
         split: which examples.
         limit: the first N examples of each task; None takes all.
-        batch_tokens: the most tokens of a batch; results do not depend on it beyond rounding.
+        batch_tokens: the most tokens of a batch; results do not depend on it beyond rounding. None takes 8,192 on
+            a CPU, and on an accelerator as many as its memory suggests (`batch_size`).
         progress: called with the arm, the task and how many examples were just answered.
         begin_suppress_tokens: tokens, as text, with which no generated answer may begin.
         kept: collects the examples and what every arm delivered for them.
@@ -105,6 +105,7 @@ def evaluate(
         result.unstable[task.name] = sum(any(prompt.unstable for prompt in item.prompts) for item in items)
         if kept is not None:
             kept.begin(task.name, [item.example for item in items])
+        most = batch_tokens or batch_size.batch_tokens(lm, items)
         for arm, own in of_arm:
             if skipped := len(items) - len(own):
                 result.skipped[arm.label, task.name] = skipped
@@ -114,9 +115,7 @@ def evaluate(
                 result.partners[arm.label, task.name] = types
             work = result.work[arm.label, task.name] = Work()
             by_id: dict[str, Outcome] = {}
-            for outcome in answers(
-                lm, task, arm, own, batch_tokens, work, begin_suppress_tokens, kept, group, halving
-            ):
+            for outcome in answers(lm, task, arm, own, most, work, begin_suppress_tokens, kept, group, halving):
                 by_id[outcome.id] = outcome
                 if progress:
                     progress(arm.label, task.name, 1)

@@ -11,8 +11,8 @@ import torch
 
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
+from latentwire.evaluation.batch_size import batch_tokens
 from latentwire.evaluation.encoded import EncodedExample, batches, columns_of, encode, prepare
-from latentwire.evaluation.evaluate import BATCH_TOKENS
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
@@ -93,7 +93,7 @@ def joint(
             sums.setdefault(example.id, [0.0] * len(offered))
             if offered:
                 asked.append(encode(replace(example, choices=offered, answers=(), gold=0), reader, sent))
-        dealt = list(batches(asked, BATCH_TOKENS))
+        dealt = list(batches(asked, batch_tokens(reader, asked)))
         mine = []
         for batch in group.share(dealt):
             parts = halving.read(

@@ -18,10 +18,11 @@ from typing import Any
 import torch
 
 from latentwire import wires
-from latentwire.evaluation.evaluate import BATCH_TOKENS, evaluate
+from latentwire.evaluation.evaluate import evaluate
 from latentwire.evaluation.summarize import Metrics, summarize
 from latentwire.files import write_atomically
 from latentwire.lm.model import LM
+from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS
 from latentwire.tasks import resolve
 from latentwire.training.growing.grow import NO_CONTEXT, WATCHED
 from latentwire.version import __version__
