@@ -17,6 +17,7 @@ NAMES = {
     "weights": "a finetuning of all weights: steps and peak memory by what weights and optimizer are kept in",
     "loss": "cross-entropy and distillation without vocabulary-sized tensors",
     "decode": "greedy decoding, milliseconds a step beside the time to read the weights once",
+    "prefill": "the first token: text and latents at hand, captured and not, beside stock Transformers",
     "wire": "a latent wire: a training step, and the time to the first token, cold and reused, beside the text",
     "score": "multiple choice, documents per second beside lm-eval's hf model",
     "scaling": "training and evaluation in 1 to N processes, one for each GPU, beside N times one process",

@@ -63,7 +63,7 @@ def stock(setup: Setup, model: PreTrainedModel) -> Iterator[BenchRow]:
     read = read_of(setup)
     columns = read.context + read.question
     ids = torch.randint(FIRST_ID, model.config.vocab_size, (1, columns), device=setup.device)
-    floor = _Floor(setup, model).seconds(columns)
+    floor = Floor(setup, model).seconds(columns)
     at: dict[str, str | int | float] = {"context": read.context, "question": read.question}
     yield BenchRow("floor: text", {"seconds": floor, "times_floor": 1.0}, at, "operations over the measured peak")
     yield _row(
@@ -78,7 +78,7 @@ def measure(setup: Setup, lm: LM) -> Iterator[BenchRow]:
     context = context_of(lm, read.context)
     before = lm.format.before(context, lm)
     question = list(range(FIRST_ID, FIRST_ID + read.question))
-    floor = _Floor(setup, lm.model)
+    floor = Floor(setup, lm.model)
     whole = Prefix.of_tokens([[*before, *question]], device=setup.device)
     at: dict[str, str | int | float] = {"context": read.context, "question": read.question}
     text = _row(setup, "text", lambda: lm.prefill(whole), at, floor.seconds(read.context + read.question))
@@ -106,7 +106,7 @@ def measure(setup: Setup, lm: LM) -> Iterator[BenchRow]:
 def _latents(
     setup: Setup, lm: LM, context: str, question: Sequence[int], count: int, text: BenchRow
 ) -> Iterator[BenchRow]:
-    read, floor = read_of(setup), _Floor(setup, lm.model)
+    read, floor = read_of(setup), Floor(setup, lm.model)
     modules = modules_of(lm, math.ceil(read.context / count), keep_first=False).for_reading()
     message: Latents = modules([context])
     found, sent = int(message.valid.sum()), sum(each.nbytes for each in message.tensors)
@@ -138,18 +138,18 @@ def _pays(encode: BenchRow, text: BenchRow, warm: BenchRow) -> BenchRow:
     return replace(encode, figures={**encode.figures, "pays_after": math.ceil(encoding / (reading - behind))})
 
 
-class _Floor:
+class Floor:
     """The least time of a pass: its operations at the measured peak, or what it must read at the measured rate."""
 
     def __init__(self, setup: Setup, model: PreTrainedModel) -> None:
         self._setup, self._plain, self._adapted = setup, Counts.of(model), Counts.of(model, RANK)
         self._size = next(model.parameters()).element_size()
 
-    def seconds(self, columns: int, behind: int = 0) -> float:
-        """Seconds to read `columns` after `behind` others and compute the logits of the last."""
+    def seconds(self, columns: int, behind: int = 0, rows: int = 1) -> float:
+        """Seconds to read `columns` after `behind` others in each row and compute the logits of its last."""
         plain = self._plain
-        numbers = plain.body + plain.head + behind * plain.column
-        return self._least(plain.read(columns, causal(columns, behind), 1), numbers)
+        numbers = plain.body + plain.head + rows * behind * plain.column
+        return self._least(rows * plain.read(columns, causal(columns, behind), 1), numbers)
 
     def encoding(self, columns: int) -> float:
         """Seconds to read `columns` bidirectionally with adapters, up to their keys and values."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,7 @@ from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
 from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
 from latentwire.lm.norms import fused
+from latentwire.lm.prefilling import PrefillGraphs
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
 from latentwire.lm.recomputing import recomputing
 from latentwire.lm.rotary import Rotary
@@ -100,9 +102,14 @@ class Decoder:
         rotary.probe()
         return rotary
 
+    @cached_property
+    def prefill_graphs(self) -> PrefillGraphs:
+        """The sizes at which short prefixes are read, on a GPU as captured graphs; its `mode` says how."""
+        return PrefillGraphs(self)
+
     def embed(self, ids: Tensor) -> Tensor:
         """Input embeddings `(..., D)` of token ids `(...)`."""
-        self._check_ids(ids)
+        self.check_ids(ids)
         embedded: Tensor = self.model.get_input_embeddings()(ids)
         return embedded
 
@@ -144,16 +151,20 @@ class Decoder:
         Raises:
             UserError: a token has no embedding.
         """
+        if not content.is_floating_point():
+            self.check_ids(content)
+        return self.passed(content, columns, reading, cache)
+
+    def passed(self, content: Tensor, columns: Columns, reading: Reading, cache: Any = None) -> Tensor:
+        """As `run`, for tokens known to have embeddings: nothing here waits for the device."""
         embeddings = content.is_floating_point()
-        if not embeddings:
-            self._check_ids(content)
         if self.prefix_tuning is not None:
             reading = self.prefix_tuning.before(reading)
         decoder: nn.Module = self.model.get_decoder()
         recomputes = self.recomputes and cache is None and torch.is_grad_enabled()
         with (
             nullcontext() if cache is None else evaluating(self.model),
-            self._quick(decoder) if cache is None else nullcontext(),
+            self._quick(decoder, cache),
             recomputing(decoder) if recomputes else nullcontext(),
         ):
             hidden: Tensor = decoder(
@@ -167,12 +178,13 @@ class Decoder:
             ).last_hidden_state
         return hidden.to(content.device)
 
-    def _quick(self, decoder: nn.Module) -> AbstractContextManager[None]:
-        """How a pass without a cache, as trainings make them, runs in few operations."""
-        if self.compiles:
+    def _quick(self, decoder: nn.Module, cache: Any) -> AbstractContextManager[None]:
+        """How a pass runs in few operations."""
+        if cache is None and self.compiles:
             return compiled(decoder)
         # A layer that runs again later, ours or in a model in training Transformers' way, would have other norms.
-        return nullcontext() if self.recomputes or decoder.training else fused(decoder)
+        again = cache is None and (self.recomputes or decoder.training)
+        return nullcontext() if again else fused(decoder)
 
     def memorize(
         self, prefix: Prefix, dtype: torch.dtype | None = None, *, plain: bool = False
@@ -239,7 +251,8 @@ class Decoder:
                 f"which is what {self.name} was built for."
             )
 
-    def _check_ids(self, ids: Tensor) -> None:
+    def check_ids(self, ids: Tensor) -> None:
+        """Raise `UserError` for a token that has no embedding."""
         # Looked at only where it can go wrong: asking for the greatest id waits for an accelerator.
         if self._rows is None or not ids.numel() or (greatest := int(ids.max())) < self._rows:
             return
@@ -263,8 +276,15 @@ class Decoder:
         reading, cache = replace(self._reading(prefix), plain=prefix.plain), DynamicCache()
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
-        hidden = self.run(content, prefix.columns, reading, cache)
-        logits = self.head(_at(hidden, prefix.columns.last))
+        try:
+            if (made := self.prefill_graphs.read(prefix, reading)) is not None:
+                logits, cache = made
+            else:
+                hidden = self.run(content, prefix.columns, reading, cache)
+                logits = self.head(_at(hidden, prefix.columns.last))
+        except torch.OutOfMemoryError:
+            self.prefill_graphs.release()  # whoever tries again with less needs the room
+            raise
         return Prefilled(cache=cache, logits=logits, reading=reading, next_position=prefix.next_position)
 
     def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor:
