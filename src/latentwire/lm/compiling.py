@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache
 from types import MethodType
 from typing import Any
@@ -23,6 +24,23 @@ VARIANTS = 64
 """How many variants of a function PyTorch may compile: with and without gradients, adapters, a single row, ..."""
 
 
+_paused: ContextVar[bool] = ContextVar("paused", default=False)
+
+
+@contextmanager
+def paused() -> Iterator[None]:
+    """Layers that run inside the block do so uncompiled, also when they run again in the backward pass.
+
+    Compiled layers free what they have kept in their first backward pass ("donated buffers"), so whoever goes
+    through a graph twice, as for the gradients of single terms, needs an uncompiled one.
+    """
+    token = _paused.set(True)
+    try:
+        yield
+    finally:
+        _paused.reset(token)
+
+
 @contextmanager
 def compiled(decoder: nn.Module) -> Iterator[None]:
     """Every layer that runs inside the block is compiled when it first does.
@@ -30,6 +48,9 @@ def compiled(decoder: nn.Module) -> Iterator[None]:
     Args:
         decoder: a Transformers decoder with its blocks in `layers`.
     """
+    if _paused.get():
+        yield
+        return
     every: Any = decoder.layers
     layers = [layer for layer in every if "forward" not in vars(layer)]
     for layer in layers:

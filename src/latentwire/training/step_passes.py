@@ -11,6 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 
+from latentwire.lm.compiling import paused
 from latentwire.training import not_finite
 from latentwire.training.loop_config import Loop
 from latentwire.training.not_finite import NotFinite
@@ -99,8 +100,10 @@ class StepPasses:
         for number, part in enumerate(shared):
             self._heed()
             spare = isinstance(part, Spare)
-            losses = self._losses(part.part if spare else part, done)
-            if number == 0 and (logged or adapting.wants_norms):
+            asked = number == 0 and (logged or adapting.wants_norms)
+            with paused() if asked else nullcontext():
+                losses = self._losses(part.part if spare else part, done)
+            if asked:
                 # Of a spare part too: where weights are sharded, all processes must do the same.
                 found = gradient_norms(losses)
                 norms = {} if spare else found
@@ -137,7 +140,7 @@ class StepPasses:
             torch.manual_seed(self._seed(done))
             share, step = done / self._settings.steps, self._accelerator.unwrap_model(self._step)
             weights = [p for p in self._trainee.module.parameters() if p.requires_grad]
-            with self._accelerator.autocast():
+            with self._accelerator.autocast(), paused():
                 indices, terms = not_finite.culprits(parts, lambda part: step(part, share), weights)
         bad = [parts[index] for index in indices] or parts
         examples = [name for part in bad for name in self._trainee.examples(part)]

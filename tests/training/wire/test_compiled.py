@@ -11,7 +11,9 @@ import torch
 from latentwire.errors import UserError
 from latentwire.lm import compiling
 from latentwire.lm.loading.lora import Lora
+from latentwire.training import step_passes
 from latentwire.training.objectives import AnswerCrossEntropy, Distill, DistillHidden
+from latentwire.training.training_step import Losses
 from latentwire.training.wire import train
 from tests.support.wire_training import KEYS, SOFT, lines_of, run, settings, start, weights_of
 
@@ -87,3 +89,34 @@ def test_a_training_without_it_is_still_the_same_run() -> None:
     lm = start()
     assert "compile" not in settings(lm).model_dump()
     assert settings(lm, compile=True).model_dump()["compile"] is True
+
+
+def test_gradients_of_single_terms_are_taken_of_passes_that_are_not_compiled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Compilers free what a graph keeps in its first backward pass, so that a second one would fail."""
+    made: list[bool] = []
+    real = step_passes.gradient_norms
+
+    def norms(losses: Losses) -> dict[str, float]:
+        compiled = any("CompiledFunction" in name for name in graph_of(losses.total))
+        made.append(compiled)
+        return real(losses)
+
+    monkeypatch.setattr(compiling, "BACKEND", "aot_eager")
+    monkeypatch.setattr(step_passes, "gradient_norms", norms)
+    run(tmp_path, steps=2, eval_steps=2, log_steps=1, compile=True)
+    assert made == [False, False]
+
+
+def graph_of(tensor: torch.Tensor) -> set[str]:
+    """Names of all nodes that the gradient of a tensor goes through."""
+    names, waiting, known = set(), [tensor.grad_fn], set()
+    while waiting:
+        node = waiting.pop()
+        if node is None or node in known:
+            continue
+        known.add(node)
+        names.add(type(node).__name__)
+        waiting += [after for after, _ in node.next_functions]
+    return names
