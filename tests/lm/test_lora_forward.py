@@ -7,7 +7,8 @@ import torch
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from latentwire.lm.loading.lora import Lora, inject
+from latentwire.lm.loading import lora
+from latentwire.lm.loading.lora import Lora, inject, merge
 from latentwire.lm.loading.lora_forward import LowRankLinear, cast
 from latentwire.lm.model import LM
 from latentwire.lm.recomputing import recomputing
@@ -123,3 +124,31 @@ def test_whatever_else_runs_is_pefts(lm: LM, why: str, monkeypatch: pytest.Monke
                 module.enable_adapters(False)
     with torch.autocast("cpu", torch.bfloat16, enabled=why != "no autocast"):
         assert torch.isfinite(twin.model(IDS).logits).all()
+
+
+def test_adapters_that_are_added_to_copies_of_the_weights_change_nothing_but_their_cost() -> None:
+    shared = tiny_lm()
+    twin, _ = adapted(shared)
+    ours = {id(each) for each in shared.model.parameters()}
+    before = {name: each.clone() for name, each in shared.model.named_parameters()}
+    states = twin.model.get_decoder()(IDS).last_hidden_state
+    bare = shared.model.get_decoder()(IDS).last_hidden_state
+    assert (states - bare).abs().max() > 0.01
+    assert merge(twin.model)
+    products = []
+    for layer in twin.model.modules():
+        if isinstance(layer, Linear):
+            assert id(layer.get_base_layer().weight) not in ours
+            layer.lora_A["default"].register_forward_hook(lambda *_: products.append(1))
+    torch.testing.assert_close(twin.model.get_decoder()(IDS).last_hidden_state, states, rtol=1e-4, atol=1e-4)
+    assert not products
+    assert all(torch.equal(each, before[name]) for name, each in shared.model.named_parameters())
+
+
+def test_adapters_stay_apart_in_16_bits_and_where_copies_would_be_large(lm: LM, monkeypatch) -> None:
+    assert not merge(adapted(lm)[0].model)
+    monkeypatch.setattr(lora, "COPIES", 1000)
+    twin, _ = adapted(tiny_lm())
+    weights = {id(each) for each in twin.model.parameters()}
+    assert not merge(twin.model)
+    assert weights == {id(each) for each in twin.model.parameters()}

@@ -115,7 +115,7 @@ def _sizes(arm: Arm, item: EncodedExample, lm: LM) -> list[float]:
     message = arm.wire.encode([context])
     assert isinstance(message, Latents), "expected a wire that compresses"
     plain = lm.format.before(context, lm)
-    _, memory = lm.memorize(Prefix.of_tokens([plain], device=lm.device))
+    _, memory = lm.memorize(Prefix.of_tokens([plain], device=lm.device), states=False)
     numbers = sum(each.numel() for each in (*memory.keys, *memory.values))
     count = [len(plain), int(message.valid.sum()), len(context.encode()), 2 * numbers]
     return [*count, *message.nbytes(), *(quantize(message, bits).nbytes()[0] for bits in (8, 6, 4))]

@@ -12,6 +12,7 @@ import re
 import string
 import unicodedata
 from collections.abc import Iterable
+from functools import lru_cache
 
 _PUNCTUATION = str.maketrans("", "", string.punctuation)
 _ARTICLES = re.compile(r"\b(a|an|the)\b")
@@ -21,7 +22,7 @@ _UNSPACED = (
     "\u1100-\u11ff\ua960-\ua9ff\uaa60-\uaadf\uac00-\ud7ff"  # Hangul, Javanese, further Myanmar and Tai Viet
     "\u2e80-\u9fff\uf900-\ufaff\U0001b000-\U0001b16f\U00020000-\U0003ffff"  # Han, kana, bopomofo
 )
-_SPACED_LETTER = rf"[^\W{_UNSPACED}]"
+_SPACED_LETTER = re.compile(rf"[^\W{_UNSPACED}]")
 _BESIDE_UNSPACED = re.compile(rf"\s+(?=[{_UNSPACED}])|(?<=[{_UNSPACED}])\s+")
 _HAS_UNSPACED = re.compile(f"[{_UNSPACED}]")
 
@@ -38,19 +39,32 @@ def normalize(text: str) -> str:
     return " ".join(_ARTICLES.sub(" ", text.lower().translate(_PUNCTUATION)).split())
 
 
-def pattern(answers: Iterable[str]) -> re.Pattern[str]:
-    """Matches any of `answers` as they are written, the longest first, as whole words where there are words.
+def exchanged(text: str, answers: Iterable[str], value: str) -> tuple[str, int]:
+    """`text` with any of `answers` exchanged for `value`, and how often that was.
+
+    They are found as they are written, the longest first, as whole words where there are words.
 
     Example:
-        >>> pattern(["art"]).findall("Martha likes art.")
-        ['art']
+        >>> exchanged("Martha likes art.", ["art"], "music")
+        ('Martha likes music.', 1)
     """
-    return re.compile("|".join(_bounded(answer) for answer in sorted(answers, key=len, reverse=True)))
+    known = sorted(filter(None, answers), key=len, reverse=True)
+    made, start, count = "", 0, 0
+    while starts := [at for answer in known if (at := text.find(answer, start)) >= 0]:
+        at = min(starts)
+        found = next((each for each in known if text.startswith(each, at) and _whole(text, at, len(each))), None)
+        end = at + (len(found) if found else 1)
+        made += text[start:at] + (value if found else text[at:end])
+        start, count = end, count + (found is not None)
+    return made + text[start:], count
 
 
 def contains(text: str, part: str) -> bool:
     """Whether the normalized `part` (at least one character) is mentioned in the normalized `text`."""
-    return part in text and bool(part) and re.search(_bounded(part), text) is not None
+    at = text.find(part) if part else -1
+    while at >= 0 and not _whole(text, at, len(part)):
+        at = text.find(part, at + 1)
+    return at >= 0
 
 
 def mentions(text: str, answer: str) -> bool:
@@ -79,8 +93,16 @@ def spellings(text: str) -> tuple[str, str]:
     return dropped, blank
 
 
-def _bounded(answer: str) -> str:
-    """A pattern of `answer` that ends at no letter of the same word."""
-    before = rf"(?<!{_SPACED_LETTER})" if re.match(_SPACED_LETTER, answer) else ""
-    after = rf"(?!{_SPACED_LETTER})" if re.search(rf"{_SPACED_LETTER}\Z", answer) else ""
-    return before + re.escape(answer) + after
+def _whole(text: str, start: int, length: int) -> bool:
+    """Whether a part of a text begins and ends at no letter of the same word."""
+    # Not as a pattern: with so many ranges of letters, each answer's takes milliseconds to compile.
+    end = start + length
+    before = start > 0 and _in_words(text[start]) and _in_words(text[start - 1])
+    after = end < len(text) and _in_words(text[end - 1]) and _in_words(text[end])
+    return not (before or after)
+
+
+@lru_cache(maxsize=4096)
+def _in_words(letter: str) -> bool:
+    """Whether it is a letter or digit of a script that puts blanks between words."""
+    return _SPACED_LETTER.match(letter) is not None

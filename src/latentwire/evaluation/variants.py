@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from latentwire.errors import UserError
-from latentwire.evaluation.matching import contains, normalize, pattern, spellings
+from latentwire.evaluation.matching import contains, exchanged, normalize, spellings
 from latentwire.lm.prompts import Example
 
 Variant = Literal["deranged", "counterfactual"]
@@ -107,13 +107,13 @@ def counterfactual(examples: Sequence[Example], task: str) -> list[Example | Non
         UserError: it is impossible everywhere.
     """
     ring = _Ring(examples)
-    exchanged = [_exchanged(example, ring) for example in examples]
-    if not any(exchanged):
+    changed = [_exchanged(example, ring) for example in examples]
+    if not any(changed):
         raise UserError(
             f"{task}: counterfactual exchanges an answer that the context states, found no such example among "
             f"{len(examples)}."
         )
-    return exchanged
+    return changed
 
 
 def _exchanged(example: Example, ring: _Ring) -> Example | None:
@@ -131,7 +131,7 @@ def _exchanged(example: Example, ring: _Ring) -> Example | None:
     if other is None:
         return None
     value = right_answers(other)[0]
-    context, count = pattern(known).subn(lambda _: value, example.context)
+    context, count = exchanged(example.context, known, value)
     if not count or any(ring.mentioned(answer, context) for answer in answers):
         return None
     candidates = tuple(value if candidate in known else candidate for candidate in example.candidates)

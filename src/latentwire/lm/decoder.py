@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import replace
 from functools import cached_property
 from typing import Any
@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, PreTrainedModel, PreTrainedTokenizerBase
 
 from latentwire.errors import UserError
+from latentwire.lm import row_parts
 from latentwire.lm.compiling import compiled
 from latentwire.lm.decoding.decode_step import DecodeStep
 from latentwire.lm.loading.eval_mode import evaluating
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
 from latentwire.lm.masks import attention
-from latentwire.lm.masks.reading import Columns, Memory, Reading, Tap
+from latentwire.lm.masks.reading import Columns, Enough, Memory, Reading, Tap
 from latentwire.lm.norms import fused
 from latentwire.lm.prefilling import PrefillGraphs
 from latentwire.lm.prefix import Forced, Prefilled, Prefix
@@ -146,26 +147,30 @@ class Decoder:
                 evaluation mode. None reads without a cache, which is how models are trained.
 
         Returns:
-            Final hidden states `(B, Q, D)`.
+            Final hidden states `(B, Q, D)`; `(B, Q, 0)` where a tap ends the pass before them.
 
         Raises:
             UserError: a token has no embedding.
         """
         if not content.is_floating_point():
             self.check_ids(content)
+        rows = row_parts.parts(self.model.get_decoder(), content, reading, cache)
+        if len(rows) > 1:
+            return row_parts.run_by_parts(self.passed, rows, content, columns, reading, cache)
         return self.passed(content, columns, reading, cache)
 
     def passed(self, content: Tensor, columns: Columns, reading: Reading, cache: Any = None) -> Tensor:
         """As `run`, for tokens known to have embeddings: nothing here waits for the device."""
+        decoder: nn.Module = self.model.get_decoder()
         embeddings = content.is_floating_point()
         if self.prefix_tuning is not None:
             reading = self.prefix_tuning.before(reading)
-        decoder: nn.Module = self.model.get_decoder()
         recomputes = self.recomputes and cache is None and torch.is_grad_enabled()
         with (
             nullcontext() if cache is None else evaluating(self.model),
             self._quick(decoder, cache),
             recomputing(decoder) if recomputes else nullcontext(),
+            suppress(Enough),
         ):
             hidden: Tensor = decoder(
                 input_ids=None if embeddings else content,
@@ -176,7 +181,8 @@ class Decoder:
                 use_cache=cache is not None,
                 reading=reading,
             ).last_hidden_state
-        return hidden.to(content.device)
+            return hidden.to(content.device)
+        return torch.empty(*content.shape[:2], 0, device=content.device)
 
     def _quick(self, decoder: nn.Module, cache: Any) -> AbstractContextManager[None]:
         """How a pass runs in few operations."""
@@ -187,7 +193,7 @@ class Decoder:
         return nullcontext() if again else fused(decoder)
 
     def memorize(
-        self, prefix: Prefix, dtype: torch.dtype | None = None, *, plain: bool = False
+        self, prefix: Prefix, dtype: torch.dtype | None = None, *, plain: bool = False, states: bool = True
     ) -> tuple[Tensor, Memory]:
         """Read a prefix and keep its keys and values; gradients flow.
 
@@ -197,15 +203,20 @@ class Decoder:
                 rotation as they were.
             plain: a prefix that is `plain` may be read by a kernel's own causal mask, since the caller reads no
                 states of padding.
+            states: whether the final hidden states are wanted. Where they are not and nobody waits for them, the
+                pass ends with the last layer's keys and values, on which the rest of it has no influence.
 
         Returns:
-            Final hidden states `(B, P, D)`, and for every layer the keys (not rotated) and values of the P
-            columns.
+            Final hidden states `(B, P, D)`, `(B, P, 0)` where they were not computed, and for every layer the keys
+            (not rotated) and values of the P columns.
 
         Raises:
             UserError: longer than the model's positions, or the model rotates keys in a way not known here.
         """
-        reading = replace(self._reading(prefix), tap=(tap := Tap()), plain=plain and prefix.plain)
+        last = (
+            None if states or self._waited_for else int(self.model.config.get_text_config().num_hidden_layers) - 1
+        )
+        reading = replace(self._reading(prefix), tap=(tap := Tap(last=last)), plain=plain and prefix.plain)
         content = prefix.embeddings if prefix.ids is None else prefix.ids
         assert content is not None
         try:
@@ -217,6 +228,17 @@ class Decoder:
         found = [each.to(dtype or each.dtype) for each in rotated]
         keys = self.rotary.rotate_all(found, prefix.columns.positions + self._shift, back=True)
         return hidden, Memory(keys, values, prefix.columns)
+
+    @property
+    def _waited_for(self) -> bool:
+        """Whether a pass must not end early: gradients, compiled layers, hooks, or weights on several devices."""
+        model = self.model
+        return (
+            torch.is_grad_enabled()
+            or self.compiles
+            or hasattr(model, "hf_device_map")
+            or row_parts.watched(model.get_decoder())
+        )
 
     def states(self, tokens: Tensor, positions: Tensor, step: DecodeStep) -> Tensor:
         """Final hidden states `(B, 1, D)` of one token per row, `(B, 1)`, in a step of decoding."""
@@ -289,8 +311,13 @@ class Decoder:
 
     def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor:
         """Hidden states `(B, Q, D)` of tokens `(B, Q)` read after a prefill, which stays as it was."""
+        return self.continued(prefilled, ids, columns)[0]
+
+    def continued(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> tuple[Tensor, DynamicCache]:
+        """As `continue_hidden`, with the keys and values of the prefill and these tokens."""
         self._check_length(int(columns.end.max()))
-        return self.run(ids, columns, prefilled.reading.extend(columns), prefilled.fork())
+        cache = prefilled.fork()
+        return self.run(ids, columns, prefilled.reading.extend(columns), cache), cache
 
     @torch.no_grad()
     def read_on(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Prefilled:

@@ -15,6 +15,8 @@ from latentwire.lm.masks.reading import Memory
 
 TOGETHER = 2**25
 """How many numbers are turned at a time; there are about five times as many in float32 on the way."""
+IN_CACHE = 2**20
+"""The same on a CPU, where they are turned five times as fast if the cache holds them."""
 
 
 class Rotary:
@@ -55,8 +57,9 @@ class Rotary:
         made: dict[int, Tensor] = {}
         for layers in alike.values():
             angles = self._turn(layers[0], positions, keys[layers[0]], back)
-            # Several layers as more heads of one: the launches of many small operations would take longer.
-            size = max(1, TOGETHER // max(1, keys[layers[0]].numel()))
+            # Several layers as more heads of one: a GPU would take longer to launch many small operations.
+            first = keys[layers[0]]
+            size = max(1, (IN_CACHE if first.is_cpu else TOGETHER) // max(1, first.numel()))
             for at in range(0, len(layers), size):
                 some = layers[at : at + size]
                 joined = torch.cat([keys[layer] for layer in some], 1) if len(some) > 1 else keys[some[0]]

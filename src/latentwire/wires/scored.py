@@ -60,7 +60,7 @@ class ScoredWire(LatentWireBase, Sized):
     def memory(self, lm: LM, prefix: Prefix) -> Memory:
         """Every layer's keys (not rotated) and values `(B, H, P, D)` of the prefix, computed once a batch."""
         if self._read is None or self._read[0] is not prefix:
-            self._read = (prefix, lm.memorize(prefix)[1])
+            self._read = (prefix, lm.memorize(prefix, states=False)[1])
         return self._read[1]
 
     def read(self, lm: LM, prefix: Prefix) -> tuple[Memory, Sequence[Tensor]]:

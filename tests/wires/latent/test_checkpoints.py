@@ -179,7 +179,8 @@ def test_a_bound_wire_has_adapters_of_its_models_dtype(dtype, tmp_path):
     assert {each.dtype for each in bound.encoder.adapters.parameters()} == {dtype}
     exact, theirs, ours = (delivered(each, lm.name)[3:] for each in (trained, before.eval(), bound))
     if dtype == torch.float32:
-        assert all(torch.equal(*pair) for pair in zip(theirs, ours, strict=True))
+        for mine, its in zip(ours, theirs, strict=True):  # adapters are added to the weights
+            torch.testing.assert_close(mine, its, rtol=1e-4, atol=1e-5)
         bound.save(tmp_path / "again")
         assert (tmp_path / "again" / WEIGHTS).read_bytes() == (tmp_path / WEIGHTS).read_bytes()
         return

@@ -38,13 +38,18 @@ class Generator(Model, TextEnds, Protocol):
 
 @torch.no_grad()
 def generate(
-    lm: Generator, prefilled: Prefilled, decoding: Decoding, seeds: Sequence[int] | None = None
+    lm: Generator,
+    prefilled: Prefilled,
+    decoding: Decoding,
+    seeds: Sequence[int] | None = None,
+    begun: Sequence[Sequence[int]] | None = None,
 ) -> list[Generated]:
     """Continue every row until it ends.
 
     Args:
         seeds: one per row, needed for sampling; a row's tokens depend on its own seed alone, so
             neither the batch nor its order changes them.
+        begun: the tokens that each row's text begins with, which the prefill has read last (`guesses.read`).
 
     Returns:
         One `Generated` per row; `prefilled` is left unchanged.
@@ -53,9 +58,10 @@ def generate(
         seeds = range(prefilled.rows)
     if len(seeds) != prefilled.rows:
         raise ValueError(f"seeds: found {len(seeds)}, expected one for each of {prefilled.rows} rows")
-    texts = _texts(lm, decoding, seeds, prefilled)
+    texts = _texts(lm, decoding, seeds, prefilled, begun)
     whole = iter([(prefilled, texts)])
-    _write(lm, decoding, prefilled.rows, lambda free: next(whole, None) if free == prefilled.rows else None)
+    if rows := sum(not text.ended for text in texts):
+        _write(lm, decoding, rows, lambda free: next(whole, None) if free == rows else None, alone=True)
     return [text.result() for text in texts]
 
 
@@ -107,9 +113,19 @@ def generate_all(
     return [text.result() for text in texts]
 
 
-def _texts(lm: TextEnds, decoding: Decoding, seeds: Sequence[int], prefilled: Prefilled) -> list[OpenText]:
-    positions = prefilled.next_position.tolist()
-    return [OpenText(lm, decoding, seed, position) for seed, position in zip(seeds, positions, strict=True)]
+def _texts(
+    lm: TextEnds,
+    decoding: Decoding,
+    seeds: Sequence[int],
+    prefilled: Prefilled,
+    begun: Sequence[Sequence[int]] | None = None,
+) -> list[OpenText]:
+    texts = []
+    for row, (seed, position) in enumerate(zip(seeds, prefilled.next_position.tolist(), strict=True)):
+        first = begun[row] if begun is not None else ()
+        texts.append(OpenText(lm, decoding, seed, position - len(first)))
+        texts[-1].take(first)
+    return texts
 
 
 def _rows_of(prefixes: Iterable[Prefix]) -> Iterator[Prefix]:
@@ -118,10 +134,14 @@ def _rows_of(prefixes: Iterable[Prefix]) -> Iterator[Prefix]:
             yield prefix.select(torch.tensor([row], device=prefix.columns.positions.device)).trimmed()
 
 
-def _write(lm: Generator, decoding: Decoding, rows: int, refill: Refill) -> None:
-    """Generate in `rows` slots until `refill` returns None and all texts have ended."""
+def _write(lm: Generator, decoding: Decoding, rows: int, refill: Refill, *, alone: bool = False) -> None:
+    """Generate in `rows` slots until `refill` returns None and all texts have ended.
+
+    Args:
+        alone: `refill` gives all texts at once, so that slots that are free need not be kept.
+    """
     engine = lm.engine
-    batch = _Batch(lm, engine, decoding, rows)
+    batch = _Batch(lm, engine, decoding, rows, shrinks=alone and engine.mode == "plain")
     with evaluating(lm.model):
         try:
             more = True
@@ -143,10 +163,15 @@ def _write(lm: Generator, decoding: Decoding, rows: int, refill: Refill) -> None
 
 
 class _Batch:
-    """The texts being generated, each in a slot."""
+    """The texts being generated, each in a slot.
 
-    def __init__(self, lm: Generator, engine: Engine, decoding: Decoding, rows: int) -> None:
+    Args:
+        shrinks: slots that are free are given up once they are half of all; a step's work follows the slots.
+    """
+
+    def __init__(self, lm: Generator, engine: Engine, decoding: Decoding, rows: int, *, shrinks: bool) -> None:
         self._lm, self._engine, self._decoding, self._rows = lm, engine, decoding, rows
+        self._shrinks = shrinks
         self._texts: dict[int, OpenText] = {}
         self._lengths: dict[int, int] = {}
         self._open = False
@@ -174,7 +199,8 @@ class _Batch:
             banned=[self._bans.at(0)] * len(texts),
         )
         for text, token in zip(texts, first.tolist(), strict=True):
-            text.take([token])
+            if not text.ended:
+                text.take([token])
         unfinished = [row for row, text in enumerate(texts) if not text.ended]
         if not unfinished:
             return
@@ -185,6 +211,7 @@ class _Batch:
         if self._open:
             self._engine.grow(columns)
         else:
+            self._rows = len(unfinished) if self._shrinks else self._rows
             self._engine.open(prefilled, self._rows, columns)
             self._open = True
         slots = self.free[: len(unfinished)]
@@ -219,8 +246,18 @@ class _Batch:
                 del self._texts[slot], self._lengths[slot]
             else:
                 self._check_room(text)
-        if ended:
+        if self._shrinks and len(self._texts) * 2 <= self._rows:
+            self._shrink()
+        elif ended:
             self._engine.slots.free(ended)
+
+    def _shrink(self) -> None:
+        """Give up the slots that are free."""
+        kept = sorted(self._texts)
+        self._engine.slots.keep(kept)
+        self._texts = {new: self._texts[old] for new, old in enumerate(kept)}
+        self._lengths = {new: self._lengths[old] for new, old in enumerate(kept)}
+        self._rows = len(kept)
 
     def _sample(self, slots: list[int]) -> list[int]:
         texts = [self._texts[slot] for slot in slots]

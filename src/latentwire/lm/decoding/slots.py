@@ -91,6 +91,15 @@ class Slots:
         for tensor in (self.lengths, self.next_position, self.room, self.held):
             tensor.index_fill_(0, index, 0)
 
+    def keep(self, slots: Sequence[int]) -> None:
+        """Give up all rows but these, which become the rows 0, 1, 2, ...; tensors become new ones."""
+        index = torch.tensor(slots, dtype=torch.long, device=self.lengths.device)
+        for name in ("keys", "values", "heads"):
+            setattr(self, name, [each[index.to(each.device)] for each in getattr(self, name)])
+        for name in ("positions", "lengths", "next_position", "tokens", "room", "held", "history", "logits"):
+            setattr(self, name, getattr(self, name)[index])
+        self.rows, self.every = len(slots), self.every[: len(slots)]
+
     def admit(
         self,
         prefilled: Prefilled,

@@ -5,11 +5,15 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
 from latentwire.errors import UserError
 from latentwire.lm.model import LM
+
+COPIES = 4 << 30
+"""The most bytes of weights that are copied so that adapters can be added to them."""
 
 
 class Lora(BaseModel):
@@ -72,6 +76,32 @@ def inject(lm: LM, lora: Lora) -> nn.ModuleDict:
     for module in adapters.values():
         module.requires_grad_(True).float()
     return nn.ModuleDict(adapters)
+
+
+@torch.no_grad()
+def merge(model: nn.Module) -> bool:
+    """Add low-rank adapters to the weights of their layers, so that a pass costs what it costs without adapters.
+
+    Adapted weights become copies, since other models share them. Nothing changes where the sum would round more
+    than a pass does (16 bits), where the weights are not on a CPU, or where the copies would take more than
+    `COPIES`.
+
+    Returns:
+        Whether they were added.
+    """
+    from peft.tuners.lora.layer import Linear
+
+    layers = [module for module in model.modules() if isinstance(module, Linear)]
+    bases: list[Any] = [layer.get_base_layer() for layer in layers]
+    weights = [base.weight for base in bases]
+    if not all(type(each) is nn.Parameter and each.dtype == torch.float32 and each.is_cpu for each in weights):
+        return False
+    if sum(each.nbytes for each in weights) > COPIES:
+        return False
+    for layer, base in zip(layers, bases, strict=True):
+        base.weight = nn.Parameter(base.weight.detach().clone(), requires_grad=False)
+        layer.merge()
+    return bool(layers)
 
 
 def _linears(model: nn.Module, layers: int) -> list[str]:

@@ -21,6 +21,8 @@ from latentwire.errors import UserError
 from latentwire.lm.prompts import CAUSAL
 
 Made = TypeVar("Made")
+Rows = Tensor | slice
+"""Indices of rows, or a range of them, which copies nothing."""
 
 SHARED = -1
 """Document id of a column that all documents of its row can see."""
@@ -88,7 +90,7 @@ class Columns:
     def slice(self, start: int, stop: int) -> Columns:
         return Columns(**{f.name: getattr(self, f.name)[:, start:stop] for f in fields(self)})
 
-    def select(self, rows: Tensor) -> Columns:
+    def select(self, rows: Rows) -> Columns:
         """The rows with these indices, in this order; indices may repeat."""
         return Columns(**{f.name: getattr(self, f.name)[rows] for f in fields(self)})
 
@@ -111,7 +113,7 @@ class Memory:
     columns: Columns
     heads: tuple[Tensor, ...] = ()
 
-    def select(self, rows: Tensor) -> Memory:
+    def select(self, rows: Rows) -> Memory:
         return Memory(
             tuple(key[rows] for key in self.keys),
             tuple(value[rows] for value in self.values),
@@ -185,21 +187,32 @@ class LayerRange:
         return f"{self.start}-{self.stop - 1}"
 
 
+class Enough(Exception):
+    """Ends a pass after the last keys and values that are wanted (`Tap.last`)."""
+
+
 @dataclass(eq=False)
 class Tap:
     """Collects every layer's keys (rotated) and values `(B, H, K, D)` as a pass computes them.
 
     A pass without a cache keeps neither, and a cache does not train. When activation checkpointing recomputes a
     layer, nothing is taken: the graph holds the tensors of the first pass.
+
+    Attributes:
+        last: the pass ends with this layer's keys and values, and gives no states; None reads to the end.
     """
 
     keys: dict[int, Tensor] = field(default_factory=dict)
     values: dict[int, Tensor] = field(default_factory=dict)
+    last: int | None = None
     _closed: bool = False
 
     def take(self, layer: int, key: Tensor, value: Tensor) -> None:
+        """Raises `Enough` where nothing after this layer's keys and values is wanted."""
         if not self._closed:
             self.keys[layer], self.values[layer] = key, value
+            if layer == self.last:
+                raise Enough
 
     def close(self) -> None:
         """Let go of everything, for good.

@@ -194,11 +194,12 @@ class LatentModules(nn.Module):
 
     def for_reading(self) -> LatentModules:
         """Prepare this wire, in place, for reading alone: low-rank adapters of a 16-bit model are rounded to 16
-        bits.
+        bits, those of a model in float32 on a CPU are added to its weights (`lm.loading.lora.merge`).
 
         A rounded wire cannot be saved; its folder holds the trained weights.
         """
         self._rounded = self.encoder.round()
+        self.encoder.only_read()
         self.keep_drafts(False)  # the cost of a draft is part of the cost of encoding
         return self.eval()
 

@@ -67,6 +67,9 @@ class Encoder(nn.Module, ABC):
         """Give what was trained the dtype of a 16-bit model; returns whether anything was rounded."""
         return False
 
+    def only_read(self) -> None:
+        """Prepare, in place, for reading alone, such that latents change by rounding of float32 at most."""
+
     def keep_drafts(self, keeps: bool) -> None:
         """Whether drafts of contexts are kept for the next time, where the encoder writes drafts."""
 

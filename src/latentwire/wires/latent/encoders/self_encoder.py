@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from latentwire.errors import UserError
 from latentwire.lm.loading.eval_mode import evaluating
-from latentwire.lm.loading.lora import Lora, inject
+from latentwire.lm.loading.lora import Lora, inject, merge
 from latentwire.lm.loading.tokenizing import Tokenizing
 from latentwire.lm.masks.reading import Columns, Memory
 from latentwire.lm.model import LM
@@ -154,7 +154,7 @@ class SelfEncoder(Encoder):
         columns = Columns.of(valid, positions, block)
         prefix = Prefix(embeddings=content, columns=columns, plain=causal and self.slots is None)
         with self._cast():
-            hidden, memory = lm.memorize(prefix, plain=True)
+            hidden, memory = lm.memorize(prefix, plain=True, states=self.settings.gives != "keys")
         return self._latents(hidden, memory, weights, length)
 
     def _cast(self) -> AbstractContextManager[None]:
@@ -164,6 +164,11 @@ class SelfEncoder(Encoder):
         from latentwire.lm.loading.lora_forward import cast  # PEFT takes long to import
 
         return cast(self._lm.model, self._lm.device.type)
+
+    def only_read(self) -> None:
+        """Add low-rank adapters to the weights where that costs little."""
+        if len(self.adapters):
+            merge(self._lm.model)
 
     def round(self) -> bool:
         """Give low-rank adapters the dtype of a 16-bit model; returns whether they were rounded.
