@@ -114,7 +114,7 @@ def test_one_score_for_all_heads_keeps_the_same_columns_in_each(lm):
 def test_a_method_reads_its_context_once(lm, wire, monkeypatch):
     bound = wire(ratio=2).bind(lm)
     calls, memorize = [], type(lm).memorize
-    monkeypatch.setattr(type(lm), "memorize", lambda self, *how: calls.append(1) or memorize(self, *how))
+    monkeypatch.setattr(type(lm), "memorize", lambda *how, **also: calls.append(1) or memorize(*how, **also))
     bound.encode(CONTEXTS)
     assert len(calls) == 1
 

@@ -89,7 +89,9 @@ def merge(model: nn.Module) -> bool:
     Returns:
         Whether they were added.
     """
-    from peft.tuners.lora.layer import Linear
+    if not any(hasattr(module, "lora_A") for module in model.modules()):
+        return False
+    from peft.tuners.lora.layer import Linear  # PEFT takes long to import
 
     layers = [module for module in model.modules() if isinstance(module, Linear)]
     bases: list[Any] = [layer.get_base_layer() for layer in layers]

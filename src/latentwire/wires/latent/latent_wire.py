@@ -14,6 +14,7 @@ from pydantic import Field, PrivateAttr
 
 from latentwire import models
 from latentwire.errors import UserError
+from latentwire.lm.loading.lora import merge
 from latentwire.lm.prefix import Prefix
 from latentwire.lm.prompts import Prompt
 from latentwire.wires.latent import hub_wires
@@ -201,6 +202,8 @@ class Latent(LatentWireBase):
             source.format = trained
         modules = LatentModules(config, {lm.name: lm}, source)
         reader = restore(modules, {lm.name: lm}, folder)[lm.name]
+        if reader is not lm:
+            merge(reader.model)
         bound = self.model_copy()
         bound._modules, bound._reader = modules.for_reading(), lm.name
         bound._learned = None if reader is lm else reader
