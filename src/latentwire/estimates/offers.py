@@ -63,7 +63,7 @@ class StartMinutes(_Strict):
     """
 
     finetune: float = Field(default=3.0, ge=0)
-    wire: float = Field(default=0.5, ge=0)
+    wire: float = Field(default=0.4, ge=0)
     evaluate: float = Field(default=0.1, ge=0)
 
 

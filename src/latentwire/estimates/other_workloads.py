@@ -7,18 +7,20 @@ from statistics import mean
 
 from latentwire.estimates.model_shapes import ModelShape
 from latentwire.estimates.workload import Workload
+from latentwire.evaluation import batch_size
 from latentwire.lm.operation_counts import causal
 from latentwire.lm.scoring.shared_scorer import BATCH_TOKENS
 from latentwire.tasks.base import Split, Task
+from latentwire.training import losses
 from latentwire.training.finetuning.finetuning_config import Finetuning
 from latentwire.training.wire import memory
 
 LABELLED = 0.5
 """Of a packed row's columns, the share that is learned."""
+LOSS = losses.CHUNK_BYTES + 3 * losses.PART_BYTES
+"""Bytes of the loss: a chunk's logits and three float32 pieces of them."""
 SAMPLE = 200
 """Examples of each task whose tokens are counted."""
-ROWS = 32
-"""Texts that are continued at once, at most."""
 
 
 def finetuning(settings: Finetuning, model: ModelShape, documents: float) -> Workload:
@@ -66,7 +68,7 @@ def finetuning(settings: Finetuning, model: ModelShape, documents: float) -> Wor
         decode_passes=evaluations * (48 * counts.layers if settings.samples else 0),
         moved=settings.steps * 28.0 * trained,
         written=evaluations * (kept * trained + state + kept * trained) + 2 * kept * model.parameters,
-        memory=resident + cast + activations,
+        memory=resident + cast + activations + LOSS,
         resident=resident,
         remark=f"{settings.rows} rows of {settings.row_tokens} tokens, {trained / 1e6:.1f} M numbers trained",
     )
@@ -91,7 +93,7 @@ def evaluation(
         size: bytes of a number.
     """
     operations = passes = decode = moved = tokens = 0.0
-    answers = 0
+    answers, widest = 0, BATCH_TOKENS
     for task in tasks:
         examples = task.examples(split, limit)
         for arm in arms:
@@ -100,7 +102,8 @@ def evaluation(
             read = (
                 prompt - context if arm.startswith("none") else 2 * prompt if arm.startswith("repeat") else prompt
             )
-            rows = max(1, min(ROWS, int(BATCH_TOKENS / max(1.0, prompt))))
+            batch = max(BATCH_TOKENS, min(batch_size.MOST, int(len(examples) * prompt) // batch_size.BATCHES))
+            rows, widest = max(1, int(batch / max(1.0, prompt))), max(widest, batch)
             batches = len(examples) / rows
             counts = reader.counts
             columns = read + answer
@@ -115,7 +118,7 @@ def evaluation(
             answers += len(examples)
     models = {shape.name: shape for shape in (own, *readers.values())}
     weights = size * sum(shape.parameters for shape in models.values())
-    logits = 4.0 * own.vocabulary * BATCH_TOKENS / 8
+    column = batch_size.column_bytes(own.counts, own.vocabulary, size)
     return Workload(
         kind="evaluate",
         units=answers,
@@ -125,7 +128,7 @@ def evaluation(
         decode_passes=decode,
         moved=moved,
         written=1000.0 * answers,
-        memory=weights + logits + size * BATCH_TOKENS * (own.counts.column + own.counts.kept // 2),
+        memory=weights + widest * column,
         resident=weights,
         remark=f"{len(arms)} arms, {answers:,} answers",
     )
