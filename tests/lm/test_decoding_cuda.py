@@ -77,10 +77,15 @@ def test_merged_products_say_what_plain_steps_say(family: str) -> None:
 
 
 @pytest.mark.parametrize("rows", [1, 4])
-def test_a_compiled_step_says_what_plain_steps_say(rows: int) -> None:
-    lm = on_gpu()
+@pytest.mark.parametrize("way", ["by layer", "as a whole", "sdpa"])
+def test_a_compiled_step_says_what_plain_steps_say(way: str, rows: int, recwarn: pytest.WarningsRecorder) -> None:
+    lm = on_gpu(head_dim=16)
+    lm.engine.layerwise = way == "by layer"
+    lm.engine.attention = "sdpa" if way == "sdpa" else "split"
     how = {"max_new_tokens": 40, "min_new_tokens": 40}
     assert said(lm, "compiled", ROWS[:rows], **how) == said(lm, "plain", ROWS[:rows], **how)
+    assert (lm.engine._split is None) == (way == "sdpa")
+    assert not [each for each in recwarn if "as a whole" in str(each.message)]
 
 
 @pytest.mark.parametrize("rows", [1, 2, 4])

@@ -39,9 +39,9 @@ WAYS: dict[str, tuple[tuple[int, ...], Merging, dict[str, Any]]] = {
     "all merged, products in Triton": ((32,), "all", {"max_autotune_gemm": True}),
 }
 """Ways of compiling: at which batches, what is merged, options of the compiler."""
-PARTS = ("modes", "compiled", "ways", "prefill")
-"""All modes and the peers; the fastest mode alone; ways of compiling, and the whole model compiled by the best of
-them; reading prompts."""
+PARTS = ("modes", "compiled", "whole", "ways", "prefill")
+"""All modes and the peers; the fastest mode, compiled by layer, and as a whole; ways of compiling, and the whole
+model compiled by the best of them; reading prompts."""
 PEERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dynamic": ("transformers generate, dynamic cache", {}),
     "static": ("transformers generate, static cache", {"cache_implementation": "static"}),
@@ -54,7 +54,8 @@ def measure(setup: Setup) -> Iterator[BenchRow]:
     lm = LM(setup.model(), tokenizer(), name=setup.shape)
     if setup.wants("modes"):
         yield from _modes(setup, lm)
-    if setup.only == "compiled":
+    if setup.only in ("compiled", "whole"):
+        lm.engine.layerwise = setup.only == "compiled"
         for batch in BATCHES:
             yield floor(setup, lm.model, batch)
             yield ours(setup, lm, COMPILED, batch)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def ours(setup: Setup, lm: LM, who: str, batch: int, prompt: int = PROMPT) -> Be
         if lm.engine.refused:
             raise RuntimeError(lm.engine.refused)
 
-    return step(setup, lm.model, who, batch, texts, prompt)
+    row = step(setup, lm.model, who, batch, texts, prompt)
+    ready = lm.engine.capture_seconds if lm.engine.captured else None
+    return replace(row, figures={**row.figures, "capture_seconds": ready})
 
 
 def peer(setup: Setup, model: Any, who: str, options: dict[str, Any], batch: int) -> BenchRow:

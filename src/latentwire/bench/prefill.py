@@ -57,7 +57,7 @@ POINTS = {
     ),
     "cpu": Points(((1, 16), (1, 64), (1, 512), (8, 64)), 512, 32, (8, 32), (1, 8)),
 }
-LONG = 8192
+LONG = 4096
 """Tokens from which a pass is timed a few times only."""
 
 
@@ -146,7 +146,7 @@ def _row(
 ) -> BenchRow:
     long = int(at["batch"]) * (int(at["tokens"]) + int(at["latents"])) >= LONG
     try:
-        timing: Timing = setup.timed(run, repeats=3 if long else 15, warm=3)
+        timing: Timing = setup.timed(run, repeats=3 if long else 9, warm=2 if long else 3)
     except RuntimeError as error:
         return BenchRow(who, {"seconds": None}, at, failure(error))
     theirs = None if stock is None else stock.figures["seconds"]

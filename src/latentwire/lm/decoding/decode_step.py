@@ -107,8 +107,18 @@ def advance(
         states: final hidden states `(B, 1, E)` of tokens `(B, 1)` at positions `(B, 1)`. head: logits of states.
         eos_ids: tokens that a row which is `held` may not choose. split: see `DecodeStep`.
     """
-    slots.positions[slots.every, slots.lengths] = slots.next_position
+    begin(slots)
     hidden = states(slots.tokens[:, None], slots.next_position[:, None], DecodeStep(slots, span, split))
+    finish(head, hidden, slots, eos_ids)
+
+
+def begin(slots: Slots) -> None:
+    """Write the positions of the tokens to be read."""
+    slots.positions[slots.every, slots.lengths] = slots.next_position
+
+
+def finish(head: Callable[[Tensor], Tensor], hidden: Tensor, slots: Slots, eos_ids: Tensor) -> None:
+    """Choose the next tokens from final hidden states `(B, 1, E)`."""
     logits = head(hidden[:, -1])
     slots.logits.copy_(logits)
     if eos_ids.numel():

@@ -6,6 +6,7 @@ still the same, and it runs plain steps wherever a replay could differ.
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -17,8 +18,10 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from latentwire.lm.decoding.decode_step import DecodeStep, Split, advance, bucket
+from latentwire.lm.decoding.layerwise import Layerwise, keep_kernels
 from latentwire.lm.decoding.merged import Merged, Merging, applied, merge
 from latentwire.lm.decoding.slots import Slots, layers_of
+from latentwire.lm.masks import attention
 from latentwire.lm.prefix import Prefilled
 
 Mode = Literal["plain", "graph", "compiled"]
@@ -57,13 +60,15 @@ class Engine:
 
     Attributes:
         mode: `plain`; `graph`, the default on a GPU, captured in about a second per size; or `compiled`, fused
-            kernels in the graph, which take about a minute per size to compile. A size is (rows, columns), rounded
+            kernels in the graph, which are compiled for each size. A size is (rows, columns), rounded
             up, so that prompts of other lengths rarely need a new one.
         attention: `split`, the default on a GPU: our kernels where they agree with sdpa; or `sdpa`.
         merging: which linear layers are computed as one product while steps are captured (see `merged`); None
             takes the fastest choice that keeps `graph` bit-equal to `plain`.
         compiler: options for steps that are not compiled yet.
-        captures: how many graphs were captured.
+        layerwise: whether a compiled step compiles one layer for all of them where our kernels attend; otherwise,
+            and where that fails, the step is compiled as a whole, which takes about a minute.
+        captures: how many graphs were captured; capture_seconds: how long the last one took, with compiling.
         refused: why steps run plainly although a graph was asked for; None if they do not.
     """
 
@@ -73,7 +78,8 @@ class Engine:
         self.attention: Attention = "split"
         self.merging: Merging | None = None
         self.compiler = COMPILER
-        self.captures = 0
+        self.layerwise = True
+        self.captures, self.capture_seconds = 0, 0.0
         self.refused: str | None = None
         self._slots: Slots | None = None
         self._eos = self._end_tokens()
@@ -82,6 +88,7 @@ class Engine:
         self._merged: list[Merged] = []
         self._state: tuple[object, ...] = ()
         self._compiled: Callable[..., None] | None = None
+        self._by_layer: Layerwise | None = None
 
     @property
     def slots(self) -> Slots:
@@ -172,7 +179,7 @@ class Engine:
 
     def _now(self, rows: int) -> tuple[object, ...]:
         """Everything that a graph of `rows` rows depends on."""
-        return (*fingerprint(self.lm.model), self.mode, self._split, self._merging(rows))
+        return (*fingerprint(self.lm.model), self.mode, self.layerwise, self._split, self._merging(rows))
 
     def _merging(self, rows: int) -> Merging:
         if self.merging is not None:
@@ -188,25 +195,21 @@ class Engine:
 
     def _capture(self, span: int) -> torch.cuda.CUDAGraph | None:
         """A graph of one step, or None with the reason in `refused`."""
-        step = self._compile() if self.mode == "compiled" else advance
         slots = self.slots
         room = slots.room.clone()
         slots.room.zero_()  # rows without room do not change, however often a step is tried
+        started = time.perf_counter()
         try:
-            aside = torch.cuda.Stream()
-            aside.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(aside), torch._dynamo.config.patch(recompile_limit=64):
-                for _ in range(3):
-                    slots.cursor.zero_()
-                    self._advance(span, step)
-            torch.cuda.current_stream().wait_stream(aside)
-            slots.cursor.zero_()
-            graph = torch.cuda.CUDAGraph()
-            # The default capture stream is created once per process, on the GPU that was current then.
-            with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
-                self._advance(span, step)
-        except Exception as error:  # from the compiler, the driver or the model; the plain step always works
-            self.refused = f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+            for step in (ways := self._ways()):
+                try:
+                    graph = self._captured(step, span)
+                    break
+                except Exception as error:  # from the compiler, the driver or the model
+                    if step is ways[-1]:
+                        raise
+                    warnings.warn(f"decoding compiles its step as a whole: {_first_line(error)}", stacklevel=2)
+        except Exception as error:  # the plain step always works
+            self.refused = _first_line(error)
             warnings.warn(f"decoding runs without a captured graph: {self.refused}", stacklevel=2)
             return None
         finally:
@@ -214,12 +217,41 @@ class Engine:
             slots.room.copy_(room)
         self._graphs[span] = graph
         self.captures += 1
+        self.capture_seconds = time.perf_counter() - started
         return graph
 
-    def _compile(self) -> Callable[..., None]:
+    def _captured(self, step: Callable[..., None], span: int) -> torch.cuda.CUDAGraph:
+        slots = self.slots
+        aside = torch.cuda.Stream()
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside), torch._dynamo.config.patch(recompile_limit=64):
+            for _ in range(3):
+                slots.cursor.zero_()
+                self._advance(span, step)
+        torch.cuda.current_stream().wait_stream(aside)
+        slots.cursor.zero_()
+        graph = torch.cuda.CUDAGraph()
+        # The default capture stream is created once per process, on the GPU that was current then.
+        with torch.cuda.graph(graph, stream=aside, capture_error_mode="thread_local"):
+            self._advance(span, step)
+        return graph
+
+    def _ways(self) -> list[Callable[..., None]]:
+        """Steps that may be captured, the preferred one first."""
+        if self.mode != "compiled":
+            return [advance]
+        keep_kernels()
         if self._compiled is None:
             self._compiled = torch.compile(advance, fullgraph=True, dynamic=False, options=self.compiler)
-        return self._compiled
+        if not (self.layerwise and self._split is not None and attention.kernel(self.lm.model) == "sdpa"):
+            return [self._compiled]
+        if self._by_layer is None:
+            self._by_layer = Layerwise(self.lm.model.get_decoder(), self.compiler)
+        return [self._by_layer, self._compiled]
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
 def fingerprint(model: PreTrainedModel) -> tuple[object, ...]:

@@ -24,6 +24,7 @@ from transformers.masking_utils import eager_mask, flex_attention_mask, sdpa_mas
 
 from latentwire.errors import UserError
 from latentwire.lm.decoding.decode_step import DecodeStep
+from latentwire.lm.decoding.layerwise import LayerStep
 from latentwire.lm.masks import flex
 from latentwire.lm.masks import varlen_runs as split
 from latentwire.lm.masks.intervals import intervals
@@ -133,6 +134,9 @@ def _dense(stock: Attention, form: Form) -> Reads:
         module: nn.Module, states: States, reading: Reading | DecodeStep, kwargs: dict[str, Any]
     ) -> tuple[Tensor, Tensor | None]:
         query, key, value = states
+        if stock is sdpa_attention_forward and isinstance(reading, LayerStep):
+            window = kwargs.get("sliding_window")
+            return reading.attended(query, key, value, window, kwargs.get("scaling")), None
         layer: int = module.layer_idx  # type: ignore[assignment]
         if stock is sdpa_attention_forward and isinstance(reading, DecodeStep):
             return reading.attend(query, key, value, layer, _window(module, kwargs), kwargs.get("scaling")), None
