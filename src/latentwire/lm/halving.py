@@ -69,7 +69,7 @@ class Halving:
                     del done  # its tensors would stand beside those of the next part
                     continue
                 # After the handler: the exception holds on to the tensors of the pass that failed.
-                _emptied()
+                emptied()
                 if not several:
                     raise torch.OutOfMemoryError(
                         f"{name(part[0])} does not fit into memory, even alone: {told or 'out of memory'}"
@@ -87,7 +87,7 @@ class Halving:
         self.most = max(1, size // 2)
 
 
-def _emptied() -> None:
+def emptied() -> None:
     """Give unused memory of the accelerators back, so that pieces of it can be put together."""
     gc.collect()
     if torch.cuda.is_available() and torch.cuda.is_initialized():

@@ -152,6 +152,26 @@ def test_a_passage_that_does_not_fit_alone_is_refused_with_what_would_fit(asked,
         memory.choose(100, 60, asked, 5, 1, 8)
 
 
+@pytest.mark.parametrize("most", [0, 1], ids=["at all", "two passages at once"])
+def test_what_does_not_fit_while_it_is_counted_is_run_otherwise(tmp_path, monkeypatch, most):
+    """8 and 7 billion parameters under 40 GiB: two passages ran out of memory before anything was decided."""
+    kept = WireStep.kept
+
+    def small(self, part):
+        if len(part.contexts) > most and not any(lm.recomputes for lm in self._readers.values()):
+            raise torch.OutOfMemoryError
+        return kept(self, part)
+
+    monkeypatch.setattr(WireStep, "kept", small)
+    _, _, said = run(tmp_path, steps=1, objectives=OBJECTIVES)
+    assert any("layers run again in the backward pass" in line for line in said) == (most == 0)
+
+
+def test_a_passage_that_ran_out_of_memory_is_refused_without_a_size():
+    with pytest.raises(UserError, match="expected more for a single passage; activation_checkpointing: true"):
+        memory.choose(memory.TOO_MUCH, 10, False, 5, 1, 8)
+
+
 CPU, OTHER = torch.device("cpu"), torch.device("meta")
 """Two devices. Nothing can be computed on the second one, but sizes can be counted there."""
 

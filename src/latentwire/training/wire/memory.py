@@ -14,10 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from latentwire.errors import UserError
+from latentwire.lm.halving import emptied
 
 GIB = 2**30
 SHARE = 0.9
 """Of free memory, what a step may take: allocators leave gaps, and kernels need room to work in."""
+TOO_MUCH = 2**62
+"""Bytes of activations for which memory ran out while they were counted."""
 OPTIMIZER_BYTES = {"adamw": 8, "adamw8bit": 2, "adafactor": 0}
 """A trained number; Adafactor keeps a row and a column of each matrix."""
 
@@ -96,6 +99,16 @@ def saved_bytes(run: Callable[[], Any], weights: Iterable[Tensor] = ()) -> Count
         result = run()
     del result
     return sizes
+
+
+def counted(run: Callable[[], Any], weights: Iterable[Tensor] = ()) -> Counter[torch.device] | None:
+    """As `saved_bytes`; None if memory runs out meanwhile."""
+    try:
+        return saved_bytes(run, weights)
+    except torch.OutOfMemoryError:
+        pass
+    emptied()  # after the handler: the exception holds on to the tensors of the pass that failed
+    return None
 
 
 def devices(tensors: Iterable[Tensor]) -> list[torch.device]:
@@ -222,9 +235,10 @@ def choose(
         passes = min(2 * passes, most)
     if whole / passes > budget:
         other = "" if recomputes else "activation_checkpointing: true, "
+        least = "more" if whole >= TOO_MUCH else f"{whole / passes / GIB:.2f} GiB"
         raise UserError(
             f"memory: found {budget / GIB:.2f} GiB free{where} for activations, expected "
-            f"{whole / passes / GIB:.2f} GiB for a single passage; {other}shorter contexts, fewer questions or a "
+            f"{least} for a single passage; {other}shorter contexts, fewer questions or a "
             "smaller model needs less."
         )
     return StepPlan(recomputes, passes, int(whole / passes))

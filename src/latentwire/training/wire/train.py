@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -217,15 +217,19 @@ class _WireTrainee:
         free, disk = _free([*models, self.modules]), memory.free_disk(folder)
         memory.check_static(needs, free, disk)
         self.mode(False)
-        part, columns = self._feed.probe()
         weights = [tensor for model in (*models, self.modules) for tensor in model.parameters()]
         kept: dict[bool, dict[torch.device, int]] = {}
         for recomputes in (False, True):
             self._recompute(recomputes)
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
-                saved = memory.saved_bytes(lambda: step.kept(part), weights)
-            whole = self._feed.columns / columns / group.size
-            kept[recomputes] = {device: int(size * whole) for device, size in saved.items()}
+            kept[recomputes] = dict.fromkeys(free, memory.TOO_MUCH)
+            for count in (2, 1):
+                part, columns = self._feed.probe(count)
+                with torch.autocast(self.device.type, torch.bfloat16, enabled=settings.precision == "bf16"):
+                    saved = memory.counted(partial(step.kept, part), weights)
+                if saved is not None:
+                    whole = self._feed.columns / columns / group.size
+                    kept[recomputes] = {device: int(size * whole) for device, size in saved.items()}
+                    break
         asked = settings.activation_checkpointing
         most = -(-self._feed.largest // group.size)
         own = memory.plan(kept, needs, free, asked, self._feed.passes, most)
