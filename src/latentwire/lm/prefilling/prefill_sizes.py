@@ -14,9 +14,9 @@ LEAST = 16
 """The fewest columns that are read."""
 STEPS = 4
 """Sizes between one power of two and the next."""
-PER_PROCESSOR = 3e9
+PER_PROCESSOR = 4.5e9
 """Floating-point operations, a layer and multiprocessor, up to which a pass waits for its launches: a layer's take
-about a millisecond, and so do 0.4 · 10¹² operations on the 132 multiprocessors of an H200."""
+1.15 ms (docs/performance.md), and so do 0.6 · 10¹² operations on the 132 multiprocessors of an H200."""
 
 
 @dataclass(frozen=True)
