@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import latentwire
 
 
@@ -32,10 +34,12 @@ def test_importing_the_package_loads_nothing_large():
     assert done.stdout.strip() == "[]"
 
 
-def test_help_loads_nothing_large():
-    large = ["torch", "transformers", "numpy", "scipy", "yaml"]
+@pytest.mark.parametrize(("command", "more"), [([], ["pydantic", "rich"]), (["eval"], []), (["runs"], [])])
+def test_help_loads_nothing_large(command, more):
+    """Typer itself needs pydantic for the options of a command, so that only the list of commands does without."""
+    large = ["torch", "transformers", "numpy", "scipy", "yaml", *more]
     code = (
-        "import sys\nsys.argv = ['latentwire', 'eval', '--help']\nfrom latentwire import cli\n"
+        f"import sys\nsys.argv = {['latentwire', *command, '--help']}\nfrom latentwire import cli\n"
         f"try:\n    cli.main()\nexcept SystemExit:\n    print([n for n in {large} if n in sys.modules])"
     )
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)

@@ -63,6 +63,9 @@ class WithWires(TyperCommand):
 
 def load(model: str, adapter: Path | None, loading: Loading, prompts: PromptSettings | None) -> LM:
     """A model as a command names it, loaded without Transformers' own progress bars."""
+    from latentwire.heap import keep_freed_memory
+
+    keep_freed_memory()
     from transformers.utils import logging
 
     from latentwire.lm.model import LM

@@ -61,6 +61,9 @@ def run(
     if count := process_launch.asked(gpus, processes):
         raise typer.Exit(process_launch.launch(sys.argv[1:], count, cpu=gpus is None))
     with process_group.joined() as group:
+        from latentwire.heap import keep_freed_memory
+
+        keep_freed_memory()
         from transformers.utils import logging
 
         from latentwire.studies import commands

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Self, get_args
 
 from latentwire.errors import UserError, one_of
-from latentwire.evaluation.encoded import EncodedExample, encode, reader_of
+from latentwire.evaluation.encoded import EncodedExample, encode_all, reader_of
 from latentwire.evaluation.variants import Variant, counterfactual, deranged, partners
 from latentwire.lm.decoding import Decoding, DecodingSettings
 from latentwire.lm.model import LM
@@ -108,16 +108,25 @@ class Arm:
         if self.variant == "deranged" and self.wire.keeps_text:
             others = partners(examples, task.name, whole=self.wire.question_aware)
             pairs = [(example, other) for example, other in zip(examples, others, strict=True) if other]
-            return calibrated, [_sending(example, example, other.example, reader) for example, other in pairs]
+            return calibrated, _sending(
+                [example for example, _ in pairs],
+                [example for example, _ in pairs],
+                [other.example for _, other in pairs],
+                reader,
+            )
         change = deranged if self.variant == "deranged" else counterfactual
         changes = zip(examples, change(examples, task.name), strict=True)
         changed = [(old, new) for old, new in changes if new is not None]
         if self.wire.keeps_text:
             # Text that the reader sees itself would bring the changed answer without the message.
-            return calibrated, [
-                _sending(old, replace(new, context=old.context), new, reader) for old, new in changed
-            ]
-        return calibrated, [replace(encode(new, reader), original=old) for old, new in changed]
+            return calibrated, _sending(
+                [old for old, _ in changed],
+                [replace(new, context=old.context) for old, new in changed],
+                [new for _, new in changed],
+                reader,
+            )
+        encoded = encode_all([new for _, new in changed], reader)
+        return calibrated, [replace(item, original=old) for item, (old, _) in zip(encoded, changed, strict=True)]
 
     def partner_types(self, examples: Sequence[Example], task: str) -> dict[str, int]:
         """How many examples are `deranged` with a partner that wants the `same type` of answer, how many with one
@@ -144,10 +153,13 @@ def bind_all(arms: Sequence[Arm], lm: LM) -> list[Arm]:
     return bound
 
 
-def _sending(original: Example, asked: Example, of: Example, reader: LM) -> EncodedExample:
-    """An example asked over the message that another's context and question make."""
-    sent = Prompt(context=of.context, question=of.question)
-    return replace(encode(asked, reader, sent), original=original)
+def _sending(
+    originals: Sequence[Example], asked: Sequence[Example], of: Sequence[Example], reader: LM
+) -> list[EncodedExample]:
+    """Examples asked over the messages that others' contexts and questions make."""
+    sent = [Prompt(context=each.context, question=each.question) for each in of]
+    encoded = encode_all(asked, reader, sent)
+    return [replace(item, original=old) for item, old in zip(encoded, originals, strict=True)]
 
 
 def relay_sources(

@@ -58,25 +58,25 @@ def prepare(lm: LM, task: Task, split: Split, limit: int | None) -> list[Encoded
     examples = task.examples(split, limit)
     if not examples:
         raise UserError(f"task: {task.name} has no examples in its {split} split.")
-    reader = reader_of(lm, task)
-    requests = [example.requests() for example in examples]
-    # One call of the tokenizer for many texts costs a fraction of one call for each.
-    encoded = iter(reader.format.encode_all([request for asked in requests for request in asked], reader))
-    return [
-        _put_together(example, [next(encoded) for _ in asked])
-        for example, asked in zip(examples, requests, strict=True)
-    ]
+    return encode_all(examples, reader_of(lm, task))
 
 
-def encode(example: Example, reader: LM, sent: Prompt | None = None) -> EncodedExample:
-    """An example, tokenized for a reader.
+def encode_all(
+    examples: Sequence[Example], reader: LM, sent: Sequence[Prompt | None] | None = None
+) -> list[EncodedExample]:
+    """Examples, tokenized for a reader: one call of the tokenizer for many texts costs a fraction of many calls.
 
     Args:
-        example: what is asked.
+        examples: what is asked.
         reader: whose prompt format and tokenizer are used.
-        sent: the prompt whose message is delivered in place of this example's own.
+        sent: for each example the prompt whose message is delivered in place of its own; None for its own.
     """
-    return _put_together(example, reader.format.encode_all(list(example.requests()), reader), sent)
+    requests = [example.requests() for example in examples]
+    encoded = iter(reader.format.encode_all([request for asked in requests for request in asked], reader))
+    return [
+        _put_together(example, [next(encoded) for _ in asked], None if sent is None else sent[at])
+        for at, (example, asked) in enumerate(zip(examples, requests, strict=True))
+    ]
 
 
 def _put_together(

@@ -12,7 +12,7 @@ import torch
 from latentwire.evaluation import metrics
 from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.batch_size import batch_tokens
-from latentwire.evaluation.encoded import EncodedExample, batches, columns_of, encode, prepare
+from latentwire.evaluation.encoded import EncodedExample, batches, columns_of, encode_all, prepare
 from latentwire.evaluation.outcomes import Outcome
 from latentwire.lm.halving import Halving
 from latentwire.lm.model import LM
@@ -84,15 +84,17 @@ def joint(
     for lm, arm in readers:
         bound, items = arm.bind(lm).prepared(lm, task, prepare(lm, task, split, limit))
         reader = bound.reading(lm, task)
-        asked = []
+        choices, sent = [], []
         for item in items:
-            example, sent = item.example, item.prompt.sent
+            example = item.example
             read[example.id] += 1
             offered = _offered(example, own)
             chosen[example.id] = example
             sums.setdefault(example.id, [0.0] * len(offered))
             if offered:
-                asked.append(encode(replace(example, choices=offered, answers=(), gold=0), reader, sent))
+                choices.append(replace(example, choices=offered, answers=(), gold=0))
+                sent.append(item.prompt.sent)
+        asked = encode_all(choices, reader, sent)
         dealt = list(batches(asked, batch_tokens(reader, asked)))
         mine = []
         for batch in group.share(dealt):

@@ -166,7 +166,7 @@ class _Batch:
     """The texts being generated, each in a slot.
 
     Args:
-        shrinks: slots that are free are given up once they are half of all; a step's work follows the slots.
+        shrinks: slots that are free are given up once they are a quarter of all; a step's work follows the slots.
     """
 
     def __init__(self, lm: Generator, engine: Engine, decoding: Decoding, rows: int, *, shrinks: bool) -> None:
@@ -246,7 +246,7 @@ class _Batch:
                 del self._texts[slot], self._lengths[slot]
             else:
                 self._check_room(text)
-        if self._shrinks and len(self._texts) * 2 <= self._rows:
+        if self._shrinks and len(self._texts) * 4 <= self._rows * 3:
             self._shrink()
         elif ended:
             self._engine.slots.free(ended)
