@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol
@@ -157,7 +158,9 @@ def _not_waiting() -> Iterator[None]:
     """Inside the block, an operation that waits for the device raises: a capture that fails on one would leave the
     GPU's random numbers unusable."""
     before = torch.cuda.get_sync_debug_mode()
-    torch.cuda.set_sync_debug_mode("error")
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Synchronization debug mode")  # says PyTorch once a process
+        torch.cuda.set_sync_debug_mode("error")
     try:
         yield
     finally:
