@@ -60,6 +60,8 @@ def test_many_texts_at_once_are_the_tokens_of_each_alone(lm: LM, template: Any) 
         assert list(answers) == [each[prompt.tokens :] for each in alone]
     asked = [example.question for example in examples]
     assert form.after_all(asked, many) == [form.after(each, lm) for each in asked]
+    pairs = [(f"{example.context} {n}".strip(), example.question) for n in range(30) for example in examples]
+    assert form.tokens_all(pairs, many) == [form.tokens(context, question, lm) for context, question in pairs]
 
 
 @pytest.fixture(scope="module")

@@ -137,18 +137,35 @@ class PromptFormat(BaseModel):
         Raises:
             UserError: the prompt has no token at all.
         """
-        text, boundary = self.render(context, question, lm)
-        ids = self._ids(self._kept(text), lm) or ([] if text else _beginning(lm))
-        if not ids:
-            raise UserError("prompt: found no token, expected a context or a question.")
-        before = _common(ids, self._ids(text[:boundary], lm)) if context else 0
+        return self.tokens_all([(context, question)], lm)[0]
+
+    def tokens_all(self, asked: Sequence[tuple[str, str]], lm: Tokenizes) -> list[RenderedPrompt]:
+        """`tokens` of many contexts and questions in one call of the tokenizer."""
         anchored = self.template != "raw" and self.anchor != ""
-        bare = text[: len(text) - len(self.anchor)].rstrip(" ")
-        return RenderedPrompt(
-            ids=ids,
-            segments=[0] * before + [1] * (len(ids) - before),
-            anchor=len(ids) - _common(ids, self._ids(bare, lm)) if anchored else 0,
-        )
+        # What is read, the part of it that no question shapes, and what stands before the anchor.
+        texts: list[tuple[str, str, str]] = []
+        beginning: list[list[int]] = []
+        for context, question in asked:
+            text, boundary = self.render(context, question, lm)
+            bare = text[: len(text) - len(self.anchor)].rstrip(" ") if anchored else ""
+            texts.append((self._kept(text), text[:boundary] if context else "", bare))
+            beginning.append([] if text else _beginning(lm))
+        different = list(dict.fromkeys(text for whole, *parts in texts for text in (whole, *filter(None, parts))))
+        known = dict(zip(different, self._all_ids(different, lm), strict=True))
+        prompts = []
+        for (text, before, bare), otherwise in zip(texts, beginning, strict=True):
+            ids = known[text] or otherwise
+            if not ids:
+                raise UserError("prompt: found no token, expected a context or a question.")
+            shared = _common(ids, known[before]) if before else 0
+            prompts.append(
+                RenderedPrompt(
+                    ids=ids,
+                    segments=[0] * shared + [1] * (len(ids) - shared),
+                    anchor=len(ids) - (_common(ids, known[bare]) if bare else 0) if anchored else 0,
+                )
+            )
+        return prompts
 
     def before(self, context: str, lm: Tokenizes) -> list[int]:
         """Tokens of a context and everything before it (BOS, a chat's header): the part that questions share."""

@@ -68,9 +68,12 @@ class TextWire(Wire):
 
     def deliver(self, message: Message, prompts: Sequence[Prompt], lm: LM) -> Prefix:
         assert isinstance(message, Texts)
+        asked = [
+            (self.wording(context, prompt.question, lm), prompt.question)
+            for context, prompt in zip(message.texts, prompts, strict=True)
+        ]
         rows, blocks = [], []
-        for context, prompt in zip(message.texts, prompts, strict=True):
-            tokens = lm.format.tokens(self.wording(context, prompt.question, lm), prompt.question, lm)
+        for tokens, prompt in zip(lm.format.tokens_all(asked, lm), prompts, strict=True):
             rows.append(tokens.ids)
             blocks.append(tokens.blocks(self.mask, prompt.unstable, lm.format.outside(tokens)))
         return Prefix.of_tokens(rows, blocks, device=lm.device, layers=self.layers, leaky=self.leaks)
