@@ -41,6 +41,14 @@ ARMS = {
     "deranged, 8 : 1": "deranged8",
     "`evict,ratio=8`": "evict8",
     "`budget,ratio=8`": "budget8",
+    "latents, 4 : 1, seed 1": "seed1_latents",
+    "latents, 4 : 1, seed 2": "seed2_latents",
+    "deranged, 4 : 1, seed 1": "seed1_deranged",
+    "deranged, 4 : 1, seed 2": "seed2_deranged",
+    "latents, 16 : 1": "latents16",
+    "deranged, 16 : 1": "deranged16",
+    "`evict,ratio=16`": "evict16",
+    "`budget,ratio=16`": "budget16",
 }
 DIFFERENCES = {
     "latents minus `evict`": ("latents", "evict"),
@@ -56,19 +64,33 @@ DIFFERENCES = {
     "8 : 1 minus `budget,ratio=8`": ("latents8", "budget8"),
     "deranged minus none, 4 : 1, trained again": ("again_deranged", "none"),
     "deranged minus none, 8 : 1": ("deranged8", "none"),
+    "seed 1 minus seed 0": ("seed1_latents", "again_latents"),
+    "seed 2 minus seed 0": ("seed2_latents", "again_latents"),
+    "16 : 1 minus 8 : 1": ("latents16", "latents8"),
+    "16 : 1 minus `evict,ratio=16`": ("latents16", "evict16"),
+    "16 : 1 minus `budget,ratio=16`": ("latents16", "budget16"),
+    "deranged minus none, 16 : 1": ("deranged16", "none"),
 }
-GAPS = {"4 : 1, first session": "latents", "4 : 1, second session": "again_latents", "8 : 1": "latents8"}
-TRAININGS = {"training": 600, "training-again": 600, "training-eight": 600, "training-adapted": 300}
+GAPS = {
+    "4 : 1, first session": "latents",
+    "4 : 1, second session": "again_latents",
+    "8 : 1": "latents8",
+    "16 : 1": "latents16",
+}
+AIMS = {"4": 0.95, "8": 0.90, "16": 0.75}
+TRAININGS = {"training": 600, "training-again": 600, "training-eight": 600, "training-adapted": 300} | {
+    f"training-{name}": 600 for name in ("seed1", "seed2", "sixteen")
+}
 
 
 @pytest.fixture(scope="module")
 def arms(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[Outcome]]:
-    """Outcomes by arm, from the evaluations of both sessions; `again_` are the arms of the wire trained again."""
+    """Outcomes by arm, from the evaluations of all sessions; `again_` are the arms of the wire trained again."""
     path = tmp_path_factory.mktemp("outcomes") / "outcomes.jsonl"
     outcomes: dict[str, list[Outcome]] = {}
-    for stage in ("untrained", "read", "again", "eight", "adapted"):
+    for stage in ("untrained", "read", "again", "eight", "adapted", "seed1", "seed2", "sixteen"):
         path.write_bytes(lzma.decompress((RESULTS / "wire-real" / f"{stage}.jsonl.xz").read_bytes()))
-        prefix = "again_" if stage == "again" else ""
+        prefix = f"{stage}_" if stage in ("again", "seed1", "seed2") else ""
         outcomes |= {prefix + arm: own for arm, own in by_arm(read_outcomes(path)).items()}
     return outcomes
 
@@ -122,13 +144,12 @@ def test_every_share_of_the_gap_follows_from_the_outcomes(row: str, arms: dict[s
     cells = _table(GAPS)[row]
     for cell, yardstick in zip(cells, ("text", "styled_text", "adapted_text"), strict=True):
         assert numbers(cell) == _closed(GAPS[row], yardstick, "f1", arms)
-        aim = 0.90 if row == "8 : 1" else 0.95
-        assert numbers(cell)[1] < aim  # as the page says of all of them
+        assert numbers(cell)[1] < AIMS[row.split()[0]]  # as the page says of all of them
     assert _closed("again_latents", "adapted_text", "exact_match", arms) == [0.732, 0.681, 0.785]
 
 
 def test_the_ten_questions_are_every_119th_with_what_was_answered(arms: dict[str, list[Outcome]]) -> None:
-    text = (RESULTS / "wire-real.md").read_text(encoding="utf-8").split("## Ten questions")[1]
+    text = (RESULTS / "wire-real.md").read_text(encoding="utf-8").split("## Ten questions")[1].split("\n## ")[0]
     rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| ")][2:]
     answers = zip(
         *([o.prediction for o in arms[arm][::119]] for arm in ("text", "latents", "deranged")), strict=True
