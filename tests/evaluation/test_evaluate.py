@@ -13,12 +13,11 @@ from latentwire.evaluation.arms import Arm
 from latentwire.evaluation.encoded import batches, reader_of, wording
 from latentwire.evaluation.evaluate import evaluate, prepare
 from latentwire.evaluation.summarize import rows, summarize
-from latentwire.lm.decoding import Decoding, DecodingSettings, guesses
+from latentwire.lm.decoding import Decoding, DecodingSettings
 from latentwire.lm.model import LM
 from latentwire.lm.prompt_format import PromptFormat
 from latentwire.lm.prompts import Example
 from latentwire.lm.scoring.prefix_tree import Request
-from latentwire.tasks import resolve
 from latentwire.tasks.base import Task
 from tests.support.models import tiny_lm, tiny_model, tiny_tokenizer
 
@@ -297,26 +296,3 @@ def test_answers_begin_with_no_suppressed_token_and_scores_stay():
     assert not {each.prediction[:1] for each in generated if each.task == "span"} & begun
     with pytest.raises(UserError, match="begin_suppress_tokens: found 'the old town'"):
         evaluate(lm, TASKS, plain, begin_suppress_tokens=("the old town",))
-
-
-def test_right_answers_are_read_and_written_in_one_pass(monkeypatch):
-    """What heron knows takes no step of its own, and every outcome is that of scoring and generating apart."""
-    steps: list[int] = []
-    honest = LM.states
-
-    def states(self, tokens, *rest):
-        steps.append(len(tokens))
-        return honest(self, tokens, *rest)
-
-    heron = LM.load("embedded:heron")
-    task = resolve(["one_hop"], None)[0]
-    monkeypatch.setattr(LM, "states", states)
-    together = evaluate(heron, [task], [wires.parse("text")], limit=12)
-    few = sum(steps)
-    steps.clear()
-    monkeypatch.setattr(guesses, "fit", lambda *_: False)
-    apart = evaluate(heron, [task], [wires.parse("text")], limit=12)
-    assert few < sum(steps) / 2
-    for mine, its in zip(together.outcomes, apart.outcomes, strict=True):
-        assert mine.prediction == its.prediction
-        assert mine.metrics == pytest.approx(its.metrics, abs=1e-4)

@@ -183,20 +183,17 @@ def _ask(
     if task.answer == "choice" and prefix.leaky:
         return [_Asked(row) for row in score_whole(lm, prefix, answers)]
     prefilled = lm.prefill(prefix)
+    scores = score_whole(lm, prefix, answers) if prefix.leaky else steps.score(prefilled, answers)
     if task.answer == "choice":
-        return [_Asked(row) for row in steps.score(prefilled, answers)]
-    if prefix.leaky:
-        scores = [row[0] for row in score_whole(lm, prefix, answers)]
-        texts = steps.generate(prefilled, how, seeds)
-    else:
-        scores, texts = steps.answer(prefilled, [row[0] for row in answers], how, seeds)
+        return [_Asked(row) for row in scores]
     first = torch.tensor([[row[0][0]] for row in answers], device=lm.device)
     logits = prefilled.logits
     if banned := Bans.of(lm, how).at(0):
         logits = without(logits, banned)
     ranks = (logits > logits.gather(1, first)).sum(1).tolist()
-    found = zip(scores, texts, ranks, strict=True)
-    return [_Asked([score], text.text.strip(), rank) for score, text, rank in found]
+    # Texts are generated without the right answers: where scores leak, texts do not.
+    texts = [found.text.strip() for found in steps.generate(prefilled, how, seeds)]
+    return [_Asked(row, text, rank) for row, text, rank in zip(scores, texts, ranks, strict=True)]
 
 
 def _outcome(

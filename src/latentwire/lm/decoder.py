@@ -311,13 +311,8 @@ class Decoder:
 
     def continue_hidden(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Tensor:
         """Hidden states `(B, Q, D)` of tokens `(B, Q)` read after a prefill, which stays as it was."""
-        return self.continued(prefilled, ids, columns)[0]
-
-    def continued(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> tuple[Tensor, DynamicCache]:
-        """As `continue_hidden`, with the keys and values of the prefill and these tokens."""
         self._check_length(int(columns.end.max()))
-        cache = prefilled.fork()
-        return self.run(ids, columns, prefilled.reading.extend(columns), cache), cache
+        return self.run(ids, columns, prefilled.reading.extend(columns), prefilled.fork())
 
     @torch.no_grad()
     def read_on(self, prefilled: Prefilled, ids: Tensor, columns: Columns) -> Prefilled:

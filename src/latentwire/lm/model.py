@@ -203,11 +203,7 @@ class LM(Decoder):
         return scoring.score(self, prefilled, continuations)
 
     def generate(
-        self,
-        prefilled: Prefilled,
-        how: Decoding | None = None,
-        seeds: Sequence[int] | None = None,
-        begun: Sequence[Sequence[int]] | None = None,
+        self, prefilled: Prefilled, how: Decoding | None = None, seeds: Sequence[int] | None = None
     ) -> list[Generated]:
         """Continue every row; greedily unless `how` says otherwise.
 
@@ -215,12 +211,11 @@ class LM(Decoder):
             prefilled: B rows, which stay as they were.
             how: how tokens are chosen and when a text ends.
             seeds: one per row, for sampling; 0, 1, 2, ... unless given.
-            begun: the tokens that each row's text begins with, which the prefill has read last.
 
         Example:
             >>> lm.generate(lm.prefill(prefix), Decoding(max_new_tokens=8))[0].text
         """
-        return decoding.generate(self, prefilled, how or Decoding(), seeds, begun)
+        return decoding.generate(self, prefilled, how or Decoding(), seeds)
 
     def generate_all(
         self,

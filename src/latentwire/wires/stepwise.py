@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from latentwire.lm.decoding import Decoding, Generated, guesses
+from latentwire.lm.decoding import Decoding, Generated
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled
 from latentwire.lm.prompts import Prompt
@@ -49,23 +49,6 @@ class Stepwise:
                 )
         scored = iter(totals)
         return [[next(scored) for _ in group] for group in continuations]
-
-    def answer(
-        self,
-        prefilled: Prefilled,
-        right: Sequence[list[int]],
-        how: Decoding,
-        seeds: Sequence[int] | None = None,
-    ) -> tuple[list[Score], list[Generated]]:
-        """The scores of right answers, one for each prompt, and the answers that are generated.
-
-        What both have in common is read once where that changes nothing but rounding (`guesses.fit`).
-        """
-        if self.wire.delivery_changes or not guesses.fit(self.lm, how):
-            scores = [score for (score,) in self.score(prefilled, [[ids] for ids in right])]
-            return scores, self.generate(prefilled, how, seeds)
-        read = guesses.read(self.lm, prefilled, right)
-        return read.scores, self.lm.generate(read.prefilled, how, seeds, read.begun)
 
     def generate(self, prefilled: Prefilled, how: Decoding, seeds: Sequence[int] | None = None) -> list[Generated]:
         """As `LM.generate`, greedy or sampled.

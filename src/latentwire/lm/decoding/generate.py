@@ -38,18 +38,13 @@ class Generator(Model, TextEnds, Protocol):
 
 @torch.no_grad()
 def generate(
-    lm: Generator,
-    prefilled: Prefilled,
-    decoding: Decoding,
-    seeds: Sequence[int] | None = None,
-    begun: Sequence[Sequence[int]] | None = None,
+    lm: Generator, prefilled: Prefilled, decoding: Decoding, seeds: Sequence[int] | None = None
 ) -> list[Generated]:
     """Continue every row until it ends.
 
     Args:
         seeds: one per row, needed for sampling; a row's tokens depend on its own seed alone, so
             neither the batch nor its order changes them.
-        begun: the tokens that each row's text begins with, which the prefill has read last (`guesses.read`).
 
     Returns:
         One `Generated` per row; `prefilled` is left unchanged.
@@ -58,10 +53,9 @@ def generate(
         seeds = range(prefilled.rows)
     if len(seeds) != prefilled.rows:
         raise ValueError(f"seeds: found {len(seeds)}, expected one for each of {prefilled.rows} rows")
-    texts = _texts(lm, decoding, seeds, prefilled, begun)
-    whole = iter([(prefilled, texts)])
-    if rows := sum(not text.ended for text in texts):
-        _write(lm, decoding, rows, lambda free: next(whole, None) if free == rows else None, alone=True)
+    texts = _texts(lm, decoding, seeds, prefilled)
+    whole, rows = iter([(prefilled, texts)]), prefilled.rows
+    _write(lm, decoding, rows, lambda free: next(whole, None) if free == rows else None, alone=True)
     return [text.result() for text in texts]
 
 
@@ -113,19 +107,9 @@ def generate_all(
     return [text.result() for text in texts]
 
 
-def _texts(
-    lm: TextEnds,
-    decoding: Decoding,
-    seeds: Sequence[int],
-    prefilled: Prefilled,
-    begun: Sequence[Sequence[int]] | None = None,
-) -> list[OpenText]:
-    texts = []
-    for row, (seed, position) in enumerate(zip(seeds, prefilled.next_position.tolist(), strict=True)):
-        first = begun[row] if begun is not None else ()
-        texts.append(OpenText(lm, decoding, seed, position - len(first)))
-        texts[-1].take(first)
-    return texts
+def _texts(lm: TextEnds, decoding: Decoding, seeds: Sequence[int], prefilled: Prefilled) -> list[OpenText]:
+    positions = prefilled.next_position.tolist()
+    return [OpenText(lm, decoding, seed, position) for seed, position in zip(seeds, positions, strict=True)]
 
 
 def _rows_of(prefixes: Iterable[Prefix]) -> Iterator[Prefix]:
@@ -199,8 +183,7 @@ class _Batch:
             banned=[self._bans.at(0)] * len(texts),
         )
         for text, token in zip(texts, first.tolist(), strict=True):
-            if not text.ended:
-                text.take([token])
+            text.take([token])
         unfinished = [row for row, text in enumerate(texts) if not text.ended]
         if not unfinished:
             return

@@ -60,9 +60,9 @@ def score(lm: Decoder, prefilled: Prefilled, continuations: Continuations) -> li
     # The token at column c is predicted by column c - 1, a first token by the prefix itself.
     logits = torch.cat([prefilled.logits[:, None], lm.head(hidden[:, :-1])], 1)
     logits = torch.where((steps == 0)[..., None], prefilled.logits[:, None], logits)
-    logprobs, greedy = per_token(logits, ids)
+    logprobs, greedy = _per_token(logits, ids)
     return [
-        collect(logprobs[n].tolist(), greedy[n].tolist(), [len(choice) for choice in row])
+        _collect(logprobs[n].tolist(), greedy[n].tolist(), [len(choice) for choice in row])
         for n, row in enumerate(continuations)
     ]
 
@@ -74,21 +74,21 @@ def score_whole(lm: Decoder, prefix: Prefix, continuations: Continuations) -> li
     flat = [answer for row in continuations for answer in row]
     device = prefix.columns.valid.device
     forced = lm.forced(prefix.select(torch.tensor(owner, device=device)), pad_rows(flat, -100).to(device))
-    logprobs, greedy = per_token(lm.head(forced.hidden), forced.labels.clamp_min(0))
+    logprobs, greedy = _per_token(lm.head(forced.hidden), forced.labels.clamp_min(0))
     scores = iter(
-        collect(logprobs[n].tolist(), greedy[n].tolist(), [len(answer)])[0] for n, answer in enumerate(flat)
+        _collect(logprobs[n].tolist(), greedy[n].tolist(), [len(answer)])[0] for n, answer in enumerate(flat)
     )
     return [[next(scores) for _ in row] for row in continuations]
 
 
-def per_token(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+def _per_token(logits: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
     """Of tokens `(B, A)`, their log-probabilities by `(B, A, V)`, and which of them are the likeliest ones."""
     logits = logits.float()
     logprobs = logits.gather(-1, ids[..., None])[..., 0] - logits.logsumexp(-1)
     return logprobs, logits.argmax(-1) == ids
 
 
-def collect(logprobs: list[float], greedy: list[bool], lengths: list[int]) -> list[Score]:
+def _collect(logprobs: list[float], greedy: list[bool], lengths: list[int]) -> list[Score]:
     """The scores of continuations of these lengths, from their tokens one after the other."""
     ends = list(accumulate(lengths))
     return [
