@@ -65,6 +65,9 @@ def test_outputs_are_compared_with_some_tolerance():
     assert matches("score 0.950 [0.887, ...] in ... s", "score 0.951 [0.89, 0.98] in 3 s")
     assert not matches("score 0.950", "score 0.850")
     assert not matches("score 0.950", "rank 0.950")
+    assert matches("off by 6.7e-07", "off by 4.9e-07")
+    assert not matches("off by 6.7e-07", "off by 6.7e-04")
+    assert not matches("off by 6.7e-07", "off by 0.0e+00")
     assert not matches("one line", "one line\nand another")
 
 

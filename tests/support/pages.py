@@ -22,7 +22,7 @@ from latentwire.errors import UserError
 QUICK = "4"
 """The limit that quick runs use in place of the one that is written."""
 _FENCE = re.compile(r"^(`{3,})(.*?)\n(.*?)^\1\s*$", re.MULTILINE | re.DOTALL)
-_NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?![\w])")
+_NUMBER = re.compile(r"(?<![\w.])[+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\w])")
 
 
 @dataclass
@@ -109,7 +109,10 @@ def _output(command: str, capture: object) -> str:
 
 
 def matches(expected: str, printed: str) -> bool:
-    """Whether an output is what a document says: the same words, numbers within 0.03 or 3 %, `...` for all."""
+    """Whether an output is what a document says: the same words, numbers within 0.03 or 3 %, `...` for all.
+
+    Numbers with an exponent are rounding, which another processor does otherwise: within a factor of ten.
+    """
     parts = " ".join(expected.split()).split("...")
     rest, at = " ".join(printed.split()), 0
     for n, part in enumerate(parts):
@@ -118,8 +121,7 @@ def matches(expected: str, printed: str) -> bool:
         found = pattern.search(rest, at) if n else pattern.match(rest)
         if found is None:
             return False
-        wanted = map(_value, _NUMBER.findall(part))
-        if any(abs(a - _value(b)) > max(0.03, 0.03 * abs(a)) for a, b in zip(wanted, found.groups(), strict=True)):
+        if not all(map(_near, _NUMBER.findall(part), found.groups())):
             return False
         at = found.end()
     return True
@@ -128,7 +130,14 @@ def matches(expected: str, printed: str) -> bool:
 def _words(part: str) -> str:
     """A pattern for a text in which every number may be another."""
     pieces = _NUMBER.split(part)
-    return r"([+-]?\d[\d,]*(?:\.\d+)?)".join(re.escape(piece) for piece in pieces)
+    return r"([+-]?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?)".join(re.escape(piece) for piece in pieces)
+
+
+def _near(wanted: str, found: str) -> bool:
+    a, b = _value(wanted), _value(found)
+    if "e" in wanted:
+        return a == b or 0.1 * a < b < 10 * a
+    return abs(a - b) <= max(0.03, 0.03 * abs(a))
 
 
 def _value(number: str) -> float:
