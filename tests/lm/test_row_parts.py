@@ -10,7 +10,7 @@ import torch
 from latentwire.lm import row_parts
 from latentwire.lm.decoding import Decoding
 from latentwire.lm.loading.prefix_tuning import PrefixTuning
-from latentwire.lm.masks.reading import Columns, Memory
+from latentwire.lm.masks.reading import Columns, Memory, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefilled, Prefix
 from tests.support.dense import numbers
@@ -125,3 +125,16 @@ def test_whoever_waits_for_a_layer_gets_it() -> None:
         hidden, _ = lm.memorize(Prefix.of_tokens(ROWS), states=False)
     assert len(seen) == 1
     assert hidden.shape[-1] == 32
+
+
+def test_rows_are_read_together_for_whoever_compares_them_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The audit looks for states that differ at all: rows of two parts differed by rounding, "a leak"."""
+    monkeypatch.setattr(row_parts, "COLUMNS", 8)
+    lm = tiny_lm("llama")
+    rows = torch.zeros(4, 8, dtype=torch.long)
+    reading = Reading(Columns.of(torch.ones(4, 8, dtype=torch.bool), torch.arange(8).expand(4, -1)))
+    with torch.no_grad():
+        assert len(row_parts.parts(lm.model, rows, reading, None)) == 4
+        with row_parts.together():
+            assert len(row_parts.parts(lm.model, rows, reading, None)) == 1
+        assert len(row_parts.parts(lm.model, rows, reading, None)) == 4

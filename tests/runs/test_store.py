@@ -10,13 +10,14 @@ import signal
 import subprocess
 import sys
 import time
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from latentwire.errors import UserError
-from latentwire.runs import provenance
+from latentwire.runs import provenance, store
 from latentwire.runs.identity import file_sha256, identity, model_files, model_folder
 from latentwire.runs.store import Record, Run, find, runs
 
@@ -180,3 +181,20 @@ def test_a_gguf_file_is_known_by_its_own_content(tmp_path: Path) -> None:
     path.write_bytes(b"GGUF two, longer")
     assert list(before) == ["small.gguf"]
     assert model_files(path) != before
+
+
+def test_runs_that_begin_within_one_second_have_different_folders(tmp_path, monkeypatch):
+    """Of 200 in a second, one pair in three times draws the same word; the second one failed then."""
+    words = iter(["aaaa", "aaaa", "bbbb"])
+    monkeypatch.setattr(store.secrets, "token_hex", lambda _: next(words))
+    monkeypatch.setattr(store, "datetime", Stopped)
+    first, second = (Run.create(tmp_path, record()) for _ in range(2))
+    assert (first.folder.name[-4:], second.folder.name[-4:]) == ("aaaa", "bbbb")
+
+
+class Stopped(datetime):
+    """A clock that stands still."""
+
+    @classmethod
+    def now(cls, tz=None):
+        return datetime(2026, 1, 1, tzinfo=tz)

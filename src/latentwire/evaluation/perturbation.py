@@ -19,6 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from latentwire.lm import row_parts
 from latentwire.lm.masks.reading import Columns, LayerRange, Reading
 from latentwire.lm.model import LM
 from latentwire.lm.prefix import Prefix
@@ -282,7 +283,8 @@ def _states(lm: LM, row: _Sequence, rows: Tensor, padding: Padding) -> Tensor:
         index.clamp_min(0).expand(count, -1),
         torch.where(valid, row.blocks[inside], CAUSAL).expand(count, -1),
     )
-    hidden = lm.run(rows[:, inside], columns, Reading(columns, row.layers))
+    with row_parts.together():
+        hidden = lm.run(rows[:, inside], columns, Reading(columns, row.layers))
     return hidden[:, before : before + width].float()
 
 

@@ -7,7 +7,9 @@ over more.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any
@@ -23,6 +25,22 @@ COLUMNS = 2048
 Run = Callable[[Tensor, Columns, Reading, DynamicCache | None], Tensor]
 
 
+_whole: ContextVar[bool] = ContextVar("whole", default=False)
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside the block all rows are read at once: for whoever compares rows of one pass bit by bit.
+
+    A matrix product of other rows may round otherwise, so equal rows of two parts need not have equal states.
+    """
+    token = _whole.set(True)
+    try:
+        yield
+    finally:
+        _whole.reset(token)
+
+
 def parts(decoder: nn.Module, content: Tensor, reading: Reading, cache: DynamicCache | None) -> list[slice]:
     """The rows that are read together, in order; a single slice where all of them are.
 
@@ -31,7 +49,13 @@ def parts(decoder: nn.Module, content: Tensor, reading: Reading, cache: DynamicC
     """
     rows, width = content.shape[:2]
     whole = [slice(0, rows)]
-    if content.device.type != "cpu" or torch.is_grad_enabled() or type(reading) is not Reading or reading.spans:
+    if (
+        _whole.get()
+        or content.device.type != "cpu"
+        or torch.is_grad_enabled()
+        or type(reading) is not Reading
+        or reading.spans
+    ):
         return whole
     if rows < 2 or rows * width <= COLUMNS or (cache is not None and cache.get_seq_length()):
         return whole

@@ -159,7 +159,7 @@ class Run:
             UserError: The folder cannot be written.
         """
         parent = root / record.study / record.stage
-        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        name = _new_name(parent)
         unfinished = beside(parent / name, "partial")
         tidy(parent / "*")
         try:
@@ -329,6 +329,14 @@ def find(root: Path, name: str) -> Run:
     stages = sorted({"/".join(folder.relative_to(root).parts[:2]) for folder in _folders(root, "*/*/*")})
     known = f"; there are {', '.join(stages)}" if stages else ""
     raise UserError(f"run: found no run {name!r} in {root}, expected a run's folder or STUDY/STAGE{known}.")
+
+
+def _new_name(stage: Path) -> str:
+    """A name that no run of the stage has: the second in which it begins, and a random word."""
+    while True:
+        name = f"{datetime.now(UTC):%Y%m%d-%H%M%S}-{secrets.token_hex(2)}"
+        if not (stage / name).exists():
+            return name
 
 
 def _folders(place: Path, pattern: str) -> list[Path]:
