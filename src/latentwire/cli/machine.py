@@ -35,7 +35,10 @@ def _report_growth(found: dict[str, float]) -> None:
 @app.command()
 def bench(
     name: Annotated[
-        str, typer.Argument(help="train, weights, loss, decode, score, wire, scaling or load; or plot with FILES.")
+        str,
+        typer.Argument(
+            help="train, weights, loss, decode, prefill, score, wire, scaling or load; or plot with FILES."
+        ),
     ],
     files: Annotated[list[Path] | None, typer.Argument(help="For plot: files that --json wrote.")] = None,
     shape: Annotated[

@@ -19,6 +19,8 @@ LABELLED = 0.5
 """Of a packed row's columns, the share that is learned."""
 LOSS = losses.CHUNK_BYTES + 3 * losses.PART_BYTES
 """Bytes of the loss: a chunk's logits and three float32 pieces of them."""
+MEMORY = 2**37
+"""Bytes of an accelerator for which an evaluation's batches are counted: the largest of today."""
 SAMPLE = 200
 """Examples of each task whose tokens are counted."""
 
@@ -102,7 +104,8 @@ def evaluation(
             read = (
                 prompt - context if arm.startswith("none") else 2 * prompt if arm.startswith("repeat") else prompt
             )
-            batch = max(BATCH_TOKENS, min(batch_size.MOST, int(len(examples) * prompt) // batch_size.BATCHES))
+            each = batch_size.column_bytes(reader.counts, reader.vocabulary, size)
+            batch = batch_size.fitting(int(len(examples) * prompt), each, MEMORY)
             rows, widest = max(1, int(batch / max(1.0, prompt))), max(widest, batch)
             batches = len(examples) / rows
             counts = reader.counts
